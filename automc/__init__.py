@@ -1,0 +1,59 @@
+"""automc: search, layer by layer, how to compress a PyTorch model within a budget.
+
+Importing this package loads nothing heavy: every public name is resolved on first use.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from automc.api import apply, cost, load, save, search
+    from automc.budget import Budget
+    from automc.errors import AutomcError
+    from automc.evaluation import Evaluation
+    from automc.policy import Policy
+    from automc.study import Study
+    from automc.task import Task
+
+__version__ = "0.1.0"
+
+_EXPORTS = {
+    "AutomcError": "automc.errors",
+    "Budget": "automc.budget",
+    "Evaluation": "automc.evaluation",
+    "Policy": "automc.policy",
+    "Study": "automc.study",
+    "Task": "automc.task",
+    "apply": "automc.api",
+    "cost": "automc.api",
+    "load": "automc.api",
+    "save": "automc.api",
+    "search": "automc.api",
+}
+
+__all__ = [
+    "AutomcError",
+    "Budget",
+    "Evaluation",
+    "Policy",
+    "Study",
+    "Task",
+    "apply",
+    "cost",
+    "load",
+    "save",
+    "search",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _EXPORTS:
+        raise AttributeError(f"module 'automc' has no attribute {name!r}")
+    # search is also a submodule; the function is what `automc.search` means to a user.
+    value = getattr(importlib.import_module(_EXPORTS[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_EXPORTS})

@@ -1,0 +1,236 @@
+"""The public calls: search, apply, save, load, cost, inspect. The command line is a thin layer over them.
+
+A task is given as a `Task`, or as a reference: a registered name, `path/to/file.py:attribute`, or `module:attribute`.
+"""
+
+import copy
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from automc import artifact, loop
+from automc.budget import Budget
+from automc.compression.compress import Compressor
+from automc.errors import AutomcError, TaskError
+from automc.evaluation import Evaluation
+from automc.graph.facts import ModelFacts
+from automc.graph.trace import ModelGraph, trace_model
+from automc.policy import Policy, Recipe
+from automc.projection import Costing, Projector
+from automc.registry import SEARCHERS, SPACES
+from automc.scoring.evaluator import Evaluator
+from automc.searcher import Problem
+from automc.space import SearchSpace, SpaceBuilder
+from automc.study import Study
+from automc.task import Task
+from automc.tasks import load_task
+
+_BITS_PAY = ("size", "bops")
+"""Limits that fewer bits help to meet."""
+
+
+def search(
+    task: Task | str,
+    *,
+    budget: Budget | str,
+    space: str | SpaceBuilder = "auto",
+    searcher: str = "joint",
+    trials: int = 100,
+    seconds: float | None = None,
+    seed: int = 0,
+    storage: str | Path | None = None,
+    study: str | None = None,
+    recipe: Recipe | None = None,
+    progress: bool | Callable[[Evaluation], None] = False,
+    on_start: Callable[[Study], None] | None = None,
+) -> Study:
+    """Searches policies for `task` that meet `budget`, and returns the study of all evaluations.
+
+    The same call again goes on where the study stopped: `trials` counts all of a study's trials. `space` "auto" opens bits
+    only where the budget limits size or bops. `storage` is a journal file's path or a database URL; by default
+    `runs/<study>.journal`. `progress` shows a bar, or is called with each recorded evaluation.
+    """
+    limits = Budget.parse(budget) if isinstance(budget, str) else budget
+    chosen = space_name(space, limits)
+    SEARCHERS.check(searcher)
+    setting = prepare(task, limits, space if callable(space) else chosen, recipe)
+    name = study or study_name(setting.task.name, limits, chosen, searcher, seed)
+    record = Study.create(storage, name, _meta(setting, limits, chosen, searcher, seed), setting.problem.space.axes)
+    if on_start is not None:
+        on_start(record)
+    if "uniform" not in record.meta:
+        record.note("uniform", _uniform(setting, seed))
+    proposer = SEARCHERS.load(searcher)(setting.problem, seed)
+    with _watching(progress, record, trials, seconds) as on_trial:
+        loop.run(setting.problem, proposer, setting.evaluator.evaluate, record, trials=trials, seconds=seconds, on_trial=on_trial)
+    return record
+
+
+def apply(task: Task | str, policy: Policy) -> nn.Module:
+    """The task's model compressed by `policy`, in eval mode; `task.model` is untouched."""
+    found = _checked(task)
+    graph = trace_model(found.model, found.example_inputs)
+    return Compressor(graph, found.model, found).compress(policy)
+
+
+def save(module: nn.Module, directory: str | Path, *, report: Mapping[str, Any] | None = None) -> int:
+    """Writes what `apply` or `load` returned as safetensors and JSON; returns the bytes of model.safetensors."""
+    return artifact.save(module, directory, report=report)
+
+
+def load(directory: str | Path, factory: Callable[[], nn.Module] | Task | str) -> nn.Module:
+    """Reads what `save` wrote; `factory` builds the uncompressed model (its weights do not matter), or is the task."""
+    if isinstance(factory, (Task, str)):
+        task = load_task(factory) if isinstance(factory, str) else factory
+        factory = task.factory or (lambda: copy.deepcopy(task.model))
+    return artifact.load(directory, factory)
+
+
+def cost(module: nn.Module, example_inputs: Tensor | tuple[Tensor, ...]) -> dict[str, float]:
+    """Costs counted on the module itself: macs of one sample, params, and size, the bytes it takes on disk.
+
+    macs are half the operations `torch.utils.flop_counter` counts in one forward pass.
+    """
+    from torch.utils.flop_counter import FlopCounterMode
+
+    inputs = example_inputs if isinstance(example_inputs, tuple) else (example_inputs,)
+    was_training = module.training
+    counter = FlopCounterMode(display=False)
+    try:
+        with torch.no_grad(), counter:
+            module.eval()(*inputs)
+    finally:
+        module.train(was_training)
+    return {
+        "macs": counter.get_total_flops() / 2 / len(inputs[0]),
+        "params": float(sum(p.numel() for p in module.parameters())),
+        "size": float(len(artifact.serialized(module))),
+    }
+
+
+def inspect(task: Task | str) -> ModelFacts:
+    """Layers, groups of coupled channels, and what is refused, of a task's model."""
+    found = _checked(task)
+    return trace_model(found.model, found.example_inputs).facts
+
+
+@dataclass(frozen=True, eq=False)
+class Setting:
+    """Everything a search works with."""
+
+    task: Task
+    reference: str | None
+    """How the task was named; None for an object."""
+    graph: ModelGraph
+    evaluator: Evaluator
+    problem_parts: tuple[SearchSpace, Projector]
+
+    @cached_property
+    def problem(self) -> Problem:
+        """What a searcher is given; scores the dense model on first use."""
+        space, projector = self.problem_parts
+        compressor = self.evaluator.compressor
+        return Problem(space, projector, self.evaluator.dense_score, lambda: compressor.errors(space))
+
+
+def prepare(task: Task | str, budget: Budget, space: str | SpaceBuilder, recipe: Recipe | None = None) -> Setting:
+    """Traces the model, opens the space and refuses a budget that cannot be met; nothing is scored yet."""
+    build = SPACES.load(space) if isinstance(space, str) else space
+    found = _checked(task)
+    graph = trace_model(found.model, found.example_inputs)
+    opened = SearchSpace(graph.facts, build(graph.facts), recipe or Recipe())
+    if not opened.axes:
+        raise TaskError(f"A search must have something to decide; this space opens nothing in {found.name!r}: try --space joint.")
+    projector = Projector(opened, budget)
+    evaluator = Evaluator(found, Compressor(graph, found.model, found), projector.costing)
+    return Setting(found, _portable(task), graph, evaluator, (opened, projector))
+
+
+def evaluator_of(task: Task) -> Evaluator:
+    """An evaluator outside a search, for reports."""
+    graph = trace_model(task.model, task.example_inputs)
+    return Evaluator(task, Compressor(graph, task.model, task), Costing(SearchSpace(graph.facts, ())))
+
+
+def space_name(space: str | SpaceBuilder, budget: Budget) -> str:
+    """The registered name a search uses, or the callable's own."""
+    if callable(space):
+        return str(getattr(space, "__name__", "custom"))
+    if space == "auto":
+        return "joint" if any(m in _BITS_PAY for m in budget.metrics) else "criteria"
+    SPACES.check(space)
+    return space
+
+
+def study_name(task: str, budget: Budget, space: str, searcher: str, seed: int) -> str:
+    """The default name, always the same for the same search, so that a repeated command goes on."""
+    return re.sub(r"[^a-z0-9.]+", "-", f"{task}-{str(budget).replace('<=', '')}-{space}-{searcher}-{seed}".lower()).strip("-")
+
+
+def _checked(task: Task | str) -> Task:
+    """The task, refused if its model holds a weight that is not finite."""
+    found = load_task(task) if isinstance(task, str) else task
+    for name, tensor in found.model.state_dict().items():
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            raise TaskError(f"A model's weights must be finite; {name} holds NaN or infinity: load the trained weights again.")
+    return found
+
+
+def _portable(task: Task | str) -> str | None:
+    """A reference that means the same from another directory."""
+    if not isinstance(task, str) or ".py:" not in task:
+        return task if isinstance(task, str) else None
+    path, _, attribute = task.rpartition(":")
+    return f"{Path(path).resolve()}:{attribute}"
+
+
+def _meta(setting: Setting, budget: Budget, space: str, searcher: str, seed: int) -> dict[str, Any]:
+    space_, projector = setting.problem_parts
+    return {
+        "fingerprint": setting.graph.facts.fingerprint,
+        "task": setting.reference,
+        "task_name": setting.task.name,
+        "budget": str(budget),
+        "limits": projector.limits,
+        "space": space,
+        "searcher": searcher,
+        "seed": seed,
+        "recipe": asdict(space_.recipe),
+        "dense": {"score": setting.evaluator.dense_score, "costs": projector.costing.dense()},
+        "threads": torch.get_num_threads(),
+        "versions": _versions(),
+    }
+
+
+def _versions() -> dict[str, str]:
+    import platform
+    from importlib.metadata import version
+
+    return {"python": platform.python_version()} | {n: version(n) for n in ("torch", "optuna", "numpy")}
+
+
+def _uniform(setting: Setting, seed: int) -> dict[str, Any] | None:
+    """The uniform policy at the budget, the baseline of every plot; None where there is none."""
+    try:
+        policy = SEARCHERS.load("uniform")(setting.problem, seed).ask()
+        scored = setting.evaluator.evaluate(policy)
+    except AutomcError:
+        return None
+    return {"score": scored.score, "costs": dict(scored.costs), "policy": policy.to_dict()} if scored.ok else None
+
+
+def _watching(progress: bool | Callable[[Evaluation], None], study: Study, trials: int, seconds: float | None) -> Any:
+    """A context that gives what is called with each evaluation."""
+    from contextlib import nullcontext
+
+    if callable(progress) or not progress:
+        return nullcontext(progress or None)
+    from automc.report.progress import Bar
+
+    return Bar(study, trials, seconds)

@@ -1,0 +1,301 @@
+"""The command line: automc tasks, inspect, search, pareto, show, apply, evaluate.
+
+An error is one line on standard error and exit status 2; Ctrl-C gives 130, SIGTERM 143. Heavy packages are imported inside the
+commands, so that help and typing errors answer at once.
+"""
+
+import re
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+
+import typer
+
+from automc.errors import ArtifactError, AutomcError, StudyError, TaskError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from automc.study import Study
+
+app = typer.Typer(
+    help="Search, layer by layer, how to compress a PyTorch model within a budget.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+TaskArgument = Annotated[str, typer.Argument(metavar="TASK", help="A task's name, or path/to/file.py:attribute.")]
+StudyArgument = Annotated[str, typer.Argument(metavar="STUDY", help="A study's name, its journal file, or a database URL.")]
+NameOption = Annotated[str | None, typer.Option("--study", help="Name of the study, where STUDY holds several.")]
+TrialOption = Annotated[str, typer.Option("--trial", help="'best', or a trial's number.")]
+TaskOption = Annotated[str | None, typer.Option("--task", help="The task, where it cannot be found by its recorded name.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+@app.callback()
+def root(version: Annotated[bool, typer.Option("--version", help="Print the version and stop.")] = False) -> None:
+    """Search, layer by layer, how to compress a PyTorch model within a budget."""
+    if version:
+        from automc import __version__
+
+        print(__version__)
+        raise typer.Exit
+
+
+@app.command()
+def tasks() -> None:
+    """List the tasks that come with automc."""
+    from automc.registry import TASKS
+
+    for name in TASKS:
+        print(name)
+
+
+@app.command()
+def inspect(task: TaskArgument) -> None:
+    """Show a model's layers, its groups of coupled channels, their costs, and what is refused."""
+    from automc import api
+    from automc.report import facts
+
+    found = api.inspect(task)
+    for table in facts.tables(found):
+        _console().print(table)
+    for line in facts.lines(found):
+        print(line)
+
+
+@app.command()
+def search(
+    task: TaskArgument,
+    budget: Annotated[str, typer.Option(help='Limits, such as "macs<=50%" or "macs<=60%,size<=1MB".')],
+    space: Annotated[str, typer.Option(help="Which decisions are open; auto: bits only where the budget needs them.")] = "auto",
+    searcher: Annotated[str, typer.Option(help="What proposes policies.")] = "joint",
+    trials: Annotated[int, typer.Option(min=1, help="Trials of the study in all, earlier ones counted.")] = 100,
+    time: Annotated[str | None, typer.Option(metavar="DURATION", help="Stop after this long: 90s, 10m, 2h.")] = None,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+    storage: Annotated[str | None, typer.Option(help="Journal file or database URL; default runs/<study>.journal.")] = None,
+    study: Annotated[str | None, typer.Option(help="Name of the study; default made from the other options.")] = None,
+) -> None:
+    """Search policies within a budget; the same command again goes on where it stopped."""
+    from automc.registry import SEARCHERS, SPACES, TASKS
+
+    seconds = None if time is None else duration(time)
+    SEARCHERS.check(searcher)
+    if space != "auto":
+        SPACES.check(space)
+    if ":" not in task:
+        TASKS.check(task)
+    from automc import api
+
+    begun: list[Study] = []
+    try:
+        found = api.search(
+            task, budget=budget, space=space, searcher=searcher, trials=trials, seconds=seconds, seed=seed,
+            storage=storage, study=study, progress=True, on_start=lambda s: _announce(s, begun, trials),
+        )
+    except (KeyboardInterrupt, SystemExit):
+        if begun:
+            _say(f"Stopped; {len(begun[0].evaluations)} trials are kept in {begun[0].storage}: the same command goes on.")
+        raise
+    _conclude(found)
+
+
+@app.command()
+def pareto(
+    study: StudyArgument,
+    html: Annotated[Path | None, typer.Option(help="Write an interactive plot to this file.")] = None,
+    json: JsonOption = False,
+    name: NameOption = None,
+    cost: Annotated[list[str] | None, typer.Option(help="Costs the front is over; default: the limited ones.")] = None,
+) -> None:
+    """Show the Pareto front: the trials no other beats in score and cost."""
+    from automc.report import front
+
+    found = open_study(study, name)
+    costs = tuple(cost) if cost else found.costs
+    _check_costs(found, costs)
+    if json:
+        _print_json(front.document(found, costs))
+    else:
+        _console().print(front.table(found, costs))
+    if html is not None:
+        front.write_html(found, html)
+        _say(f"plot: {html}")
+
+
+@app.command()
+def show(study: StudyArgument, trial: TrialOption = "best", name: NameOption = None, json: JsonOption = False) -> None:
+    """Show what one trial decides for each group and layer."""
+    from automc.report import decisions, text
+
+    found = open_study(study, name)
+    chosen = found.trial(trial)
+    if json:
+        _print_json(text.as_json(chosen))
+        return
+    dense = found.meta["dense"]
+    print(f"trial {chosen.number} ({chosen.state}), proposed by {chosen.proposer or 'unknown'} {chosen.reason}".rstrip())
+    print(f"score {text.score(chosen.score)}, dense {text.score(dense['score'])}")
+    print(text.costs_line(chosen, dense["costs"], tuple(n for n, _ in chosen.costs)))
+    for table in decisions.tables(chosen.policy):
+        _console().print(table)
+
+
+@app.command()
+def apply(
+    study: StudyArgument,
+    out: Annotated[Path, typer.Option(help="Folder for model.safetensors, policy.json and report.json.")],
+    trial: TrialOption = "best",
+    name: NameOption = None,
+    task: TaskOption = None,
+) -> None:
+    """Compress the model by one trial's policy, measure it, and save it."""
+    found = open_study(study, name)
+    chosen = found.trial(trial)
+    from automc import api
+    from automc.report import summary
+
+    reference = _reference(task or found.meta.get("task"))
+    loaded = api.load_task(reference)
+    small = api.apply(loaded, chosen.policy)
+    origin = {"reference": reference, "study": found.name, "trial": chosen.number, "validation_score": chosen.score}
+    report = summary.report(loaded, small, origin)
+    size = api.save(small, out, report=report)
+    for line in summary.lines(report):
+        print(line)
+    print(f"{out}: model.safetensors ({size} bytes), policy.json, report.json; check it with: automc evaluate {out}")
+
+
+@app.command()
+def evaluate(
+    directory: Annotated[Path, typer.Argument(metavar="DIR", help="A folder that `automc apply` wrote.")],
+    task: TaskOption = None,
+) -> None:
+    """Load a saved model and score it again."""
+    from automc import artifact
+
+    saved = artifact.read_report(directory)
+    reference = _reference(task or saved.get("reference"))
+    from automc import api
+    from automc.report import text
+
+    loaded = api.load_task(reference)
+    module = api.load(directory, loaded)
+    split = "test" if loaded.test else "validation"
+    score = api.evaluator_of(loaded).score(module, split)
+    before = saved.get("compressed", {}).get("score")
+    print(f"score on {split}: {text.score(score)} (when saved: {text.score(before)})")
+    for metric, value in api.cost(module, loaded.example_inputs).items():
+        print(f"{metric}: {text.amount(metric, value)}")
+
+
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
+    """Runs the command line and exits: 0, or 2 with one line on standard error."""
+    sys.exit(_guarded(lambda: app(args=arguments, prog_name="automc", standalone_mode=False)))
+
+
+def _guarded(run: Callable[[], Any]) -> int:
+    try:
+        status = run()
+    except AutomcError as error:
+        return _fail(error)
+    except KeyboardInterrupt:
+        return 130
+    except OSError as error:
+        return _fail(f"{error.filename or 'A file'} must be usable; the system says {error.strerror or error}: mend that.")
+    except MemoryError:
+        return _fail("Memory must suffice; it did not: use smaller batches or a smaller recipe.")
+    except Exception as error:
+        message = getattr(error, "format_message", None)  # typer's own errors, whichever click it carries
+        if message is None:
+            raise
+        return _fail(message() or "A command is needed: see automc --help.")
+    return status if isinstance(status, int) else 0
+
+
+def _fail(message: object) -> int:
+    _say("error: " + " ".join(str(message).split()))
+    return 2
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr)
+
+
+def duration(text: str) -> float:
+    """Seconds in `90`, `90s`, `10m`, `2h`, `1h30m`."""
+    match = re.fullmatch(r"(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)m)?(?:(\d+(?:\.\d+)?)s?)?", text.strip())
+    seconds = sum(float(x or 0) * unit for x, unit in zip(match.groups(), (3600, 60, 1), strict=True)) if match else 0.0
+    if seconds <= 0:
+        raise StudyError(f"A duration must be like 90s, 10m or 2h; {text!r} is not: rewrite it.")
+    return seconds
+
+
+def open_study(reference: str, name: str | None) -> "Study":
+    """A study by name (in `runs/`), journal path, or URL."""
+    named = Path("runs") / f"{reference}.journal"
+    if "://" not in reference and not Path(reference).is_file() and not named.is_file():
+        raise StudyError(f"A study must exist; {reference!r} is no file, and {named} is not there: {_near_study(reference)}")
+    from automc.study import Study
+
+    direct = "://" in reference or Path(reference).is_file()
+    return Study.open(reference if direct else named, name or (None if direct else reference))
+
+
+def _near_study(reference: str) -> str:
+    import difflib
+
+    known = sorted(p.stem for p in Path("runs").glob("*.journal"))
+    near = difflib.get_close_matches(reference, known, n=1)
+    if near:
+        return f"did you mean {near[0]!r}?"
+    return f"known: {', '.join(known[:5])}." if known else "run `automc search` first."
+
+
+def _check_costs(study: "Study", costs: Sequence[str]) -> None:
+    known = study.meta["dense"]["costs"]
+    for name in costs:
+        if name not in known:
+            raise StudyError(f"A cost must be one of {', '.join(known)}; {name!r} is none of them: name one of these.")
+
+
+def _reference(found: str | None) -> str:
+    if not found:
+        raise TaskError("A task must be known by a reference; this one was given as an object: add --task file.py:attribute.")
+    return found
+
+
+def _announce(study: "Study", begun: list["Study"], trials: int) -> None:
+    begun.append(study)
+    done = len(study.evaluations)
+    _say(f"study {study.name} in {study.storage}: " + (f"going on after {done} of {trials} trials" if done else f"{trials} trials"))
+
+
+def _conclude(study: "Study") -> None:
+    from automc.report import text
+
+    dense = study.meta["dense"]
+    counted = {s: sum(e.state == s for e in study.evaluations) for s in ("ok", "infeasible", "failed")}
+    print(", ".join(f"{n} trials {s}" for s, n in counted.items() if n or s == "ok"))
+    best = study.best
+    costs = text.costs_line(best, dense["costs"], study.costs)
+    print(f"best: trial {best.number}, score {text.score(best.score)} (dense {text.score(dense['score'])}) at {costs}")
+    reference = study.name if Path("runs", f"{study.name}.journal") == Path(study.storage) else f"{study.storage} --study {study.name}"
+    print(f"results: {study.storage}\nnext:\n  automc pareto {reference} --html front.html\n  automc show {reference}")
+    print(f"  automc apply {reference} --out compressed/\n  optuna-dashboard {study.storage}")
+
+
+def _print_json(document: Any) -> None:
+    import json
+
+    print(json.dumps(document, indent=1))
+
+
+def _console() -> "Console":
+    """Wide where the output is no terminal, so that nothing is cut."""
+    from rich.console import Console
+
+    return Console() if sys.stdout.isatty() else Console(width=160)

@@ -1,0 +1,248 @@
+"""The layer bank: everything about single layers that many candidates share, computed once and memoised.
+
+It holds input moments of the dense model, the order in which each group's units leave under each criterion, the
+relative output error at each level, and each layer's least-squares refit for a set of kept inputs. A refit needs
+only the moments: W' = W G[:, S] (G[S, S] + lambda I)^-1, with the inputs' means for the intercept. AMC solves the same
+regression from 30,000 fresh rows per layer and candidate.
+"""
+
+from collections import OrderedDict
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from automc.compression.calibration import Moments, input_rows, moments, output_shape, refittable, sampled_positions, watched
+from automc.compression.quantize import dequantize, weight_codes, weight_scale
+from automc.criteria.criterion import Criterion, LayerView, fan_in_view
+from automc.criteria.curvature import Reader, eliminate
+from automc.errors import PolicyError
+from automc.graph.facts import Group, Member, ModelFacts
+from automc.policy import FULL_BITS, Recipe
+from automc.registry import CRITERIA
+from automc.space import Axis, SearchSpace
+from automc.task import Inputs
+
+IntArray = NDArray[np.int64]
+FloatArray = NDArray[np.float64]
+
+
+class LayerBank:
+    """Memoised layer facts of one dense model under one recipe's calibration settings."""
+
+    def __init__(self, facts: ModelFacts, model: nn.Module, inputs: Inputs, recipe: Recipe, memory_bytes: int = 2**30) -> None:
+        self.facts, self.model, self.recipe = facts, model, recipe
+        self._inputs = inputs
+        self._moments: dict[str, Moments] | None = None
+        self._orders: dict[tuple[str, str], tuple[IntArray, FloatArray]] = {}
+        self._refits = _Recent(memory_bytes)
+
+    @property
+    def moments(self) -> dict[str, Moments]:
+        """Input moments of every layer whose input rows can be formed, from one pass of the dense model."""
+        if self._moments is None:
+            self._moments = self._collect()
+        return self._moments
+
+    def kept(self, group: Group, criterion: str, units: int) -> IntArray:
+        """The `units` units of a group that stay, sorted."""
+        order, _ = self.elimination(group, criterion)
+        return np.sort(order[len(order) - units :])
+
+    def elimination(self, group: Group, criterion: str) -> tuple[IntArray, FloatArray]:
+        """The order in which units leave (U,), and the readers' relative output error after 0 ... U leave (U + 1,)."""
+        key = (group.name, criterion)
+        if key not in self._orders:
+            self._orders[key] = self._eliminate(group, CRITERIA.load(criterion))
+        return self._orders[key]
+
+    def errors(self, space: SearchSpace) -> tuple[FloatArray, ...]:
+        """Per axis of the space, the relative output error at each level; zeros for criteria."""
+        return tuple(self._axis_errors(axis) for axis in space.axes)
+
+    def refit(self, name: str, inputs: IntArray) -> tuple[Tensor, Tensor]:
+        """A layer's dense rows refitted on the kept `inputs` channels: weight (out, n') and intercept shift (out,).
+
+        Only for layers of one conv-group. The intercept shift is what the layer's bias, or the norm behind it, must gain.
+        """
+        key = (name, inputs.tobytes())
+        found = self._refits.get(key)
+        if found is None:
+            weight = fan_in_view(self._weight(name)).to(torch.float64)
+            found = refit_from_moments(weight, self.moments[name], self.columns(name, inputs), self.recipe.ridge)
+            self._refits.put(key, found)
+        return found
+
+    def columns(self, name: str, channels: IntArray) -> Tensor:
+        """The columns of a layer's rows that belong to input channels."""
+        area = self._weight(name)[0, 0].numel()
+        return torch.from_numpy((channels[:, None] * area + np.arange(area)).reshape(-1))
+
+    def _weight(self, name: str) -> Tensor:
+        weight = self.model.get_submodule(name).weight
+        assert isinstance(weight, Tensor)
+        return weight.detach()
+
+    def _collect(self) -> dict[str, Moments]:
+        names = tuple(x.name for x in self.facts.layers if refittable(self.model.get_submodule(x.name)))
+        generator = torch.Generator().manual_seed(self.recipe.seed)
+        found: dict[str, Moments] = {}
+
+        def see(name: str, module: nn.Module, x: Tensor) -> None:
+            if name not in found:  # a shared layer is described by its first call
+                positions = sampled_positions(output_shape(module, x), self.recipe.rows, generator)
+                found[name] = moments(input_rows(module, x, positions))
+
+        training = self.model.training
+        self.model.eval()
+        try:
+            with torch.no_grad(), watched(self.model, names, see):
+                self.model(*self._inputs)
+        finally:
+            self.model.train(training)
+        return found
+
+    def _eliminate(self, group: Group, criterion: Criterion) -> tuple[IntArray, FloatArray]:
+        readers = self._readers(group)
+        order: Sequence[int] | None = None
+        if not criterion.second_order or not readers:
+            order = np.argsort(self._unit_scores(group, criterion), kind="stable").tolist()
+        if not readers:
+            return np.array(order, dtype=np.int64), np.linspace(0.0, 1.0, group.units + 1)
+        result = eliminate(readers, order)
+        return result.order.numpy(), result.error.numpy()
+
+    def _readers(self, group: Group) -> list[Reader]:
+        """The group's consuming layers of one conv-group, with the columns of each unit."""
+        readers = []
+        for member in group.members:
+            if member.kind == "layer" and member.axis == "in" and self._reads_all(member):
+                columns = torch.stack([self.columns(member.target, row) for row in member.index])
+                readers.append(Reader(fan_in_view(self._weight(member.target)), self.moments[member.target].centred[0], columns))
+        return readers
+
+    def _reads_all(self, member: Member) -> bool:
+        return member.target in self.moments and self.facts.layer(member.target).groups == 1
+
+    def _unit_scores(self, group: Group, criterion: Criterion) -> FloatArray:
+        """Scores summed over each unit's weights in every layer that counts, each layer scaled to a mean of one."""
+        total = np.zeros(group.units)
+        counted = 0
+        generator = torch.Generator().manual_seed(self.recipe.seed)
+        for member in group.members:
+            if member.kind != "layer" or criterion.side not in ("both", member.axis) or not self._has_needs(member, criterion):
+                continue
+            score = criterion.score(self._view(member.target, generator)).detach().to(torch.float64)
+            if not bool(torch.isfinite(score).all()):
+                raise PolicyError(f"Criterion {criterion.name!r} must give finite scores; layer {member.target!r} got others: check its weights.")
+            unit = _sum_by_unit(score, member, self.facts.layer(member.target).groups)
+            total += unit / max(unit.mean(), 1e-30)
+            counted += 1
+        if not counted:
+            raise PolicyError(f"Criterion {criterion.name!r} must have a layer to look at; group {group.name!r} has none that fits: choose l1.")
+        return total
+
+    def _has_needs(self, member: Member, criterion: Criterion) -> bool:
+        if criterion.needs_gram and member.target not in self.moments:
+            return False
+        return not criterion.needs_norm or self._norm_scale(member.target) is not None
+
+    def _norm_scale(self, name: str) -> Tensor | None:
+        norm = self.facts.layer(name).norm
+        scale = self.model.get_submodule(norm).weight if norm else None
+        return scale.detach() if isinstance(scale, Tensor) else None
+
+    def _view(self, name: str, generator: torch.Generator) -> LayerView:
+        known = self.moments.get(name)
+        gram = known.gram.to(torch.float32) if known else None
+        return LayerView(self._weight(name), gram, self._norm_scale(name), generator)
+
+    def _axis_errors(self, axis: Axis) -> FloatArray:
+        if axis.field == "keep":
+            group = self.facts.group(axis.place)
+            error = self.elimination(group, "obs")[1]
+            lost = [group.units - max(1, round(float(v) * group.units)) for v in axis.values]
+            return np.array([error[n] for n in lost])
+        if axis.field in ("weight_bits", "sparsity"):
+            return np.array([self._weight_error(axis.place, axis.field, float(v)) for v in axis.values])
+        if axis.field == "activation_bits":
+            # A uniform quantizer's noise falls by four for each bit; the range of typical activations sets the factor.
+            return np.array([0.0 if v == FULL_BITS else 4.0 ** -float(v) for v in axis.values])
+        return np.zeros(len(axis.values))
+
+    def _weight_error(self, name: str, field: str, value: float) -> float:
+        """Relative output error of one layer whose weights alone are rounded or masked."""
+        weight = self._weight(name)
+        if field == "weight_bits":
+            if value == FULL_BITS:
+                return 0.0
+            scale = weight_scale(weight, int(value))
+            changed = dequantize(weight_codes(weight, scale, int(value)), scale)
+        else:
+            changed = weight * keep_largest(weight.abs(), value)
+        gram = self.moments[name].gram if name in self.moments else None
+        return _relative_error(weight, changed, gram)
+
+
+def refit_from_moments(weight: Tensor, known: Moments, columns: Tensor, ridge: float) -> tuple[Tensor, Tensor]:
+    """Least squares for weight (out, n) on the kept `columns`: refitted (out, n') and the intercept gained (out,), float64.
+
+    W' = W C[:, S] (C[S, S] + lambda I)^-1 with the centred moments C, lambda = ridge * mean(diag C[S, S]).
+    """
+    centred = known.centred[0]
+    core = centred[columns][:, columns].clone()
+    diagonal = core.diagonal()
+    diagonal += ridge * diagonal.mean().clamp_min(1e-12)
+    fitted = torch.linalg.solve(core, (weight @ centred[:, columns]).T).T
+    mean = known.mean[0]
+    return fitted, weight @ mean - fitted @ mean[columns]
+
+
+def keep_largest(score: Tensor, sparsity: float) -> Tensor:
+    """1 for the weights that stay, 0 for the floor(n * sparsity) with the lowest scores; of the score's shape."""
+    drop = int(score.numel() * sparsity)
+    mask = torch.ones(score.numel(), dtype=score.dtype)
+    if drop:
+        mask[score.flatten().topk(drop, largest=False).indices] = 0
+    return mask.reshape(score.shape)
+
+
+def _sum_by_unit(score: Tensor, member: Member, conv_groups: int) -> FloatArray:
+    """Scores of a weight (out, in / groups, ...) summed per unit of a group (U,)."""
+    if member.axis == "out":
+        channel = score.flatten(1).sum(dim=1)
+    else:
+        by_group = score.reshape(conv_groups, -1, *score.shape[1:]).sum(dim=1)  # (groups, in / groups, ...)
+        channel = by_group.flatten(2).sum(dim=2).flatten() if score.dim() > 2 else by_group.flatten()
+    return np.asarray(channel.numpy()[member.index].sum(axis=1), dtype=np.float64)
+
+
+def _relative_error(weight: Tensor, changed: Tensor, gram: Tensor | None) -> float:
+    if gram is None:
+        return float((changed - weight).square().sum() / weight.square().sum().clamp_min(1e-30))
+    groups = gram.shape[0]
+    before = fan_in_view(weight).to(torch.float64).reshape(groups, -1, gram.shape[1])
+    gap = fan_in_view(changed).to(torch.float64).reshape(groups, -1, gram.shape[1]) - before
+    return float(((gap @ gram) * gap).sum() / ((before @ gram) * before).sum().clamp_min(1e-30))
+
+
+class _Recent:
+    """A dictionary of tensors bounded in bytes; the least recently used entries leave first."""
+
+    def __init__(self, memory_bytes: int) -> None:
+        self._limit, self._bytes = memory_bytes, 0
+        self._entries: OrderedDict[tuple[str, bytes], tuple[Tensor, Tensor]] = OrderedDict()
+
+    def get(self, key: tuple[str, bytes]) -> tuple[Tensor, Tensor] | None:
+        if key in self._entries:
+            self._entries.move_to_end(key)
+        return self._entries.get(key)
+
+    def put(self, key: tuple[str, bytes], value: tuple[Tensor, Tensor]) -> None:
+        self._entries[key] = value
+        self._bytes += sum(t.nbytes for t in value)
+        while self._bytes > self._limit and len(self._entries) > 1:
+            _, old = self._entries.popitem(last=False)
+            self._bytes -= sum(t.nbytes for t in old)

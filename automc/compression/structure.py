@@ -1,0 +1,71 @@
+"""The compressed model's structure, without its weights' values: what search, apply and load build alike."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import fx, nn
+
+from automc.compression.quantize import QuantizedLayer
+from automc.graph.facts import ModelFacts
+from automc.graph.model_graph import ModelGraph
+from automc.graph.shrink import shrink
+from automc.policy import FULL_BITS
+
+IntArray = NDArray[np.int64]
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Structure:
+    """Which units of each group stay, and which layers are quantized to how many bits."""
+
+    kept: Mapping[str, IntArray]
+    """Sorted units per group; a group that is missing keeps all."""
+    bits: Mapping[str, tuple[int, int]]
+    """(weight bits, activation bits) per quantized layer."""
+
+
+def build(graph: ModelGraph, model: nn.Module, structure: Structure) -> nn.Module:
+    """A copy of `model` with the channels removed and quantized layers in place, values still unfitted."""
+    small = shrink(graph, model, structure.kept)
+    for name, (weight_bits, activation_bits) in structure.bits.items():
+        if min(weight_bits, activation_bits) < FULL_BITS:
+            _replace(small, name, QuantizedLayer(small.get_submodule(name), weight_bits, activation_bits))
+    return small
+
+
+def interpretable(graph: ModelGraph, small: nn.Module) -> fx.GraphModule:
+    """A built module as a GraphModule that shares its layers and has the nodes of the traced dense model."""
+    if isinstance(small, fx.GraphModule):
+        return small
+    assert graph.graph is not None  # callers treat untraced models apart
+    return fx.GraphModule(small, graph.graph)
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Sides:
+    """Channels of the dense layer that a shrunk layer still has."""
+
+    inputs: IntArray
+    outputs: IntArray
+
+
+def kept_channels(facts: ModelFacts, kept: Mapping[str, IntArray]) -> dict[str, Sides]:
+    """Every layer's kept channels on both sides, as sorted positions in the dense layer."""
+    inputs = {x.name: np.ones(x.in_channels, dtype=np.bool_) for x in facts.layers}
+    outputs = {x.name: np.ones(x.out_channels, dtype=np.bool_) for x in facts.layers}
+    for name, units in kept.items():
+        group = facts.group(name)
+        lost = np.setdiff1d(np.arange(group.units), units)
+        for member in group.members:
+            if member.kind == "layer":
+                side = outputs if member.axis == "out" else inputs
+                side[member.target][member.index[lost].ravel()] = False
+    return {name: Sides(np.flatnonzero(inputs[name]), np.flatnonzero(outputs[name])) for name in inputs}
+
+
+def _replace(root: nn.Module, path: str, module: nn.Module) -> None:
+    parent, _, child = path.rpartition(".")
+    module.train(root.training)
+    setattr(root.get_submodule(parent), child, module)

@@ -1,0 +1,25 @@
+"""Multiply-accumulate operations of convolutions and linear layers, per sample.
+
+Counted as `torch.utils.flop_counter` counts them (it reports two operations each) on the shrunk module: zeros
+inside a kept weight are still multiplied.
+"""
+
+import numpy as np
+
+from automc.costs.table import CostTable, FloatArray, Shapes, total
+
+
+class _Macs:
+    name = "macs"
+
+    def layers(self, table: CostTable, shapes: Shapes) -> FloatArray:
+        return shapes.weights * table.positions
+
+    def rest(self, table: CostTable, shapes: Shapes) -> FloatArray:
+        return np.zeros(len(shapes.weights))
+
+    def dense(self, table: CostTable) -> float:
+        return float(total(self, table, table.shapes(table.dense))[0])
+
+
+MACS = _Macs()

@@ -1,0 +1,36 @@
+"""Bytes on disk of the saved model: packed weights, scales, everything else, and the file's header.
+
+A weight of b < 32 bits is stored as ceil(n b / 8) bytes of packed codes and a float32 scale per output channel;
+a pruned one as a bitmap of n bits and its non-zero entries, where that is smaller. The header is bounded from
+above from the tensors' names, so a policy within a size limit makes a file within it; the dense model's size is
+its tensors alone, so that a percentage is never easier to meet than it reads.
+"""
+
+import numpy as np
+
+from automc.costs.table import CostTable, FloatArray, Shapes
+
+
+class _Size:
+    name = "size"
+
+    def layers(self, table: CostTable, shapes: Shapes) -> FloatArray:
+        bits, sparsity = shapes.candidates.weight_bits, shapes.candidates.sparsity
+        dense = np.ceil(shapes.weights * bits / 8)
+        kept = shapes.weights - np.floor(shapes.weights * sparsity)
+        sparse = np.ceil(shapes.weights / 8) + np.ceil(kept * bits / 8)
+        weights = np.where(sparsity > 0, np.minimum(dense, sparse), dense)
+        # Counted whether or not the layer is quantized: otherwise float could cost less than 8 bits on tiny layers.
+        scales_and_range = 4 * shapes.out + 8
+        return weights * table.owns_weight + scales_and_range + 4 * shapes.out * table.has_bias
+
+    def rest(self, table: CostTable, shapes: Shapes) -> FloatArray:
+        norms = shapes.norm @ (table.norm_parameters + table.norm_buffers)
+        others = shapes.parameters.sum(axis=1) + table.constant_parameters
+        return 4 * (norms + others) + table.constant_bytes + table.header_bytes
+
+    def dense(self, table: CostTable) -> float:
+        return float(4 * table.facts.params + table.facts.buffer_bytes)
+
+
+SIZE = _Size()

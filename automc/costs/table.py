@@ -1,0 +1,176 @@
+"""Shapes of compressed layers, for many candidates at once, without building a single module.
+
+Costs are counted on the physically shrunk layers: a layer loses its own output channels *and* the input channels
+its predecessors lost. Everything is linear in the kept units of each group, so a batch of candidates is two
+matrix products.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from automc.graph.facts import LayerFacts, ModelFacts
+
+FloatArray = NDArray[np.float64]
+_ENTRY_BYTES = 96  # one tensor's header entry, its name aside
+_HEADER_BYTES = 1024  # the fixed part of the header, padding included
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Candidates:
+    """A batch of B candidates over G groups and L layers, in the order of the facts."""
+
+    units: FloatArray
+    """Units kept per group (B, G)."""
+    weight_bits: FloatArray
+    """(B, L)"""
+    activation_bits: FloatArray
+    """(B, L)"""
+    sparsity: FloatArray
+    """Share of the kept weights that is zero (B, L)."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Shapes:
+    """Sizes of the shrunk layers of B candidates."""
+
+    out: FloatArray
+    """Output channels (B, L)."""
+    weights: FloatArray
+    """Entries of the weight tensor, zeros included (B, L)."""
+    norm: FloatArray
+    """Channels of each batch norm (B, N)."""
+    parameters: FloatArray
+    """Entries of each other pruned parameter (B, P)."""
+    candidates: Candidates
+
+
+class CostTable:
+    """The constant part of every cost: which layer loses how many channels per unit of which group."""
+
+    def __init__(self, facts: ModelFacts) -> None:
+        self.facts = facts
+        self.positions = np.array([x.positions for x in facts.layers], dtype=np.float64)
+        self.area = np.array([np.prod(x.kernel, dtype=np.float64) for x in facts.layers])
+        self.has_bias = np.array([x.has_bias for x in facts.layers], dtype=np.float64)
+        self.owns_weight = _owners(facts.layers)
+        self._layers = {x.name: i for i, x in enumerate(facts.layers)}
+        self._norms = {x.name: i for i, x in enumerate(facts.norms)}
+        self._fill_slopes()
+        self._count_the_rest()
+
+    @cached_property
+    def dense(self) -> Candidates:
+        """The dense model as a batch of one."""
+        layers = len(self.facts.layers)
+        full = np.full((1, layers), 32.0)
+        units = np.array([[g.units for g in self.facts.groups]], dtype=np.float64)
+        return Candidates(units.reshape(1, -1), full, full, np.zeros((1, layers)))
+
+    def shapes(self, candidates: Candidates) -> Shapes:
+        """The shrunk sizes of every candidate."""
+        lost = self._units - candidates.units  # (B, G)
+        out = self._out - lost @ self._out_slope
+        fan_in = self._in - lost @ self._in_slope
+        per_group = np.where(self._depthwise, 1.0, fan_in / self._conv_groups)
+        return Shapes(
+            out=out,
+            weights=out * per_group * self.area,
+            norm=self._norm - lost @ self._norm_slope,
+            parameters=self._parameter - lost @ self._parameter_slope,
+            candidates=candidates,
+        )
+
+    def _fill_slopes(self) -> None:
+        """Units lost times slope = channels lost, per layer side, norm and bare parameter."""
+        facts = self.facts
+        self._units = np.array([g.units for g in facts.groups], dtype=np.float64)
+        self._out = np.array([x.out_channels for x in facts.layers], dtype=np.float64)
+        self._in = np.array([x.in_channels for x in facts.layers], dtype=np.float64)
+        self._conv_groups = np.array([x.groups for x in facts.layers], dtype=np.float64)
+        self._depthwise = np.array([x.depthwise for x in facts.layers])
+        self._norm = np.array([x.channels for x in facts.norms], dtype=np.float64)
+        names = {m.target: i for i, m in enumerate(facts.parameters)}
+        self._parameter = np.array([m.numel for m in facts.parameters], dtype=np.float64)
+        shape = len(facts.groups)
+        self._out_slope = np.zeros((shape, len(facts.layers)))
+        self._in_slope = np.zeros((shape, len(facts.layers)))
+        self._norm_slope = np.zeros((shape, len(facts.norms)))
+        self._parameter_slope = np.zeros((shape, len(facts.parameters)))
+        for row, group in enumerate(facts.groups):
+            for member in group.members:
+                per_unit = member.index.shape[1]
+                if member.kind == "norm":
+                    self._norm_slope[row, self._norms[member.target]] += per_unit
+                elif member.kind == "parameter":
+                    column = names[member.target]
+                    self._parameter_slope[row, column] += per_unit * facts.parameters[column].per_channel(member.axis)
+                else:
+                    slope = self._out_slope if member.axis == "out" else self._in_slope
+                    slope[row, self._layers[member.target]] += per_unit
+
+
+    def _count_the_rest(self) -> None:
+        """Norms per channel, and what no decision changes."""
+        facts = self.facts
+        self.norm_parameters = np.array([2.0 * x.affine for x in facts.norms])
+        self.norm_buffers = np.array([2.0 * x.track_stats for x in facts.norms])
+        weights = sum(x.weight_numel for x, owns in zip(facts.layers, self.owns_weight, strict=True) if owns)
+        biases = float(self._out @ self.has_bias)
+        counted = weights + biases + self._norm @ self.norm_parameters + self._parameter.sum()
+        self.constant_parameters = facts.params - float(counted)
+        self.constant_bytes = float(facts.buffer_bytes - 4 * self._norm @ self.norm_buffers)
+        self.header_bytes = header_bound(facts)
+
+
+class Cost(Protocol):
+    """What a cost must offer; it may never rise when a candidate keeps less."""
+
+    @property
+    def name(self) -> str:
+        """Registered name."""
+        ...
+
+    def layers(self, table: CostTable, shapes: Shapes) -> FloatArray:
+        """Each layer's part (B, L)."""
+        ...
+
+    def rest(self, table: CostTable, shapes: Shapes) -> FloatArray:
+        """What belongs to no layer (B,)."""
+        ...
+
+    def dense(self, table: CostTable) -> float:
+        """The dense model's cost: what 100 % means."""
+        ...
+
+
+def total(cost: Cost, table: CostTable, shapes: Shapes) -> FloatArray:
+    """A cost of every candidate (B,)."""
+    return cost.layers(table, shapes).sum(axis=1) + cost.rest(table, shapes)
+
+
+def dense_costs(costs: Mapping[str, Cost], table: CostTable) -> dict[str, float]:
+    """Every named cost of the dense model."""
+    return {name: cost.dense(table) for name, cost in costs.items()}
+
+
+def header_bound(facts: ModelFacts) -> float:
+    """Bytes the header of a saved model takes at most: each state tensor's entry, each group's kept units."""
+    layers = sum(4 * (len(x.name) + _ENTRY_BYTES) for x in facts.layers)  # codes, scale, bias, activation range
+    others = sum(len(name) + _ENTRY_BYTES for name in facts.other_tensors)
+    groups = sum(len(g.name) + 12 + g.units // 4 for g in facts.groups)
+    return float(_HEADER_BYTES + layers + others + groups)
+
+
+def _owners(layers: tuple[LayerFacts, ...]) -> FloatArray:
+    """1 for the first layer of each set of tied weights, 0 for the others, which store nothing of their own."""
+    seen: set[str] = set()
+    owners = []
+    for layer in layers:
+        owners.append(0.0 if layer.name in seen or f"{layer.name}.weight" in seen else 1.0)
+        seen.update(layer.tied)
+    return np.array(owners)

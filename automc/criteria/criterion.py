@@ -1,0 +1,47 @@
+"""What a criterion is given and what it returns."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class LayerView:
+    """One layer as a criterion sees it."""
+
+    weight: Tensor
+    """(out, in / groups, *kernel)"""
+    gram: Tensor | None = None
+    """Second moment of the layer's inputs per conv-group (groups, n, n), n = in / groups * kernel area."""
+    norm_scale: Tensor | None = None
+    """Scale of the batch norm behind the layer (out,)."""
+    generator: torch.Generator | None = None
+    """Source of the random criterion."""
+
+
+Side = Literal["out", "in", "both"]
+
+
+@dataclass(frozen=True, slots=True)
+class Criterion:
+    """A registered way to rank weights; larger scores stay."""
+
+    name: str
+    score: Callable[[LayerView], Tensor]
+    """From a layer to one non-negative score per weight, of the weight's shape."""
+    side: Side = "both"
+    """Which layers of a group count for a channel: those that make it (out), those that read it (in), or both."""
+    needs_gram: bool = False
+    """Whether the layer's input statistics are needed."""
+    needs_norm: bool = False
+    """Whether a batch norm behind the layer is needed."""
+    second_order: bool = False
+    """Whether channels are ranked by eliminating them one by one with compensation, not by summed scores."""
+
+
+def fan_in_view(weight: Tensor) -> Tensor:
+    """A weight as rows of its inputs (out, n), n = in / groups * kernel area, in the Gram matrix's order."""
+    return weight.reshape(weight.shape[0], -1)

@@ -1,0 +1,37 @@
+"""Criteria that look at weights alone.
+
+* l1: |w| (Han et al. 2015); summed over a filter it is Li et al. 2016, "Pruning Filters for Efficient ConvNets".
+* l2: w^2.
+* bn_scale: |gamma| of the batch norm behind the layer (Liu et al. 2017, Network Slimming), the same for each
+  weight of a filter.
+* random: uniform noise, the control every comparison needs.
+"""
+
+import torch
+from torch import Tensor
+
+from automc.criteria.criterion import Criterion, LayerView
+
+
+def _l1(view: LayerView) -> Tensor:
+    return view.weight.abs()
+
+
+def _l2(view: LayerView) -> Tensor:
+    return view.weight.square()
+
+
+def _random(view: LayerView) -> Tensor:
+    return torch.rand(view.weight.shape, generator=view.generator)
+
+
+def _bn_scale(view: LayerView) -> Tensor:
+    assert view.norm_scale is not None  # the caller checks needs_norm
+    scale = view.norm_scale.abs().reshape(-1, *[1] * (view.weight.dim() - 1))
+    return scale.expand_as(view.weight) / view.weight[0].numel()
+
+
+L1 = Criterion("l1", _l1)
+L2 = Criterion("l2", _l2)
+RANDOM = Criterion("random", _random, side="out")
+BN_SCALE = Criterion("bn_scale", _bn_scale, side="out", needs_norm=True)

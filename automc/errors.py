@@ -1,0 +1,46 @@
+"""The exceptions automc raises.
+
+AutomcError
+├── BudgetError      a budget that cannot be read or cannot be met
+├── PolicyError      a policy that does not fit the model, or cannot be read
+├── GraphError       a model automc cannot follow or will not touch
+├── TaskError        a task that lacks something, or cannot be found
+├── StudyError       a record that cannot be opened, or belongs to another model
+├── ArtifactError    a saved model that cannot be written, read or trusted
+└── RegistryError    a name nobody registered
+
+Each message is one sentence in three parts: what must hold, what was given, what to do next.
+The command line prints it as it stands and exits with status 2.
+"""
+
+
+class AutomcError(Exception):
+    """The root of every error automc raises on purpose."""
+
+
+class BudgetError(AutomcError):
+    """A budget that cannot be read or cannot be met."""
+
+
+class PolicyError(AutomcError):
+    """A policy that does not fit the model, or cannot be read."""
+
+
+class GraphError(AutomcError):
+    """A model automc cannot follow or will not touch."""
+
+
+class TaskError(AutomcError):
+    """A task that lacks something, or cannot be found."""
+
+
+class StudyError(AutomcError):
+    """A record that cannot be opened, or belongs to another model."""
+
+
+class ArtifactError(AutomcError):
+    """A saved model that cannot be written, read or trusted."""
+
+
+class RegistryError(AutomcError):
+    """A name nobody registered."""

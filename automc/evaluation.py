@@ -1,0 +1,75 @@
+"""One scored policy, as frozen data with a JSON form."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from automc.errors import StudyError
+from automc.policy import Policy
+
+State = Literal["ok", "infeasible", "failed"]
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """What is known about one policy after it was scored; only state `ok` may enter a front."""
+
+    policy: Policy
+    state: State
+    score: float | None
+    """The task's metric, higher is better; None unless state is ok."""
+    costs: tuple[tuple[str, float], ...]
+    """Every cost of the policy, by name: macs, params and bops as counts, size in bytes."""
+    share: float = 1.0
+    """Share of the validation samples seen, in (0, 1]."""
+    seconds: float = 0.0
+    """Wall-clock time the evaluation took."""
+    proposer: str = ""
+    """Which searcher (or which arm of a joint search) proposed the policy."""
+    reason: str = ""
+    """Why the state is not ok, in one sentence."""
+    number: int = -1
+    """Position in the study, from 0; -1 before it is recorded."""
+
+    @property
+    def ok(self) -> bool:
+        """Whether this evaluation may enter a front."""
+        return self.state == "ok"
+
+    def cost(self, name: str) -> float:
+        """One cost by name; StudyError where it was not recorded."""
+        for known, value in self.costs:
+            if known == name:
+                return value
+        raise StudyError(f"A recorded cost must be one of {[n for n, _ in self.costs]}; {name!r} is not: name one of them.")
+
+    def to_json(self) -> str:
+        """The JSON form, on one line."""
+        return json.dumps(
+            {
+                "policy": self.policy.to_dict(),
+                "state": self.state,
+                "score": self.score,
+                "costs": dict(self.costs),
+                "share": self.share,
+                "seconds": self.seconds,
+                "proposer": self.proposer,
+                "reason": self.reason,
+            }
+        )
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any], number: int = -1) -> "Evaluation":
+        """Reads the form `to_json` writes."""
+        return cls(
+            policy=Policy.from_dict(data["policy"]),
+            state=data["state"],
+            score=data["score"],
+            costs=tuple((str(n), float(v)) for n, v in data["costs"].items()),
+            share=float(data.get("share", 1.0)),
+            seconds=float(data.get("seconds", 0.0)),
+            proposer=str(data.get("proposer", "")),
+            reason=str(data.get("reason", "")),
+            number=number,
+        )

@@ -1,0 +1,1 @@
+"""Where candidates are scored; the loop only knows the protocol in `executor`."""

@@ -1,0 +1,149 @@
+"""Facts about layers, norms and parameters, measured by hooks on the real forward: no tracing needed."""
+
+import hashlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, fx, nn
+
+from automc.errors import GraphError
+from automc.graph.facts import Group, LayerFacts, NormFacts, ParameterFacts
+from automc.graph.holders import Layer, Norm, as_layer, as_norm, sizes
+
+
+@dataclass(slots=True)
+class Seen:
+    """What the hooks have seen of one layer or norm."""
+
+    positions: int = 0
+    input_size: tuple[int, ...] = ()
+    calls: int = 0
+
+
+def check_finite(model: nn.Module) -> None:
+    """Raises GraphError naming the first state tensor with a NaN or an infinity."""
+    for name, tensor in model.state_dict().items():
+        if isinstance(tensor, Tensor) and tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            raise GraphError(f"Weights must be finite; {name!r} holds NaN or infinity: load a sound checkpoint.")
+
+
+def fingerprint(model: nn.Module) -> str:
+    """SHA-256 of the class name and of every state tensor's name, type, shape and bytes."""
+    digest = hashlib.sha256(type(model).__name__.encode())
+    for name, tensor in sorted(model.state_dict().items()):
+        if isinstance(tensor, Tensor):
+            digest.update(f"\0{name}\0{tensor.dtype}\0{tuple(tensor.shape)}\0".encode())
+            digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def watch(model: nn.Module, inputs: tuple[Tensor, ...]) -> dict[str, Seen]:
+    """Runs the model once and notes every call of a layer or norm, by module path, in forward order."""
+    batch = inputs[0].shape[0] if inputs and inputs[0].dim() else 1
+    seen: dict[str, Seen] = {}
+    handles = []
+    for name, module in model.named_modules():
+        if as_layer(module) is not None or as_norm(module) is not None:
+            handles.append(module.register_forward_hook(_hook(seen, name, batch)))
+    try:
+        with torch.no_grad(), _slow_path():
+            model(*inputs)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return seen
+
+
+def layer_facts(model: nn.Module, seen: Mapping[str, Seen], norms: Mapping[str, str]) -> tuple[LayerFacts, ...]:
+    """Facts of every layer that was called; `norms` names the batch norm that alone reads a layer."""
+    names: dict[int, list[str]] = {}
+    for path, parameter in model.named_parameters(remove_duplicate=False):
+        names.setdefault(id(parameter), []).append(path)
+    facts = []
+    for name, record in seen.items():
+        layer = as_layer(model.get_submodule(name))
+        if layer is not None:
+            tied = tuple(path for path in names[id(layer.weight)] if path != f"{name}.weight")
+            facts.append(_layer(name, layer, record, norms.get(name), tied))
+    return tuple(facts)
+
+
+def norm_facts(model: nn.Module, seen: Mapping[str, Seen]) -> tuple[NormFacts, ...]:
+    """Facts of every batch norm that was called."""
+    found: list[tuple[str, Norm | None]] = [(name, as_norm(model.get_submodule(name))) for name in seen]
+    return tuple(NormFacts(name, n.num_features, n.affine, n.track_running_stats) for name, n in found if n is not None)
+
+
+def folded_norms(graph: fx.Graph, calls: Mapping[str, Sequence[str]]) -> dict[str, str]:
+    """Layer -> the batch norm that is the only reader of its only call, and reads nothing else."""
+    nodes = {node.name: node for node in graph.nodes}
+    by_node = {node: name for name, made in calls.items() for node in made if len(made) == 1}
+    found = {}
+    for node_name, name in by_node.items():
+        users = list(nodes[node_name].users)
+        if len(users) == 1 and users[0].name in by_node:
+            found[name] = by_node[users[0].name]
+    return found
+
+
+def parameter_facts(model: nn.Module, groups: Sequence[Group]) -> tuple[ParameterFacts, ...]:
+    """Parameters outside layers and norms that some group prunes."""
+    names = dict.fromkeys(m.target for group in groups for m in group.members if m.kind == "parameter")
+    return tuple(ParameterFacts(name, tuple(model.get_parameter(name).shape)) for name in names)
+
+
+def other_tensors(model: nn.Module, layers: Sequence[LayerFacts]) -> tuple[str, ...]:
+    """State tensors that belong to no layer."""
+    held = {f"{layer.name}.{leaf}" for layer in layers for leaf in ("weight", "bias")}
+    held.update(path for layer in layers for path in layer.tied)
+    return tuple(name for name in model.state_dict() if name not in held)
+
+
+def buffer_bytes(model: nn.Module) -> int:
+    """Bytes of all persistent buffers."""
+    stored = set(model.state_dict())
+    return sum(buffer.nbytes for name, buffer in model.named_buffers() if name in stored)
+
+
+def _layer(name: str, layer: Layer, seen: Seen, norm: str | None, tied: tuple[str, ...]) -> LayerFacts:
+    out, fan_in, groups = sizes(layer)
+    linear = isinstance(layer, nn.Linear)
+    return LayerFacts(
+        name=name,
+        kind="linear" if linear else "conv",
+        in_channels=fan_in,
+        out_channels=out,
+        kernel=() if isinstance(layer, nn.Linear) else tuple(layer.kernel_size),
+        stride=() if isinstance(layer, nn.Linear) else tuple(layer.stride),
+        groups=groups,
+        positions=seen.positions,
+        input_size=seen.input_size,
+        has_bias=layer.bias is not None,
+        norm=norm,
+        tied=tied,
+    )
+
+
+def _hook(seen: dict[str, Seen], name: str, batch: int) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
+    def note(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
+        record = seen.setdefault(name, Seen())
+        linear = isinstance(module, nn.Linear)
+        record.positions += output.numel() // (batch * output.shape[-1 if linear else 1])
+        if not record.calls:
+            record.input_size = tuple(args[0].shape[1:-1] if linear else args[0].shape[2:])
+        record.calls += 1
+
+    return note
+
+
+@contextmanager
+def _slow_path() -> Iterator[None]:
+    """nn.TransformerEncoder's fused path would hide its layers from the hooks."""
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)

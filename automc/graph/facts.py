@@ -1,0 +1,164 @@
+"""Facts about the user's model, as plain data: layers, norms, groups of coupled channels, refusals."""
+
+from dataclasses import dataclass
+from math import prod
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from automc.errors import GraphError
+
+IntArray = NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class LayerFacts:
+    """A convolution or linear layer."""
+
+    name: str
+    """Module path; the first one of a shared module."""
+    kind: Literal["conv", "linear"]
+    in_channels: int
+    """Of the whole layer, not of one conv-group."""
+    out_channels: int
+    kernel: tuple[int, ...]
+    """Empty for linear."""
+    stride: tuple[int, ...]
+    groups: int
+    positions: int
+    """Output positions per sample (height x width, tokens), summed over the calls of a shared module."""
+    input_size: tuple[int, ...]
+    """Spatial size of the input per sample; empty for plain linear."""
+    has_bias: bool
+    norm: str | None
+    """The batch norm that alone consumes this layer's output, if there is one."""
+    tied: tuple[str, ...] = ()
+    """Other parameters that are this layer's weight."""
+
+    @property
+    def weight_numel(self) -> int:
+        """Entries of the weight tensor."""
+        return self.out_channels * (self.in_channels // self.groups) * prod(self.kernel)
+
+    @property
+    def macs(self) -> int:
+        """Multiply-accumulates per sample."""
+        return self.positions * self.weight_numel
+
+    @property
+    def depthwise(self) -> bool:
+        """Whether every input channel has a conv-group of its own."""
+        return self.groups > 1 and self.groups == self.in_channels
+
+
+@dataclass(frozen=True, slots=True)
+class NormFacts:
+    """A batch norm."""
+
+    name: str
+    channels: int
+    affine: bool
+    track_stats: bool
+
+
+@dataclass(frozen=True, slots=True)
+class ParameterFacts:
+    """A parameter outside layers and norms that some group prunes."""
+
+    name: str
+    shape: tuple[int, ...]
+
+    @property
+    def numel(self) -> int:
+        """Entries."""
+        return prod(self.shape)
+
+    def per_channel(self, axis: int | str) -> int:
+        """Entries that go with one position of `axis`."""
+        return self.numel // self.shape[int(axis)]
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Member:
+    """One side of one tensor holder that loses channels with its group."""
+
+    target: str
+    """Module path of a layer or norm, or the path of a parameter."""
+    kind: Literal["layer", "norm", "parameter"]
+    axis: Literal["out", "in"] | int
+    """Side of a layer, "out" for a norm, the dimension of a parameter."""
+    index: IntArray
+    """(units, k): positions along that axis that belong to each unit."""
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Group:
+    """Channels of several layers that must change together: one decision."""
+
+    name: str
+    """The first producing layer in forward order, made unique where it has several groups."""
+    units: int
+    """Channels decided on: one unit is all positions that leave together."""
+    members: tuple[Member, ...]
+
+    @property
+    def producers(self) -> tuple[str, ...]:
+        """Layers whose output channels the group prunes."""
+        return tuple(m.target for m in self.members if m.kind == "layer" and m.axis == "out")
+
+    @property
+    def consumers(self) -> tuple[str, ...]:
+        """Layers whose input channels the group prunes."""
+        return tuple(m.target for m in self.members if m.kind == "layer" and m.axis == "in")
+
+    @property
+    def coupled(self) -> bool:
+        """Whether several layers make these channels, as along a residual stream; depthwise layers do not count."""
+        return len(set(self.producers) - set(self.consumers)) > 1
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """What automc does not prune, and why."""
+
+    where: str
+    operation: str
+    reason: str
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class ModelFacts:
+    """Everything the search needs to know of a model; no tensors."""
+
+    fingerprint: str
+    """SHA-256 of the class name and of every state tensor's name, type, shape and bytes."""
+    layers: tuple[LayerFacts, ...]
+    """In forward order."""
+    norms: tuple[NormFacts, ...]
+    groups: tuple[Group, ...]
+    """In forward order of their first producers; empty for a model that cannot be traced."""
+    refused: tuple[Refusal, ...]
+    traceable: bool
+    params: int
+    """Entries of all parameters, tied ones once."""
+    buffer_bytes: int
+    """Bytes of all persistent buffers."""
+    parameters: tuple[ParameterFacts, ...] = ()
+    """Parameters outside layers and norms that groups prune."""
+    other_tensors: tuple[str, ...] = ()
+    """State tensors that belong to no layer: norms, bare parameters, buffers."""
+
+    def layer(self, name: str) -> LayerFacts:
+        """One layer by name; GraphError for an unknown one."""
+        for layer in self.layers:
+            if layer.name == name:
+                return layer
+        raise GraphError(f"A layer must be one of the model's {len(self.layers)}; {name!r} is none: see `automc inspect`.")
+
+    def group(self, name: str) -> Group:
+        """One group by name; GraphError for an unknown one."""
+        for group in self.groups:
+            if group.name == name:
+                return group
+        raise GraphError(f"A group must be one of the model's {len(self.groups)}; {name!r} is none: see `automc inspect`.")

@@ -1,0 +1,142 @@
+"""Channel ids of everything that holds weights: layers, batch norms, embeddings, bare parameters.
+
+Ids belong to the weight tensor, not to the call, so a module called twice and layers with tied weights share them.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import numpy as np
+from torch import Tensor, nn
+
+from automc.graph.channels import Classes
+from automc.graph.facts import IntArray, Refusal
+
+Layer: TypeAlias = nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.Linear
+Norm: TypeAlias = nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d
+
+_LAYERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
+_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+
+
+def as_layer(module: nn.Module) -> Layer | None:
+    """The module as a layer: conv or linear with the forward of its torch class and a plain weight; else None."""
+    if isinstance(module, _LAYERS) and "weight" in module._parameters:
+        base = next(kind for kind in _LAYERS if isinstance(module, kind))
+        if type(module).forward is base.forward:
+            return module
+    return None
+
+
+def as_norm(module: nn.Module) -> Norm | None:
+    """The module as a batch norm with the forward of its torch class; else None."""
+    if isinstance(module, _NORMS) and type(module).forward is nn.modules.batchnorm._BatchNorm.forward:
+        return module
+    return None
+
+
+def sizes(layer: Layer) -> tuple[int, int, int]:
+    """(out channels, in channels, conv-groups) of a layer."""
+    if isinstance(layer, nn.Linear):
+        return layer.out_features, layer.in_features, 1
+    return layer.out_channels, layer.in_channels, layer.groups
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Holder:
+    """One side of one tensor holder."""
+
+    target: str
+    kind: str
+    axis: str | int
+    ids: IntArray
+    produces: bool
+    """Whether channels come into being here."""
+
+
+class Holders:
+    """Ids of all holders of a model, handed out at first use, in forward order."""
+
+    def __init__(self, model: nn.Module, classes: Classes) -> None:
+        self.refused: list[Refusal] = []
+        self._classes = classes
+        self._modules = dict(model.named_modules(remove_duplicate=False))
+        self._names: dict[int, list[str]] = {}
+        for name, parameter in model.named_parameters(remove_duplicate=False):
+            self._names.setdefault(id(parameter), []).append(name)
+        self._layers: dict[str, tuple[IntArray, IntArray]] = {}
+        self._weights: dict[int, tuple[IntArray, IntArray]] = {}
+        self._biases: dict[int, IntArray] = {}
+        self._norms: dict[str, IntArray] = {}
+        self._parameters: dict[str, tuple[int, IntArray, bool]] = {}
+
+    def __iter__(self) -> Iterator[Holder]:
+        for name, (rows, columns) in self._layers.items():
+            yield Holder(name, "layer", "out", rows, True)
+            yield Holder(name, "layer", "in", columns, False)
+        for name, ids in self._norms.items():
+            yield Holder(name, "norm", "out", ids, False)
+        for name, (dim, ids, produces) in self._parameters.items():
+            yield Holder(name, "parameter", dim, ids, produces)
+
+    def layer(self, name: str, layer: Layer) -> tuple[IntArray, IntArray]:
+        """(out ids, in ids) of a layer; weights used by anything but layers are pinned."""
+        if name in self._layers:
+            return self._layers[name]
+        known = self._weights.get(id(layer.weight))
+        rows, columns = known or self._tied_by_conv_groups(layer)
+        self._layers[name] = self._weights[id(layer.weight)] = rows, columns
+        outside = self._users_outside_layers(layer.weight)
+        if outside:
+            self._classes.pin(rows)
+            self._classes.pin(columns)
+            self.refused.append(Refusal(name, "tied weight", f"its weight is also {outside}, which is no layer"))
+        if layer.bias is not None:
+            self._classes.union(self._biases.setdefault(id(layer.bias), rows), rows)
+        return rows, columns
+
+    def norm(self, name: str, channels: int) -> IntArray:
+        """Ids of a batch norm's channels."""
+        if name not in self._norms:
+            self._norms[name] = self._classes.fresh(channels)
+        return self._norms[name]
+
+    def parameter(self, parameter: Tensor, dim: int, *, produces: bool = False) -> tuple[int, IntArray]:
+        """(dimension, ids) of a bare parameter's channels; the dimension of its first use stays."""
+        name = self._names[id(parameter)][0]
+        if name not in self._parameters:
+            self._parameters[name] = dim, self._classes.fresh(parameter.shape[dim]), produces
+        found, ids, _ = self._parameters[name]
+        return found, ids
+
+    def names(self, parameter: Tensor) -> list[str]:
+        """All paths of a parameter; empty for a tensor that is none."""
+        return self._names.get(id(parameter), [])
+
+    def owner(self, parameter: Tensor) -> tuple[str, Layer] | None:
+        """The first layer whose weight this parameter is."""
+        for path in self.names(parameter):
+            name, _, leaf = path.rpartition(".")
+            layer = as_layer(self._modules[name])
+            if layer is not None and leaf == "weight":
+                return name, layer
+        return None
+
+    def _tied_by_conv_groups(self, layer: Layer) -> tuple[IntArray, IntArray]:
+        """New ids; conv-groups lose the same positions, a depthwise output leaves with its input."""
+        out, fan_in, groups = sizes(layer)
+        rows, columns = self._classes.fresh(out), self._classes.fresh(fan_in)
+        if groups > 1 and groups == fan_in:
+            self._classes.union(rows, np.repeat(columns, out // fan_in))
+        elif groups > 1:
+            for ids in (rows.reshape(groups, -1), columns.reshape(groups, -1)):
+                self._classes.union(ids, np.broadcast_to(ids[:1], ids.shape))
+        return rows, columns
+
+    def _users_outside_layers(self, weight: Tensor) -> str | None:
+        for path in self.names(weight):
+            module, _, leaf = path.rpartition(".")
+            if leaf != "weight" or as_layer(self._modules[module]) is None:
+                return path
+        return None

@@ -1,0 +1,208 @@
+"""Runs a traced model once while following the channel indices of every activation through it.
+
+The real forward runs in eval mode on a small batch, so Python's own shape arithmetic (x.size(0) // 2) is simply real.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, fx, nn
+
+from automc.graph.channels import Classes, Lane, Lanes
+from automc.graph.facts import IntArray, Refusal
+from automc.graph.holders import Holders, Layer, Norm, as_layer, as_norm
+from automc.graph.operations import MODULE_RULES, Call, Rule, Unfollowable, any_free, fixed, operation_name, refuse, rule_for
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Propagation:
+    """What one run has shown."""
+
+    lanes: dict[str, Lanes]
+    """Per node name."""
+    concrete: dict[str, tuple[tuple[Any, ...], dict[str, Any]]]
+    """Arguments of each function and method node, with shapes and numbers worked out and lanes in place of tensors."""
+    holders: Holders
+    classes: Classes
+    refused: list[Refusal]
+    calls: dict[str, list[str]] = field(default_factory=dict)
+    """Node names per layer and norm, in forward order."""
+
+
+class Follower(fx.Interpreter):
+    """Interpreter whose every node also gets lanes."""
+
+    def __init__(self, module: fx.GraphModule, model: nn.Module) -> None:
+        super().__init__(module)
+        classes = Classes()
+        self.seen = Propagation({}, {}, Holders(model, classes), classes, [])
+        self._classes, self._holders = classes, self.seen.holders
+        self._names = {id(m): name for name, m in model.named_modules()}
+
+    def follow(self, inputs: tuple[Tensor, ...]) -> Propagation:
+        """Runs the model on inputs of batch 2."""
+        with torch.no_grad():
+            self.run(*inputs)
+        self.seen.refused.extend(self._holders.refused)
+        return self.seen
+
+    def run_node(self, n: fx.Node) -> Any:
+        """Runs one node and notes its lanes."""
+        args, kwargs = self._with_lanes(n.args), self._with_lanes(n.kwargs)
+        result = super().run_node(n)
+        call = Call(n.name, lambda *_: None, args, kwargs, result)
+        if n.op == "call_module":
+            lanes = self._module(n, self.fetch_attr(str(n.target)), call)
+        elif n.op == "get_attr":
+            lanes = self._attribute(n, result)
+        elif n.op in ("call_function", "call_method"):
+            lanes = self._operation(n, call)
+        else:
+            lanes = refuse(self._classes, call)  # inputs and outputs are never offered
+        self.seen.lanes[n.name] = lanes
+        return result
+
+    def _with_lanes(self, tree: Any) -> Any:
+        """Node arguments with lanes in place of tensors and values in place of everything else."""
+        return fx.node.map_arg(tree, lambda n: self.env[n] if self.seen.lanes[n.name] is None else _as_list(self.seen.lanes[n.name]))
+
+    def _operation(self, n: fx.Node, call: Call) -> Lanes:
+        self.seen.concrete[n.name] = call.args, call.kwargs
+        if not call.lanes() or (n.target is getattr and not isinstance(call.result, Tensor)):
+            return fixed(call.result)
+        name = operation_name(n)
+        if name == "getitem" and isinstance(call.args[0], list):
+            return _as_lanes(call.args[0][call.args[1]])
+        if not _holds_tensors(call.result):
+            return None  # shapes, sizes and types say nothing about channels
+        run = (lambda x, *a, **k: getattr(x, str(n.target))(*a, **k)) if n.op == "call_method" else n.target
+        shown = name or getattr(n.target, "__name__", str(n.target))
+        return self._apply(n, None if name is None else rule_for(name), Call(shown, run, call.args, call.kwargs, call.result))  # type: ignore[arg-type]
+
+    def _module(self, n: fx.Node, module: nn.Module, call: Call) -> Lanes:
+        name = self._names[id(module)]
+        layer, norm = as_layer(module), as_norm(module)
+        if layer is not None or norm is not None:
+            self.seen.calls.setdefault(name, []).append(n.name)
+        if layer is not None:
+            return self._layer(name, layer, call)
+        if norm is not None:
+            return self._norm(name, norm, call)
+        if isinstance(module, nn.Embedding):
+            return self._embedding(name, module, call)
+        shown = Call(type(module).__name__, module, call.args, call.kwargs, call.result)
+        if isinstance(module, nn.PReLU):
+            return self._apply(n, self._prelu(module), shown)
+        if type(module) in (nn.Softmax, nn.LogSoftmax):
+            rule = rule_for("softmax")
+            return self._apply(n, rule, Call(shown.name, module, (*call.args, module.dim), call.kwargs, call.result))
+        always = any(True for _ in module.parameters())
+        return self._apply(n, MODULE_RULES.get(type(module)), shown, always=always)
+
+    def _apply(self, n: fx.Node, rule: Rule | None, call: Call, *, always: bool = False) -> Lanes:
+        """The rule's lanes; without a rule, or where it gives up, everything is pinned and the refusal noted."""
+        reason = "automc does not know what it does to channels"
+        free = any_free(self._classes, call)
+        if rule is not None:
+            try:
+                return rule(self._classes, call)
+            except Unfollowable as error:
+                reason = str(error)
+        if free or always:
+            self._refuse(_place(n), call.name, reason)
+        return refuse(self._classes, call)
+
+    def _refuse(self, where: str, operation: str, reason: str) -> None:
+        refusal = Refusal(where, operation, reason)
+        if refusal not in self.seen.refused:
+            self.seen.refused.append(refusal)
+
+    def _channels(self, lane: Lane, dim: int, where: str, operation: str) -> IntArray:
+        """Ids along the dimension a layer reads; channels that lie elsewhere are pinned."""
+        dim %= len(lane.shape)
+        if lane.dim == dim:
+            return lane.ids
+        if lane.dim is not None and self._classes.free(lane):
+            self._refuse(where, operation, f"its input's channels lie in dimension {lane.dim}, not {dim}")
+        self._classes.pin(lane.ids)
+        return np.zeros(lane.shape[dim], dtype=np.int64)
+
+    def _layer(self, name: str, layer: Layer, call: Call) -> Lane:
+        rows, columns = self._holders.layer(name, layer)
+        lane = call.lane()
+        dim = len(lane.shape) - 1 if isinstance(layer, nn.Linear) else len(lane.shape) - len(layer.kernel_size) - 1
+        if dim == 0:
+            raise AssertionError("a batch has been added to every input")
+        self._classes.union(columns, self._channels(lane, dim, name, type(layer).__name__))
+        return Lane(tuple(call.result.shape), dim, rows)
+
+    def _norm(self, name: str, norm: Norm, call: Call) -> Lane:
+        lane = call.lane()
+        ids = self._holders.norm(name, norm.num_features)
+        self._classes.union(ids, self._channels(lane, 1, name, type(norm).__name__))
+        return Lane(lane.shape, 1, ids)
+
+    def _embedding(self, name: str, module: nn.Embedding, call: Call) -> Lanes:
+        refuse(self._classes, call)
+        if len(self._holders.names(module.weight)) != 1 or module.max_norm is not None:
+            self._refuse(name, "Embedding", "its table is shared or renormalised")
+            return fixed(call.result)
+        _, ids = self._holders.parameter(module.weight, 1, produces=True)
+        shape = tuple(call.result.shape)
+        return Lane(shape, len(shape) - 1, ids)
+
+    def _prelu(self, module: nn.PReLU) -> Rule:
+        def rule(classes: Classes, call: Call) -> Lanes:
+            lane = call.lane()
+            if module.num_parameters == 1:
+                return lane
+            _, ids = self._holders.parameter(module.weight, 0)
+            classes.union(ids, self._channels(lane, 1, _name(self._names, module), "PReLU"))
+            return Lane(lane.shape, 1, ids)
+
+        return rule
+
+    def _attribute(self, n: fx.Node, value: Any) -> Lanes:
+        """A bare parameter's channels lie in dimension 1 of four, else in the last; a buffer's are pinned."""
+        if not isinstance(value, nn.Parameter):
+            return fixed(value)
+        owner = self._holders.owner(value)
+        if owner is not None:
+            for ids in self._holders.layer(*owner):
+                self._classes.pin(ids)
+            self._refuse(owner[0], type(owner[1]).__name__, "its weight is used outside the layer")
+        wide = [d for d, size in enumerate(value.shape) if size > 1]
+        if owner is not None or not wide or not self._holders.names(value):
+            return fixed(value)
+        dim = 1 if value.dim() == 4 and 1 in wide else wide[-1]
+        dim, ids = self._holders.parameter(value, dim)
+        return Lane(tuple(value.shape), dim, ids)
+
+
+def _holds_tensors(value: Any) -> bool:
+    if isinstance(value, (tuple, list)) and not isinstance(value, torch.Size):
+        return any(_holds_tensors(part) for part in value)
+    return isinstance(value, Tensor)
+
+
+def _as_list(lanes: Lanes) -> Any:
+    """fx maps over lists and tuples alike but keeps their kind; lists mark a node that holds several tensors."""
+    return [_as_list(part) for part in lanes] if isinstance(lanes, tuple) else lanes
+
+
+def _as_lanes(tree: Any) -> Lanes:
+    return tuple(_as_lanes(part) for part in tree) if isinstance(tree, (list, tuple)) else tree
+
+
+def _name(names: dict[int, str], module: nn.Module) -> str:
+    return names[id(module)]
+
+
+def _place(n: fx.Node) -> str:
+    """The module path a node belongs to, or the node's own name at the top."""
+    if n.op == "call_module":
+        return str(n.target)
+    stack = [path for path, _ in (n.meta.get("nn_module_stack") or {}).values() if path]
+    return str(stack[-1]) if stack else n.name

@@ -1,0 +1,175 @@
+"""Tracing: from a model and example inputs to its facts and groups, each group checked before it is offered.
+
+What automc cannot follow is refused by name; a forward that torch.fx cannot trace still gives all facts about layers.
+"""
+
+import copy
+import inspect
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from automc.errors import GraphError
+from automc.graph import describe
+from automc.graph.channels import Classes, Lane, Lanes
+from automc.graph.facts import ModelFacts, Refusal
+from automc.graph.groups import form_groups
+from automc.graph.holders import as_layer, as_norm
+from automc.graph.model_graph import ModelGraph
+from automc.graph.propagate import Follower, Propagation
+from automc.graph.verify import TOLERANCE, build_bench, verify_group
+
+__all__ = ["ModelGraph", "trace_model"]
+
+
+def trace_model(model: nn.Module, example_inputs: tuple[Tensor, ...], *, verify: bool = True, seed: int = 0) -> ModelGraph:
+    """The model's facts and groups; the model itself is left as it is.
+
+    `example_inputs` are one batch of the forward's positional arguments. With `verify`, a random half of each group's
+    units is removed and zeroed once; a group where the two differ is refused. Raises GraphError for weights that are
+    not finite and for a model that does not run on the example.
+    """
+    describe.check_finite(model)
+    work = _working_copy(model)
+    inputs, seen = _first_run(work, batch_of_two(example_inputs), example_inputs)
+    blank = _blank_facts(model, seen)
+    try:
+        traced = fx.GraphModule(work, _Tracer().trace(work, _absent_arguments(work, len(inputs))))
+        found = Follower(traced, work).follow(inputs)
+    except Exception as error:  # torch.fx and user code raise whatever they like
+        reason = f"torch.fx cannot trace it ({_first_line(error)})"
+        return ModelGraph(replace(blank, refused=(Refusal("", type(model).__name__, reason),)), None, inputs)
+    graph = _assemble(model, seen, blank, traced.graph, found, inputs)
+    return _verified(graph, model, seed) if verify and graph.facts.groups else graph
+
+
+def batch_of_two(example_inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """Every input that shares the first one's batch dimension, cut or repeated to two samples."""
+    first = next((x for x in example_inputs if x.dim()), None)
+    batch = None if first is None else first.shape[0]
+    return tuple(torch.cat([x, x])[:2].detach() if x.dim() and x.shape[0] == batch else x for x in example_inputs)
+
+
+class _Tracer(fx.Tracer):
+    """Layers and norms of the user's own subclasses stay whole as long as they keep torch's forward."""
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        own = as_layer(m) is not None or as_norm(m) is not None
+        return own or super().is_leaf_module(m, module_qualified_name)
+
+
+def _working_copy(model: nn.Module) -> nn.Module:
+    try:
+        return copy.deepcopy(model).eval()
+    except Exception as error:
+        raise GraphError(f"A model must be copyable with copy.deepcopy; this one raised {error!r}: detach what it caches.") from error
+
+
+def _first_run(
+    work: nn.Module, small: tuple[Tensor, ...], given: tuple[Tensor, ...]
+) -> tuple[tuple[Tensor, ...], dict[str, describe.Seen]]:
+    """Inputs the model runs on, two samples if it can, and what its layers have seen."""
+    error: Exception | None = None
+    for inputs in (small, given):
+        try:
+            return inputs, describe.watch(work, inputs)
+        except Exception as caught:  # the user's forward
+            error = caught
+    raise GraphError(f"The model must run on its example inputs; it raised {error!r}: pass what forward takes.") from error
+
+
+def _absent_arguments(model: nn.Module, given: int) -> dict[str, Any] | None:
+    """Defaults of forward's arguments that no example is given for: torch.fx would trace them as tensors."""
+    plain = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    parameters = [p for p in inspect.signature(model.forward).parameters.values() if p.kind in plain]
+    absent = {p.name: p.default for p in parameters[given:] if p.default is not inspect.Parameter.empty}
+    return absent or None
+
+
+def _blank_facts(model: nn.Module, seen: Mapping[str, describe.Seen]) -> ModelFacts:
+    """All facts but groups, as far as they can be had without a graph."""
+    layers = describe.layer_facts(model, seen, {})
+    return ModelFacts(
+        fingerprint=describe.fingerprint(model),
+        layers=layers,
+        norms=describe.norm_facts(model, seen),
+        groups=(),
+        refused=(),
+        traceable=False,
+        params=sum(p.numel() for p in model.parameters()),
+        buffer_bytes=describe.buffer_bytes(model),
+        other_tensors=describe.other_tensors(model, layers),
+    )
+
+
+def _assemble(
+    model: nn.Module,
+    seen: Mapping[str, describe.Seen],
+    blank: ModelFacts,
+    graph: fx.Graph,
+    found: Propagation,
+    inputs: tuple[Tensor, ...],
+) -> ModelGraph:
+    grouping = form_groups(found.holders, found.classes)
+    facts = replace(
+        blank,
+        layers=describe.layer_facts(model, seen, describe.folded_norms(graph, found.calls)),
+        groups=grouping.groups,
+        parameters=describe.parameter_facts(model, grouping.groups),
+        refused=(*found.refused, *grouping.refused),
+        traceable=True,
+    )
+    settle = _Settled(found.classes)
+    return ModelGraph(
+        facts=facts,
+        graph=graph,
+        inputs=inputs,
+        lanes={name: settle(lanes) for name, lanes in found.lanes.items()},
+        concrete={name: fx.node.map_aggregate(call, lambda x: settle(x) if isinstance(x, Lane) else x) for name, call in found.concrete.items()},  # type: ignore[misc]
+        unit_classes=grouping.classes,
+        class_count=found.classes.count,
+    )
+
+
+class _Settled:
+    """Replaces ids by their final classes."""
+
+    def __init__(self, classes: Classes) -> None:
+        self._classes = classes
+
+    def __call__(self, lanes: Lanes) -> Lanes:
+        if isinstance(lanes, tuple):
+            return tuple(self(part) for part in lanes)
+        return lanes if lanes is None else Lane(lanes.shape, lanes.dim, self._classes.roots(lanes.ids))
+
+
+def _verified(graph: ModelGraph, model: nn.Module, seed: int) -> ModelGraph:
+    """The graph without the groups whose removal differs from zeroing."""
+    try:
+        bench = build_bench(graph, model, seed=seed)
+    except GraphError as error:
+        refused = tuple(Refusal(g.name, "verification", str(error)) for g in graph.facts.groups)
+        return replace(graph, facts=replace(graph.facts, groups=(), parameters=(), refused=graph.facts.refused + refused))
+    good, bad = [], []
+    for group in graph.facts.groups:
+        gap = verify_group(graph, model, group, seed=seed, bench=bench)
+        if gap < TOLERANCE:
+            good.append(group)
+        else:
+            what = f"differs from zeroing them by {gap:.1e}" if math.isfinite(gap) else "breaks the forward or saves nothing"
+            bad.append(Refusal(group.name, "verification", f"removing its channels {what}"))
+    facts = replace(
+        graph.facts,
+        groups=tuple(good),
+        parameters=describe.parameter_facts(model, good),
+        refused=(*graph.facts.refused, *bad),
+    )
+    return replace(graph, facts=facts)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]

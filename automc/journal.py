@@ -1,0 +1,217 @@
+"""The journal file behind a study: Optuna's format, made safe against kills and full disks.
+
+Optuna appends one JSON line an operation. A line torn by a kill or a full disk reads fine, but the next append is glued
+to it and from then on nothing can be read (Optuna 5.0). Deviations from Optuna's own file backend: an append that
+fails is taken back at once, an append after somebody else's torn line repairs the file first, and a lock whose owner
+is dead is removed. What a repair cuts off is kept in `<file>.corrupt`.
+"""
+
+import contextlib
+import errno
+import io
+import json
+import logging
+import os
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
+
+from automc.errors import StudyError
+from automc.files import write_atomic
+
+_START = b'{"op_code":'
+_log = logging.getLogger("automc")
+
+BROKEN = (ValueError, KeyError, TypeError, AttributeError, AssertionError)
+"""What Optuna raises while it reads a damaged journal."""
+
+
+class Journal(JournalFileBackend):
+    """Optuna's journal file, except that an append happens wholly or not at all."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._append_lock = JournalFileSymlinkLock(str(path))
+        super().__init__(str(path), self._append_lock)
+
+    def append_logs(self, logs: list[dict[str, Any]]) -> None:
+        """Appends operations under the lock; on OSError the file is as it was."""
+        data = b"".join(json.dumps(log, separators=(",", ":")).encode() + b"\n" for log in logs)
+        with _held(self._append_lock):
+            _cut_torn_tail(self.path)
+            _append(self.path, data)
+
+
+def open_storage(path: Path, *, writing: bool) -> JournalStorage:
+    """The storage in a journal file, which is repaired first if that is needed to read it, or to write to it."""
+    if path.is_file():
+        _refuse_other_kinds(path)
+        if writing and not _ends_well(path):
+            repair(path)
+    try:
+        return JournalStorage(Journal(path))
+    except BROKEN:
+        repair(path)
+        return JournalStorage(Journal(path))
+
+
+def repair(path: Path) -> int:
+    """Removes every line that is no whole record, under the journal's lock; returns the number of bytes removed.
+
+    Removed bytes are appended to `<path>.corrupt` first. A record glued to the end of a torn one is saved.
+    """
+    with _held(JournalFileSymlinkLock(str(path))):
+        data = path.read_bytes()
+        kept, removed = _split(data)
+        if removed:
+            _keep_aside(path, removed)
+            if data.startswith(kept):
+                os.truncate(path, len(kept))  # needs no free space
+            else:
+                write_atomic(path, kept)
+        return len(removed)
+
+
+@contextlib.contextmanager
+def exclusive(path: Path) -> Iterator[None]:
+    """Lets one process at a time search on a study; a lock left by a dead one is removed.
+
+    The owner file is locked by the kernel, so it falls free with its process. Content in it that nobody holds means the
+    owner was killed; the append lock it may have left is then nobody's.
+    """
+    import fcntl  # not on Windows, where only the command-line search needs it
+
+    owner = path.with_name(f".{path.name}.owner")
+    descriptor = os.open(owner, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        _lock_or_refuse(fcntl, descriptor, path)
+        previous = os.read(descriptor, 200).decode(errors="replace")
+        if previous:
+            _remove_dead_lock(path, previous)
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, f"process {os.getpid()} on {socket.gethostname()}".encode(), 0)
+        try:
+            yield
+        finally:
+            os.ftruncate(descriptor, 0)
+    finally:
+        os.close(descriptor)
+
+
+def _refuse_other_kinds(path: Path) -> None:
+    with path.open("rb") as file:
+        begin = file.read(len(_START))
+    if not _START.startswith(begin):
+        raise StudyError(f"A study must be an automc journal; {path} is another kind of file: give a .journal file.")
+
+
+def _ends_well(path: Path) -> bool:
+    """Whether the last line is a whole record; every earlier one is checked when Optuna reads the file."""
+    with path.open("rb") as file:
+        size, reach = file.seek(0, os.SEEK_END), 1 << 16
+        while True:
+            file.seek(max(0, size - reach))
+            tail = file.read()
+            lines = tail.splitlines(keepends=True)
+            if len(lines) > 1 or reach >= size:
+                return not lines or _whole_record(lines[-1]) == lines[-1]
+            reach *= 2
+
+
+def _lock_or_refuse(fcntl: Any, descriptor: int, path: Path) -> None:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
+            return  # a file system without locks
+        holder = os.read(descriptor, 200).decode(errors="replace") or "another process"
+        raise StudyError(
+            f"One search at a time may write {path}; {holder} is doing so: wait for it, or give another --study name."
+        ) from error
+
+
+def _remove_dead_lock(path: Path, previous: str) -> None:
+    lock = path.with_name(path.name + ".lock")
+    if lock.is_symlink():
+        lock.unlink(missing_ok=True)
+        _log.warning("%s: removed the lock of %s, which was killed.", path, previous)
+
+
+@contextlib.contextmanager
+def _held(lock: JournalFileSymlinkLock) -> Iterator[None]:
+    lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _append(path: Path, data: bytes) -> None:
+    """Writes at the end and syncs; on any failure cuts the file back to what it was."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+    try:
+        size = os.fstat(descriptor).st_size
+        try:
+            left = memoryview(data)
+            while left:
+                left = left[os.write(descriptor, left) :]
+            os.fsync(descriptor)
+        except BaseException:
+            os.ftruncate(descriptor, size)
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def _cut_torn_tail(path: Path) -> None:
+    """Cuts what stands after the last line end; the journal's lock must be held."""
+    try:
+        with path.open("rb") as file:
+            size = file.seek(0, os.SEEK_END)
+            if size == 0:
+                return
+            file.seek(size - 1)
+            if file.read(1) == b"\n":
+                return
+            file.seek(0)
+            end = file.read().rfind(b"\n") + 1
+            file.seek(end)
+            _keep_aside(path, file.read())
+    except FileNotFoundError:
+        return
+    os.truncate(path, end)
+
+
+def _split(data: bytes) -> tuple[bytes, bytes]:
+    """Whole records, and everything else."""
+    kept, removed = [], []
+    for line in io.BytesIO(data):
+        good = _whole_record(line)
+        removed.append(line[: len(line) - len(good)])
+        kept.append(good)
+    return b"".join(kept), b"".join(removed)
+
+
+def _whole_record(line: bytes) -> bytes:
+    """The line if it is a record, the record at its end if something torn is glued before it, or nothing."""
+    if not line.endswith(b"\n"):
+        return b""
+    start = 0
+    while start >= 0:
+        try:
+            json.loads(line[start:])
+        except ValueError:
+            start = line.find(_START, start + 1)
+        else:
+            return line[start:] if line[start:].startswith(_START) else b""
+    return b""
+
+
+def _keep_aside(path: Path, removed: bytes) -> None:
+    aside = path.with_name(path.name + ".corrupt")
+    _append(aside, removed + b"\n" * (not removed.endswith(b"\n")))
+    _log.warning("%s: removed %d bytes of a torn record; they are kept in %s.", path, len(removed), aside)

@@ -1,0 +1,149 @@
+"""The one loop of every search: ask, score, check the limits, record, tell.
+
+What a searcher is told on resume is what it was told the first time, so an interrupted search goes on as an
+uninterrupted one. A policy is scored once; asked for again, it becomes a trial with the recorded score.
+"""
+
+import contextlib
+import signal
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from types import FrameType
+
+from automc.evaluation import Evaluation
+from automc.executors.executor import Executor
+from automc.executors.inline import Inline
+from automc.policy import Policy
+from automc.projection import within
+from automc.searcher import Problem, Searcher
+from automc.study import Study
+
+OnTrial = Callable[[Evaluation], None]
+
+
+def run(
+    problem: Problem,
+    searcher: Searcher,
+    evaluate: Callable[[Policy], Evaluation] | Executor,
+    study: Study,
+    *,
+    trials: int,
+    seconds: float | None = None,
+    on_trial: OnTrial | None = None,
+) -> None:
+    """Searches until the study holds `trials` evaluations or `seconds` have passed; what it holds already counts.
+
+    Ctrl-C raises KeyboardInterrupt and SIGTERM raises SystemExit(143), both after the trial being recorded is on disk;
+    the candidate being scored is given up. A second Ctrl-C waits for nothing.
+    """
+    executor = evaluate if isinstance(evaluate, Executor) else Inline(evaluate)
+    with study.exclusive(), _Signals() as signals:
+        _Loop(problem, searcher, executor, study, signals, on_trial).run(trials, seconds)
+
+
+class _Loop:
+    """The state of one run."""
+
+    def __init__(
+        self, problem: Problem, searcher: Searcher, executor: Executor, study: Study, signals: "_Signals",
+        on_trial: OnTrial | None,
+    ) -> None:
+        self.problem, self.searcher, self.executor, self.study = problem, searcher, executor, study
+        self.signals, self.on_trial = signals, on_trial
+        self.known: dict[str, Evaluation] = {}
+        self.asked: deque[tuple[Policy, str]] = deque()
+        """Policies in flight, oldest first, each with its proposer."""
+
+    def run(self, trials: int, seconds: float | None) -> None:
+        start = time.monotonic()
+        for evaluation in self.study.evaluations:
+            self._learn(evaluation)
+        done = len(self.study.evaluations)
+        while done < trials:
+            late = seconds is not None and time.monotonic() - start >= seconds
+            while not late and len(self.asked) < min(self.executor.slots, trials - done):
+                self._ask()
+            if not self.asked:
+                return
+            self._finish()
+            done += 1
+
+    def _ask(self) -> None:
+        policy = self.searcher.ask()
+        proposer = str(getattr(self.searcher, "proposer", ""))
+        if policy.digest not in self.known and all(policy != p for p, _ in self.asked):
+            self.executor.submit(policy)
+        self.asked.append((policy, proposer))
+
+    def _finish(self) -> None:
+        """Takes the oldest candidate back; from its score to its record nothing may interrupt."""
+        policy, proposer = self.asked[0]
+        before = self.known.get(policy.digest)
+        scored = self.executor.next() if before is None else replace(before, number=-1, seconds=0.0)
+        self.asked.popleft()
+        checked = self._checked(replace(scored, proposer=proposer))
+        with self.signals.deferred():
+            recorded = self.study.record(checked)
+            self._learn(recorded)
+        if self.on_trial is not None:
+            self.on_trial(recorded)
+
+    def _checked(self, evaluation: Evaluation) -> Evaluation:
+        """The evaluation, infeasible if it breaks a limit whatever its proposer thought."""
+        limits = self.problem.projector.limits
+        costs = dict(evaluation.costs)
+        if not evaluation.ok or within(costs, limits):
+            return evaluation
+        broken = "; ".join(f"{n} is {costs[n]:g}, the limit {b:g}" for n, b in limits.items() if not costs[n] <= b)
+        return replace(evaluation, state="infeasible", score=None, reason=broken)
+
+    def _learn(self, evaluation: Evaluation) -> None:
+        self.known.setdefault(evaluation.policy.digest, evaluation)
+        self.searcher.tell(evaluation)
+
+
+class _Signals(contextlib.AbstractContextManager["_Signals"]):
+    """Turns SIGINT and SIGTERM into exceptions, but not while a trial is being recorded.
+
+    Outside the main thread Python delivers no signals, and this does nothing.
+    """
+
+    def __init__(self) -> None:
+        self._deferring = False
+        self._pending: int | None = None
+        self._previous: dict[int, object] = {}
+
+    def __enter__(self) -> "_Signals":
+        for number in (signal.SIGINT, signal.SIGTERM):
+            with contextlib.suppress(ValueError):
+                self._previous[number] = signal.signal(number, self._receive)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)  # type: ignore[arg-type]
+
+    @contextlib.contextmanager
+    def deferred(self) -> Iterator[None]:
+        """Holds a signal back until the block is done."""
+        self._deferring = True
+        try:
+            yield
+        finally:
+            self._deferring = False
+        if self._pending is not None:
+            _stop(self._pending)
+
+    def _receive(self, number: int, _frame: FrameType | None) -> None:
+        first = self._pending is None
+        self._pending = number
+        if not (self._deferring and first):
+            _stop(number)
+
+
+def _stop(number: int) -> None:
+    if number == signal.SIGTERM:
+        raise SystemExit(128 + signal.SIGTERM)
+    raise KeyboardInterrupt

@@ -1,0 +1,181 @@
+"""The policy: every decision about one model, as frozen data with a versioned JSON form.
+
+A policy holds decisions, not weights: the same policy applied to the same model with the same calibration
+data gives the same compressed model.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, Literal, TypeVar
+
+from automc.errors import PolicyError
+
+FORMAT = "automc-policy"
+VERSION = 1
+FULL_BITS = 32
+
+
+@dataclass(frozen=True, slots=True)
+class GroupDecision:
+    """What is decided for one group of coupled channels."""
+
+    keep: float = 1.0
+    """Share of the group's units kept, in (0, 1]."""
+    criterion: str = "obs"
+    """Registered criterion that ranks the units."""
+
+
+@dataclass(frozen=True, slots=True)
+class LayerDecision:
+    """What is decided for the weights of one layer."""
+
+    weight_bits: int = FULL_BITS
+    """Bits a stored weight takes, 2-8, or 32 for float."""
+    activation_bits: int = FULL_BITS
+    """Bits of the layer's quantized input, 4-8, or 32 for float."""
+    sparsity: float = 0.0
+    """Share of the kept weights set to zero, in [0, 1)."""
+    criterion: str = "l1"
+    """Registered criterion that ranks single weights; unused at sparsity 0."""
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """How decisions are carried out; part of the policy, so that applying it later repeats the scored model."""
+
+    reconstruct: Literal["none", "layerwise", "sequential"] = "sequential"
+    """Least-squares refit of the kept weights: none, each layer by itself, or in forward order."""
+    batchnorm: Literal["keep", "reestimate"] = "reestimate"
+    """Whether batch-norm statistics that the refit leaves in place are estimated anew."""
+    images: int = 2048
+    """Calibration samples used, at most."""
+    rows: int = 32768
+    """Sampled positions per layer used by the refit, at most."""
+    ridge: float = 1e-3
+    """Ridge of the refit, relative to the mean of the Gram matrix's diagonal."""
+    seed: int = 0
+    """Seed of the sampled positions and of the random criterion."""
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """All decisions for one model, keyed by group and layer name in forward order."""
+
+    fingerprint: str
+    """Fingerprint of the dense model this policy was made for."""
+    groups: tuple[tuple[str, GroupDecision], ...] = ()
+    layers: tuple[tuple[str, LayerDecision], ...] = ()
+    recipe: Recipe = field(default_factory=Recipe)
+
+    def __post_init__(self) -> None:
+        for name, group in self.groups:
+            _check_group(name, group)
+        for name, layer in self.layers:
+            _check_layer(name, layer)
+        for kind, pairs in (("group", self.groups), ("layer", self.layers)):
+            names = [name for name, _ in pairs]
+            if len(set(names)) != len(names):
+                raise PolicyError(f"Each {kind} must stand once in a policy; {names} repeats one: remove it.")
+
+    def group(self, name: str) -> GroupDecision:
+        """The decision for group `name`; all channels kept where the policy says nothing."""
+        return dict(self.groups).get(name, GroupDecision())
+
+    def layer(self, name: str) -> LayerDecision:
+        """The decision for layer `name`; dense float where the policy says nothing."""
+        return dict(self.layers).get(name, LayerDecision())
+
+    def with_recipe(self, recipe: Recipe) -> "Policy":
+        """The same decisions, carried out by another recipe."""
+        return replace(self, recipe=recipe)
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the canonical JSON form: the key under which scores and files are kept."""
+        return hashlib.sha256(json.dumps(self.to_dict(), sort_keys=True).encode()).hexdigest()
+
+    def to_dict(self) -> dict[str, Any]:
+        """The JSON form as plain dictionaries."""
+        return {
+            "format": FORMAT,
+            "version": VERSION,
+            "fingerprint": self.fingerprint,
+            "recipe": _plain(self.recipe),
+            "groups": {name: _plain(decision) for name, decision in self.groups},
+            "layers": {name: _plain(decision) for name, decision in self.layers},
+        }
+
+    def to_json(self) -> str:
+        """The JSON form as text, indented for people."""
+        return json.dumps(self.to_dict(), indent=1)
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> "Policy":
+        """Reads the form `to_dict` writes; anything else raises PolicyError."""
+        if not isinstance(data, Mapping) or data.get("format") != FORMAT:
+            raise PolicyError(f"A policy file must have \"format\": \"{FORMAT}\"; this one has not: give a policy.json.")
+        if data.get("version") != VERSION:
+            raise PolicyError(
+                f"This automc reads policy version {VERSION}; the file has {data.get('version')!r}: update automc."
+            )
+        return cls(
+            fingerprint=str(data.get("fingerprint", "")),
+            groups=tuple((n, _read(GroupDecision, d, n)) for n, d in _section(data, "groups").items()),
+            layers=tuple((n, _read(LayerDecision, d, n)) for n, d in _section(data, "layers").items()),
+            recipe=_read(Recipe, data.get("recipe", {}), "recipe"),
+        )
+
+    @classmethod
+    def from_json(cls, text: str) -> "Policy":
+        """Reads the form `to_json` writes; anything else raises PolicyError."""
+        try:
+            data = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise PolicyError(f"A policy must be JSON; this text is not ({error}): give an unbroken policy.json.") from error
+        return cls.from_dict(data)
+
+
+_Decision = TypeVar("_Decision", GroupDecision, LayerDecision, Recipe)
+
+
+def _plain(decision: Any) -> dict[str, Any]:
+    return {f.name: getattr(decision, f.name) for f in fields(decision)}
+
+
+def _section(data: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    section = data.get(name, {})
+    if not isinstance(section, Mapping):
+        raise PolicyError(f"\"{name}\" of a policy must be an object; it is a {type(section).__name__}: mend the file.")
+    return section
+
+
+def _read(kind: type[_Decision], data: Any, where: str) -> _Decision:
+    """Builds a decision from its JSON object, with every value checked against the field's type."""
+    known = {f.name for f in fields(kind)}
+    if not isinstance(data, Mapping) or not set(data) <= known:
+        raise PolicyError(f"{where} of a policy may hold {sorted(known)}; it holds {data!r}: mend the file.")
+    defaults = kind()
+    for name, value in data.items():
+        expected = type(getattr(defaults, name))
+        fits = isinstance(value, expected) or (expected is float and isinstance(value, int))
+        if not fits or isinstance(value, bool):
+            raise PolicyError(f"{where}.{name} must be a {expected.__name__}; it is {value!r}: mend the file.")
+    return kind(**data)
+
+
+def _check_group(name: str, decision: GroupDecision) -> None:
+    if not 0.0 < decision.keep <= 1.0:
+        raise PolicyError(f"keep must lie in (0, 1]; group {name!r} has {decision.keep}: keep at least one channel.")
+
+
+def _check_layer(name: str, decision: LayerDecision) -> None:
+    if decision.weight_bits != FULL_BITS and not 2 <= decision.weight_bits <= 8:
+        raise PolicyError(f"weight_bits must be 2-8 or 32; layer {name!r} has {decision.weight_bits}: choose one of them.")
+    if decision.activation_bits != FULL_BITS and not 4 <= decision.activation_bits <= 8:
+        raise PolicyError(
+            f"activation_bits must be 4-8 or 32; layer {name!r} has {decision.activation_bits}: choose one of them."
+        )
+    if not 0.0 <= decision.sparsity < 1.0:
+        raise PolicyError(f"sparsity must lie in [0, 1); layer {name!r} has {decision.sparsity}: keep some weights.")

@@ -1,0 +1,202 @@
+"""The one place where a policy becomes feasible.
+
+AMC clips an action to what the rest of the budget allows (He et al. 2018, section 3.2 and algorithm 1); HAQ lowers bits
+until the model fits (Wang et al. 2019, section 3.3). Both are the same projection onto a monotone set, done here on levels, after
+rounding and coupling, for several limits at once. Deviations: the lower bound never wins over the budget (a
+budget the lower bounds cannot meet is refused at the start), and rounding can never exceed a limit because
+costs are evaluated at whole channels and whole bits.
+"""
+
+from collections.abc import Mapping
+
+import numpy as np
+from numpy.typing import NDArray
+
+from automc.budget import Budget
+from automc.costs.table import Candidates, Cost, CostTable, FloatArray, total
+from automc.errors import BudgetError
+from automc.policy import Policy
+from automc.registry import COSTS
+from automc.space import IntArray, SearchSpace, check_policy
+
+_LINE = np.linspace(0.0, 1.0, 65)
+
+
+class Costing:
+    """Costs of points and policies of one space: every registered cost, in batches."""
+
+    def __init__(self, space: SearchSpace) -> None:
+        self.space = space
+        self.table = CostTable(space.facts)
+        self.costs: dict[str, Cost] = {name: COSTS.load(name) for name in COSTS}
+        self._columns = self._locate_axes()
+
+    def dense(self) -> dict[str, float]:
+        """Every cost of the dense model."""
+        return {name: cost.dense(self.table) for name, cost in self.costs.items()}
+
+    def batch(self, levels: IntArray, names: tuple[str, ...]) -> FloatArray:
+        """The named costs (B, N) of points given as levels (B, A)."""
+        shapes = self.table.shapes(self.candidates(levels))
+        return np.stack([total(self.costs[name], self.table, shapes) for name in names], axis=1)
+
+    def of(self, levels: IntArray) -> dict[str, float]:
+        """Every cost of one point."""
+        names = tuple(self.costs)
+        return dict(zip(names, self.batch(levels[None], names)[0].tolist(), strict=True))
+
+    def of_policy(self, policy: Policy) -> dict[str, float]:
+        """Every cost of one policy, whether or not its values lie on the space's levels."""
+        check_policy(policy, self.space.facts)
+        shapes = self.table.shapes(_policy_candidates(policy, self.table))
+        return {name: float(total(cost, self.table, shapes)[0]) for name, cost in self.costs.items()}
+
+    def by_layer(self, levels: IntArray, name: str) -> FloatArray:
+        """One cost of one point, split by layer (L,)."""
+        return self.costs[name].layers(self.table, self.table.shapes(self.candidates(levels[None])))[0]
+
+    def candidates(self, levels: IntArray) -> Candidates:
+        """Points (B, A) as the cost table wants them."""
+        batch, dense = len(levels), self.table.dense
+        arrays = {
+            "keep": np.repeat(dense.units, batch, axis=0),
+            "weight_bits": np.repeat(dense.weight_bits, batch, axis=0),
+            "activation_bits": np.repeat(dense.activation_bits, batch, axis=0),
+            "sparsity": np.repeat(dense.sparsity, batch, axis=0),
+        }
+        for name, (axes, columns, values) in self._columns.items():
+            arrays[name][:, columns] = values[np.arange(len(axes)), levels[:, axes]]
+        return Candidates(arrays["keep"], arrays["weight_bits"], arrays["activation_bits"], arrays["sparsity"])
+
+    def _locate_axes(self) -> dict[str, tuple[IntArray, IntArray, FloatArray]]:
+        """Per field: its axes, the columns they set, and a padded table of values by level."""
+        facts = self.space.facts
+        columns = {("group", g.name): i for i, g in enumerate(facts.groups)}
+        columns |= {("layer", x.name): i for i, x in enumerate(facts.layers)}
+        units = {g.name: g.units for g in facts.groups}
+        located = {}
+        for name in ("keep", "weight_bits", "activation_bits", "sparsity"):
+            chosen = [(i, a) for i, a in enumerate(self.space.axes) if a.field == name]
+            if not chosen:
+                continue
+            values = np.zeros((len(chosen), max(len(a.values) for _, a in chosen)))
+            for row, (_, axis) in enumerate(chosen):
+                numbers = np.array(axis.values, dtype=np.float64)
+                values[row, : len(numbers)] = kept_units(numbers, units[axis.place]) if name == "keep" else numbers
+            axes = np.array([i for i, _ in chosen], dtype=np.int64)
+            located[name] = (axes, np.array([columns[a.kind, a.place] for _, a in chosen], dtype=np.int64), values)
+        return located
+
+
+def kept_units(keep: NDArray[np.float64], units: int) -> FloatArray:
+    """Whole units kept for a share: rounded, at least one."""
+    return np.clip(np.round(keep * units), 1, units)
+
+
+class Projector:
+    """Makes points feasible; every searcher goes through the same one."""
+
+    def __init__(self, space: SearchSpace, budget: Budget) -> None:
+        self.space = space
+        self.costing = Costing(space)
+        self.budget = budget
+        self.limits = budget.resolve(self.costing.dense())
+        self._names = tuple(self.limits)
+        self._bounds = np.array(list(self.limits.values()))
+        self._refuse_unreachable()
+
+    def feasible(self, levels: IntArray) -> bool:
+        """Whether a point meets every limit."""
+        return bool(self._fits(levels[None])[0])
+
+    def project(self, levels: IntArray, *, fill: bool = False) -> IntArray:
+        """The feasible point nearest below `levels` on the line to the smallest one, its slack then spent.
+
+        A feasible point stays as it is, unless `fill` asks to spend what is left of the budget by rising towards
+        the dense model. Criteria are never changed.
+        """
+        if self.feasible(levels):
+            goal = np.where(self.space.ordered, self.space.largest, levels)
+            return self._rise(levels, goal) if fill else levels.copy()
+        floor = np.where(self.space.ordered, 0, levels)
+        return self._rise(floor, levels)
+
+    def highest(self, levels: IntArray, axis: int) -> int:
+        """The highest feasible level of one axis while all others stay; `levels` must be feasible at its level 0."""
+        points = np.repeat(levels[None], int(self.space.sizes[axis]), axis=0)
+        points[:, axis] = np.arange(len(points))
+        return max(int(self._fits(points).sum()) - 1, 0)
+
+    def tightened(self, factor: float) -> "Projector":
+        """The same projection for every limit times `factor`, but never below the smallest reachable value."""
+        other = object.__new__(Projector)
+        other.__dict__.update(self.__dict__)
+        smallest = self.costing.batch(self.space.smallest[None], self._names)[0]
+        other._bounds = np.maximum(self._bounds * factor, smallest)
+        other.limits = dict(zip(self._names, other._bounds.tolist(), strict=True))
+        return other
+
+    def _fits(self, levels: IntArray) -> NDArray[np.bool_]:
+        costs = self.costing.batch(levels, self._names)
+        return np.asarray((costs <= self._bounds).all(axis=1))
+
+    def _rise(self, start: IntArray, goal: IntArray) -> IntArray:
+        """From a feasible `start` as far towards `goal` as fits: along the line first, then axis by axis."""
+        line = start + np.floor(_LINE[:, None] * (goal - start)).astype(np.int64)
+        point = line[int(self._fits(line).sum()) - 1]
+        while True:
+            gaps = np.flatnonzero(goal > point)
+            if gaps.size:
+                single = np.repeat(point[None], gaps.size, axis=0)
+                single[np.arange(gaps.size), gaps] += 1
+                gaps = gaps[self._fits(single)]
+            if not gaps.size:
+                return point
+            order = gaps[np.argsort(-(goal - point)[gaps] / self.space.sizes[gaps], kind="stable")]
+            steps = np.zeros((len(order), len(point)), dtype=np.int64)
+            steps[np.arange(len(order)), order] = 1
+            together = point + np.cumsum(steps, axis=0)
+            point = together[int(self._fits(together).sum()) - 1]
+
+    def _refuse_unreachable(self) -> None:
+        smallest = self.costing.batch(self.space.smallest[None], self._names)[0]
+        dense = self.costing.dense()
+        for name, least, bound in zip(self._names, smallest, self._bounds, strict=True):
+            if least > bound:
+                parts = self.costing.by_layer(self.space.smallest, name)
+                binding = [self.space.facts.layers[i].name for i in np.argsort(-parts)[:3]]
+                raise BudgetError(
+                    f"{name} must be at most {_amount(bound)}, but the smallest reachable value is {_amount(least)} "
+                    f"({100 * least / dense[name]:.2f}% of dense), bound by {', '.join(binding)}: "
+                    "raise the limit or choose a wider space."
+                )
+
+
+def _policy_candidates(policy: Policy, table: CostTable) -> Candidates:
+    facts = table.facts
+    groups, layers = dict(policy.groups), dict(policy.layers)
+    dense = table.dense
+    units, bits = dense.units.copy(), dense.weight_bits.copy()
+    activations, sparsity = dense.activation_bits.copy(), dense.sparsity.copy()
+    for i, group in enumerate(facts.groups):
+        if group.name in groups:
+            units[0, i] = kept_units(np.array(groups[group.name].keep), group.units)
+    for i, layer in enumerate(facts.layers):
+        if layer.name in layers:
+            decision = layers[layer.name]
+            bits[0, i], activations[0, i] = decision.weight_bits, decision.activation_bits
+            sparsity[0, i] = decision.sparsity
+    return Candidates(units, bits, activations, sparsity)
+
+
+def within(costs: Mapping[str, float], limits: Mapping[str, float]) -> bool:
+    """Whether costs meet every limit."""
+    return all(costs[name] <= bound for name, bound in limits.items())
+
+
+def _amount(value: float) -> str:
+    """A number as budgets write it."""
+    for scale, suffix in ((1e9, "G"), (1e6, "M"), (1e3, "K")):
+        if value >= scale:
+            return f"{value / scale:.4g}{suffix}"
+    return f"{value:.4g}"

@@ -1,0 +1,115 @@
+"""Names to implementations: one table of strings a kind, resolved on first use.
+
+A new criterion, cost, agent, search space or searcher is one new file and one line here (or one call of
+`Registry.add` from a plug-in). Strings keep importing automc cheap, as Gymnasium's registry does.
+"""
+
+import difflib
+import importlib
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from automc.errors import RegistryError
+
+
+@dataclass(frozen=True, slots=True)
+class Registry:
+    """A table of names, each pointing at `"module:object"`."""
+
+    kind: str
+    table: dict[str, str] = field(default_factory=dict)
+
+    def add(self, name: str, target: str) -> None:
+        """Registers `name` for `target`, written `"module:object"`; a taken name raises RegistryError."""
+        if name in self.table and self.table[name] != target:
+            raise RegistryError(
+                f"A {self.kind} name must be new; {name!r} already means {self.table[name]}: choose another."
+            )
+        self.table[name] = target
+
+    def load(self, name: str) -> Any:
+        """Returns the object registered under `name`; an unknown name raises RegistryError with a suggestion."""
+        self.check(name)
+        module, _, attribute = self.table[name].partition(":")
+        return getattr(importlib.import_module(module), attribute)
+
+    def check(self, name: str) -> None:
+        """Raises RegistryError, with the nearest known name, unless `name` is registered."""
+        if name in self.table:
+            return
+        near = difflib.get_close_matches(name, self.table, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(sorted(self.table))}."
+        raise RegistryError(f"A {self.kind} must be registered; {name!r} is not: {hint}")
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.table)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.table
+
+
+COSTS = Registry(
+    "cost",
+    {
+        "macs": "automc.costs.macs:MACS",
+        "params": "automc.costs.params:PARAMS",
+        "size": "automc.costs.size:SIZE",
+        "bops": "automc.costs.bops:BOPS",
+    },
+)
+
+CRITERIA = Registry(
+    "criterion",
+    {
+        "l1": "automc.criteria.magnitude:L1",
+        "l2": "automc.criteria.magnitude:L2",
+        "random": "automc.criteria.magnitude:RANDOM",
+        "bn_scale": "automc.criteria.magnitude:BN_SCALE",
+        "fpgm": "automc.criteria.geometry:FPGM",
+        "activation": "automc.criteria.activation:ACTIVATION",
+        "obs": "automc.criteria.curvature:OBS",
+    },
+)
+
+SPACES = Registry(
+    "search space",
+    {
+        "channels": "automc.search_spaces.channels:channels",
+        "channels-all": "automc.search_spaces.channels:all_channels",
+        "criteria": "automc.search_spaces.criteria:criteria",
+        "bits": "automc.search_spaces.bits:bits",
+        "sparsity": "automc.search_spaces.weights:sparsity",
+        "joint": "automc.search_spaces.joint:joint",
+    },
+)
+
+SEARCHERS = Registry(
+    "searcher",
+    {
+        "random": "automc.searchers.baselines:random_searcher",
+        "uniform": "automc.searchers.baselines:uniform_searcher",
+        "tpe": "automc.searchers.optuna_search:tpe",
+        "nsga2": "automc.searchers.optuna_search:nsga2",
+        "knapsack": "automc.searchers.knapsack:knapsack",
+        "amc": "automc.searchers.rl:amc",
+        "joint": "automc.searchers.joint:joint",
+    },
+)
+
+AGENTS = Registry(
+    "agent",
+    {
+        "ddpg": "automc.agents.ddpg:DDPGAgent",
+        "random": "automc.agents.random_agent:RandomAgent",
+    },
+)
+
+TASKS = Registry(
+    "task",
+    {
+        "digits": "automc.tasks.digits:digits",
+        "cifar10-resnet20": "automc.tasks.cifar10:resnet20",
+        "cifar10-resnet56": "automc.tasks.cifar10:resnet56",
+    },
+)

@@ -1,0 +1,38 @@
+"""One policy as bars: what is kept of each group, and the bits and zeros of each layer."""
+
+from rich.table import Table
+
+from automc.policy import FULL_BITS, LayerDecision, Policy
+
+_WIDTH = 24
+
+
+def tables(policy: Policy) -> list[Table]:
+    """A table of groups and a table of layers; a table without rows is left out."""
+    return [t for t in (_groups(policy), _layers(policy)) if t.row_count]
+
+
+def _groups(policy: Policy) -> Table:
+    result = Table("group", "kept", "", "criterion", title="channels", title_justify="left")
+    for name, decision in policy.groups:
+        result.add_row(name, f"{100 * decision.keep:.0f}%", _bar(decision.keep), decision.criterion)
+    return result
+
+
+def _layers(policy: Policy) -> Table:
+    result = Table("layer", "weights", "", "activations", "zeros", title="weights", title_justify="left")
+    for name, decision in policy.layers:
+        if decision != LayerDecision():
+            bar = _bar(min(decision.weight_bits, 8) / 8 * (1 - decision.sparsity))
+            zeros = f"{100 * decision.sparsity:.0f}%" if decision.sparsity else "-"
+            result.add_row(name, _bits(decision.weight_bits), bar, _bits(decision.activation_bits), zeros)
+    return result
+
+
+def _bits(bits: int) -> str:
+    return "float" if bits == FULL_BITS else f"{bits} bits"
+
+
+def _bar(share: float) -> str:
+    filled = round(share * _WIDTH)
+    return "█" * filled + "░" * (_WIDTH - filled)

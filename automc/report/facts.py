@@ -1,0 +1,48 @@
+"""What automc knows of a model: a table of layers, a table of groups, totals and refusals."""
+
+from rich.table import Table
+
+from automc.graph.facts import ModelFacts
+from automc.report import text
+
+
+def tables(facts: ModelFacts) -> list[Table]:
+    """Layers in forward order with their costs, and the groups of channels that change together."""
+    return [_layers(facts), _groups(facts)] if facts.groups else [_layers(facts)]
+
+
+def lines(facts: ModelFacts) -> list[str]:
+    """Totals and what is left alone, one line each."""
+    macs = sum(x.macs for x in facts.layers)
+    result = [
+        f"{len(facts.layers)} layers, {len(facts.groups)} groups, {text.amount('macs', macs)} MACs, "
+        f"{text.amount('params', facts.params)} parameters, fingerprint {facts.fingerprint[:12]}"
+    ]
+    if not facts.traceable:
+        result.append("The model cannot be traced: its layers can be made sparse and quantized, but no channels removed.")
+    return result + [f"not pruned: {r.where} ({r.operation}): {r.reason}" for r in facts.refused]
+
+
+def _layers(facts: ModelFacts) -> Table:
+    table = Table(title="layers", title_justify="left")
+    for column in ("layer", "kind", "in", "out", "kernel", "MACs", "share", "weights"):
+        table.add_column(column, justify="left" if column in ("layer", "kind") else "right")
+    total = sum(x.macs for x in facts.layers)
+    for x in facts.layers:
+        kernel = "x".join(map(str, x.kernel)) or "-"
+        kind = "depthwise" if x.depthwise else x.kind
+        numbers = (text.amount("macs", x.macs), text.share(x.macs, total), text.amount("params", x.weight_numel))
+        table.add_row(x.name, kind, str(x.in_channels), str(x.out_channels), kernel, *numbers)
+    return table
+
+
+def _groups(facts: ModelFacts) -> Table:
+    table = Table("group", "units", "made by", "read by", title="groups of channels", title_justify="left")
+    for group in facts.groups:
+        table.add_row(group.name, str(group.units), _names(group.producers), _names(group.consumers))
+    return table
+
+
+def _names(names: tuple[str, ...], most: int = 4) -> str:
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more

@@ -1,0 +1,60 @@
+"""How long two modules take: medians of runs taken in turn, each module in its fastest form.
+
+Taking turns makes a slow moment of the machine hit both. A speed-up over a slow way to run the dense model would flatter,
+so every module is timed as it is, in channels-last, and with batch norms folded, and its best form counts.
+"""
+
+import copy
+import statistics
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from automc.scoring.evaluator import fused
+
+Inputs = tuple[Tensor, ...]
+_ROUNDS = 15
+
+
+@torch.no_grad()
+def compare(modules: Mapping[str, nn.Module], example: Inputs, batches: tuple[int, ...] = (1, 32)) -> dict[str, Any]:
+    """Seconds per batch of each module, by batch size, with the form that was fastest and the threads used."""
+    forms = {f"{name}/{form}": m for name, module in modules.items() for form, m in _forms(module).items()}
+    measured: dict[str, Any] = {"threads": torch.get_num_threads(), "rounds": _ROUNDS, "unit": "seconds"}
+    for size in batches:
+        medians = _medians(forms, _batch(example, size))
+        measured[f"batch_{size}"] = {name: _best(name, medians) for name in modules}
+    return measured
+
+
+def _forms(module: nn.Module) -> dict[str, nn.Module]:
+    plain = copy.deepcopy(module).eval()
+    last = copy.deepcopy(plain).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return {"plain": plain, "channels-last": last, "fused channels-last": fused(module).eval()}
+
+
+def _batch(example: Inputs, size: int) -> Inputs:
+    """`size` samples, repeated from the example."""
+    return tuple(torch.cat([x] * -(-size // len(x)))[:size] for x in example)
+
+
+def _medians(forms: Mapping[str, nn.Module], inputs: Inputs) -> dict[str, float]:
+    last = tuple(x.contiguous(memory_format=torch.channels_last) if x.dim() == 4 else x for x in inputs)
+    times: dict[str, list[float]] = {name: [] for name in forms}
+    for turn in range(_ROUNDS + 2):
+        for name, module in forms.items():
+            given = last if "channels-last" in name else inputs
+            start = time.perf_counter()
+            module(*given)
+            if turn >= 2:  # the first runs pay for allocation and primitives
+                times[name].append(time.perf_counter() - start)
+    return {name: statistics.median(values) for name, values in times.items()}
+
+
+def _best(name: str, medians: Mapping[str, float]) -> dict[str, Any]:
+    own = {full.partition("/")[2]: value for full, value in medians.items() if full.startswith(f"{name}/")}
+    form = min(own, key=lambda f: own[f])
+    return {"median": own[form], "form": form}

@@ -1,0 +1,61 @@
+"""Numbers and policies as people read them."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from automc.evaluation import Evaluation
+from automc.policy import FULL_BITS, Policy
+
+
+def amount(metric: str, value: float) -> str:
+    """A cost with its unit: 12.3M, 45.6 KB."""
+    space = " " if metric == "size" else ""
+    for scale, suffix in ((1e9, "G"), (1e6, "M"), (1e3, "K")):
+        if value >= scale:
+            return f"{value / scale:.3g}{space}{suffix}{'B' if space else ''}"
+    return f"{value:.3g}{' B' if space else ''}"
+
+
+def share(value: float, dense: float) -> str:
+    """A cost as a percentage of the dense model's."""
+    return f"{100 * value / dense:.1f}%" if dense else "-"
+
+
+def score(value: float | None) -> str:
+    """A score, or a dash where there is none."""
+    return "-" if value is None else f"{value:.4f}"
+
+
+def costs_line(evaluation: Evaluation, dense: Mapping[str, float], names: tuple[str, ...]) -> str:
+    """The named costs on one line: `macs 49.8%, size 24.9%`."""
+    return ", ".join(f"{n} {share(evaluation.cost(n), dense.get(n, 0.0))}" for n in names)
+
+
+def policy_line(policy: Policy, width: int = 90, separator: str = "<br>") -> str:
+    """The decisions that differ from the dense model, compactly, broken into lines."""
+    words = [f"{name} {100 * d.keep:.0f}%" for name, d in policy.groups if d.keep < 1]
+    for name, d in policy.layers:
+        parts = [f"w{d.weight_bits}"] if d.weight_bits < FULL_BITS else []
+        parts += [f"a{d.activation_bits}"] if d.activation_bits < FULL_BITS else []
+        parts += [f"{100 * d.sparsity:.0f}% zeros"] if d.sparsity > 0 else []
+        words += [f"{name} {' '.join(parts)}"] if parts else []
+    lines, line = [], ""
+    for word in words:
+        if line and len(line) + len(word) > width:
+            lines.append(line)
+            line = ""
+        line = f"{line}, {word}" if line else word
+    return separator.join([*lines, line]) if words else "dense"
+
+
+def as_json(evaluation: Evaluation) -> dict[str, Any]:
+    """An evaluation for machines."""
+    return {
+        "trial": evaluation.number,
+        "state": evaluation.state,
+        "score": evaluation.score,
+        "costs": dict(evaluation.costs),
+        "proposer": evaluation.proposer,
+        "seconds": evaluation.seconds,
+        "policy": evaluation.policy.to_dict(),
+    }

@@ -1,0 +1,298 @@
+"""The study: every evaluation of one search, kept as an Optuna study, so `optuna-dashboard` opens it.
+
+Each finished trial is appended whole, by one write: an Optuna journal file by default, SQLite or PostgreSQL by URL.
+Objectives are the score (maximised) and each limited cost (minimised). A trial's parameters are the decisions as
+people read them; its user attributes are the evaluation's JSON form, from which a study is read back.
+"""
+
+import contextlib
+import json
+import math
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import optuna
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.storages import BaseStorage
+from optuna.trial import FrozenTrial, TrialState, create_trial
+
+from automc import journal, pareto
+from automc.errors import AutomcError, StudyError
+from automc.evaluation import Evaluation
+from automc.space import Axis, Value
+
+_SETTLED = ("fingerprint", "budget", "axes", "recipe")
+"""What may not change when a search goes on: scores or costs would no longer compare."""
+_RESERVED = "automc"
+
+
+class Study:
+    """All evaluations of one search, in the order recorded; made by `create` or `open`."""
+
+    def __init__(self, study: optuna.Study, storage: str, axes: Sequence[Axis]) -> None:
+        self.optuna = study
+        """The Optuna study underneath, for its plots and importances."""
+        self.name = study.study_name
+        self.storage = storage
+        """Path of the journal file, or URL."""
+        self.axes = tuple(axes)
+        self.refresh()
+
+    @classmethod
+    def create(cls, storage: str | Path | None, name: str, meta: Mapping[str, Any], axes: Sequence[Axis]) -> "Study":
+        """The study of that name, made if it is new; `meta` says what is searched and must fit what is there.
+
+        `meta` holds at least fingerprint, budget, recipe, and limits (absolute, by cost); a study of another model, budget,
+        space or recipe raises StudyError.
+        """
+        where = str(storage) if storage is not None else str(default_path(name))
+        meta = json.loads(json.dumps({**meta, "axes": [[a.place, a.kind, a.field, a.values] for a in axes]}))
+        with _readable_errors(where), _quiet():
+            found = optuna.create_study(
+                storage=_storage(where, create=True),
+                study_name=name,
+                directions=["maximize", *("minimize" for _ in meta["limits"])],
+                load_if_exists=True,
+            )
+            known = found.user_attrs
+            if _RESERVED in known:
+                _check_same(known, meta, name, where)
+            else:
+                _describe(found, meta)
+        return cls(found, where, axes)
+
+    @classmethod
+    def open(cls, storage: str | Path, name: str | None = None) -> "Study":
+        """An existing study; `name` may be left out where the storage holds one."""
+        where = str(storage)
+        with _readable_errors(where), _quiet():
+            backend = _storage(where, create=False)
+            found = optuna.load_study(study_name=name or _only_name(backend, where), storage=backend)
+            if _RESERVED not in found.user_attrs:
+                raise StudyError(f"A study must come from automc; {found.study_name!r} in {where} does not: name another.")
+            axes = [Axis(place, kind, field, tuple(v)) for place, kind, field, v in found.user_attrs["axes"]]
+        return cls(found, where, axes)
+
+    def refresh(self) -> None:
+        """Reads anew what the storage holds."""
+        with _readable_errors(self.storage):
+            trials = self.optuna.get_trials(deepcopy=False)
+            self._meta = self.optuna.user_attrs
+        self._count = len(trials)
+        done = [t for t in trials if t.state.is_finished() and "policy" in t.user_attrs]
+        self._evaluations = [Evaluation.from_dict(t.user_attrs, t.number) for t in done]
+
+    @property
+    def evaluations(self) -> tuple[Evaluation, ...]:
+        """Every recorded evaluation, in order."""
+        return tuple(self._evaluations)
+
+    @property
+    def meta(self) -> dict[str, Any]:
+        """What is searched: model fingerprint, task, budget, limits, dense score and costs, seed, versions."""
+        return dict(self._meta)
+
+    @property
+    def costs(self) -> tuple[str, ...]:
+        """The limited costs: the objectives besides the score."""
+        return tuple(self._meta["limits"])
+
+    @property
+    def best(self) -> Evaluation:
+        """The feasible evaluation with the best score, of equal ones the cheapest, then the earliest."""
+        feasible = [e for e in self._evaluations if e.ok and e.score is not None]
+        if not feasible:
+            failed = [e.reason for e in self._evaluations if e.reason]
+            why = f"the last one failed with: {failed[-1]}" if failed else "search some trials first."
+            raise StudyError(f"A best trial must be feasible; none of {len(self._evaluations)} in {self.name!r} is: {why}")
+        return min(feasible, key=lambda e: (-(e.score or 0.0), *(e.cost(c) for c in self.costs), e.number))
+
+    def trial(self, which: str | int = "best") -> Evaluation:
+        """The evaluation with that number, or the best one."""
+        if which == "best":
+            return self.best
+        for evaluation in self._evaluations:
+            if str(evaluation.number) == str(which):
+                return evaluation
+        last = max((e.number for e in self._evaluations), default=-1)
+        raise StudyError(f"A trial must be 'best' or a number from 0 to {last}; {which!r} is neither: see `automc pareto`.")
+
+    def pareto(self, costs: Sequence[str] | None = None) -> list[Evaluation]:
+        """The feasible evaluations no other beats in score and every cost (default: the limited ones), cheapest first."""
+        return pareto.front(self._evaluations, self.costs if costs is None else tuple(costs))
+
+    def record(self, evaluation: Evaluation) -> Evaluation:
+        """Appends a finished evaluation, durably, and returns it with its number; each one can be recorded once."""
+        if evaluation.number >= 0:
+            raise StudyError(f"An evaluation must be recorded once; this one is trial {evaluation.number} already: drop it.")
+        with _readable_errors(self.storage):
+            self.optuna.add_trial(self._frozen(evaluation))
+        recorded = replace(evaluation, number=self._count)
+        self._count += 1
+        self._evaluations.append(recorded)
+        return recorded
+
+    def note(self, key: str, value: Any) -> None:
+        """Adds a fact about the whole study, such as the uniform baseline."""
+        with _readable_errors(self.storage):
+            self.optuna.set_user_attr(key, value)
+        self._meta = {**self._meta, key: value}
+
+    @contextlib.contextmanager
+    def exclusive(self) -> Iterator[None]:
+        """While a search writes, no other search may; what was written meanwhile is read first."""
+        path = _file(self.storage)
+        with contextlib.ExitStack() as stack:
+            if path is not None:
+                with _readable_errors(self.storage):
+                    stack.enter_context(journal.exclusive(path))
+            self.refresh()
+            yield
+
+    def _frozen(self, evaluation: Evaluation) -> FrozenTrial:
+        params, distributions = _parameters(evaluation, self.axes)
+        costs, limits = dict(evaluation.costs), self._meta["limits"]
+        over = {c: costs[c] / bound - 1.0 for c, bound in limits.items() if math.isfinite(costs.get(c, math.nan))}
+        failed = evaluation.state == "failed" or len(over) < len(limits)
+        score = float("-inf") if evaluation.score is None else evaluation.score
+        return create_trial(
+            state=TrialState.FAIL if failed else TrialState.COMPLETE,
+            values=None if failed else [score, *(costs[c] for c in limits)],
+            params=params,
+            distributions=distributions,
+            user_attrs=json.loads(evaluation.to_json()),
+            system_attrs={"constraints": list(over.values())},  # where optuna-dashboard 0.21 looks for them
+            constraints=over,
+        )
+
+
+def default_path(name: str) -> Path:
+    """Where a study is kept unless a storage is named: `runs/<name>.journal` under the current directory."""
+    return Path("runs") / f"{name}.journal"
+
+
+def _parameters(evaluation: Evaluation, axes: Sequence[Axis]) -> tuple[dict[str, Value], dict[str, BaseDistribution]]:
+    """The decisions by axis, as people read them, and their ranges."""
+    decided = {"group": dict(evaluation.policy.groups), "layer": dict(evaluation.policy.layers)}
+    defaults = {"group": evaluation.policy.group(""), "layer": evaluation.policy.layer("")}
+    params: dict[str, Value] = {}
+    for axis in axes:
+        decision = decided[axis.kind].get(axis.place, defaults[axis.kind])  # type: ignore[attr-defined]
+        params[axis.key] = axis.values[axis.level(getattr(decision, axis.field))]
+    return params, {a.key: _distribution(a) for a in axes}
+
+
+def _distribution(axis: Axis) -> BaseDistribution:
+    if isinstance(axis.values[0], str):
+        return CategoricalDistribution(axis.values)
+    numbers = [float(v) for v in axis.values]
+    if all(isinstance(v, int) for v in axis.values):
+        return IntDistribution(int(min(numbers)), int(max(numbers)))
+    return FloatDistribution(min(numbers), max(numbers))
+
+
+def _describe(study: optuna.Study, meta: Mapping[str, Any]) -> None:
+    """Writes what is searched; the version comes last, so that a study without it is known to be half made."""
+    from automc import __version__
+
+    study.set_metric_names(["score", *meta["limits"]])
+    for key, value in meta.items():
+        study.set_user_attr(key, value)
+    study.set_user_attr(_RESERVED, __version__)
+
+
+def _check_same(known: Mapping[str, Any], meta: Mapping[str, Any], name: str, where: str) -> None:
+    for key in _SETTLED:
+        if known.get(key) != meta.get(key):
+            what = "space" if key == "axes" else key
+            was, now = ("other decisions", "these") if key == "axes" else (_short(known.get(key)), _short(meta.get(key)))
+            what = "model" if key == "fingerprint" else what
+            raise StudyError(
+                f"A search must go on with the {what} it began with; study {name!r} in {where} has {was}, given {now}: "
+                "repeat the first command, or give another --study name."
+            )
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return text[:12] if len(text) == 64 else text
+
+
+def _storage(where: str, *, create: bool) -> BaseStorage:
+    path = _file(where)
+    if path is not None and not create and not path.is_file():
+        raise StudyError(f"A study must exist; there is no {path}: run `automc search` first, or give its path.")
+    if path is not None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    if "://" in where:
+        return _database(where)
+    return journal.open_storage(Path(where), writing=create)
+
+
+def _database(url: str) -> BaseStorage:
+    """Optuna's database storage; SQLite with a write-ahead log, which is four times as fast and survives a kill."""
+    from sqlalchemy import event
+
+    storage = optuna.storages.RDBStorage(url)
+    if url.startswith("sqlite"):
+
+        @event.listens_for(storage.engine, "connect")
+        def _set_pragmas(connection: Any, _record: Any) -> None:
+            connection.execute("PRAGMA journal_mode=WAL")
+            connection.execute("PRAGMA synchronous=NORMAL")
+
+        storage.engine.dispose()
+    return storage
+
+
+def _file(where: str) -> Path | None:
+    """The file behind a storage; None for a server."""
+    if "://" not in where:
+        return Path(where)
+    return Path(where.partition(":///")[2]) if where.startswith("sqlite") else None
+
+
+def _only_name(storage: BaseStorage, where: str) -> str:
+    names = [s.study_name for s in storage.get_all_studies()]
+    if len(names) == 1:
+        return names[0]
+    if not names:
+        raise StudyError(f"A study must exist; {where} holds none: run `automc search` first.")
+    raise StudyError(f"A study must be named where there are several; {where} holds {', '.join(names)}: give --study.")
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Optuna's notes on studies made and on its experimental calls are no news to the user."""
+    level = optuna.logging.get_verbosity()
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            yield
+    finally:
+        optuna.logging.set_verbosity(level)
+
+
+@contextlib.contextmanager
+def _readable_errors(where: str) -> Iterator[None]:
+    """Turns what a storage raises into one StudyError that names it."""
+    from sqlalchemy.exc import SQLAlchemyError
+
+    try:
+        yield
+    except AutomcError:
+        raise
+    except OSError as error:
+        raise StudyError(
+            f"{error.filename or where} must be readable and writable; the system says {error.strerror or error}: free "
+            "space or mend its rights, then repeat the command (nothing recorded is lost)."
+        ) from error
+    except KeyError as error:
+        raise StudyError(f"A study must exist; {where} has none of that name: see its names with --study.") from error
+    except (SQLAlchemyError, optuna.exceptions.OptunaError, ImportError, *journal.BROKEN) as error:
+        text = " ".join(str(error.__cause__ or error).split())[:200]
+        raise StudyError(f"{where} must be a study's storage; it cannot be used ({text}): give a journal file or a URL.") from error

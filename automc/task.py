@@ -1,0 +1,98 @@
+"""The task: what the user brings.
+
+A batch is `(inputs, targets)`; `inputs` is a tensor, or a tuple of tensors for a model with several inputs.
+Calibration batches may come without targets, as bare inputs.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from automc.errors import TaskError
+
+Inputs = tuple[Tensor, ...]
+Batch = tuple[Inputs, Tensor]
+Metric = Callable[[Any, Tensor], Tensor]
+"""From outputs and targets of a batch to per-sample scores (B,), higher is better."""
+
+
+def accuracy(outputs: Tensor, targets: Tensor) -> Tensor:
+    """1.0 where the largest of `outputs` (B, classes) is the target (B,), else 0.0."""
+    return (outputs.argmax(dim=1) == targets).to(torch.float32)
+
+
+METRICS: dict[str, Metric] = {"accuracy": accuracy}
+
+
+@dataclass(frozen=True, eq=False)
+class Task:
+    """A trained model, the data to calibrate and score it on, and the metric that counts."""
+
+    model: nn.Module
+    calibration: Sequence[Any]
+    """Batches the compression may look at; targets are not used."""
+    validation: Sequence[Any]
+    """Batches the search scores on."""
+    metric: str | Metric = "accuracy"
+    """A name, or a callable from (outputs, targets) to per-sample scores (B,), higher is better."""
+    evaluate: Callable[[nn.Module], float] | None = None
+    """Replaces metric and validation for scores that are no mean over samples."""
+    train: Sequence[Any] | None = None
+    test: Sequence[Any] | None = None
+    """Batches the report is made on, once; the search never sees them."""
+    name: str = "task"
+    factory: Callable[[], nn.Module] | None = None
+    """Builds the model with untrained weights, for loading a saved result; None where only the API is used."""
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.model, nn.Module):
+            raise TaskError(f"A task's model must be an nn.Module; it is a {type(self.model).__name__}: pass the module.")
+        for name in ("calibration", "validation", "test"):
+            object.__setattr__(self, name, _batches(getattr(self, name), name))
+        if not self.calibration:
+            raise TaskError("A task must have calibration batches; it has none: pass a few hundred unlabelled samples.")
+        if not self.validation and self.evaluate is None:
+            raise TaskError("A task must have validation batches or an evaluate callable; it has neither: pass one.")
+        if isinstance(self.metric, str) and self.metric not in METRICS:
+            raise TaskError(f"A metric must be callable or one of {sorted(METRICS)}; it is {self.metric!r}: use one of them.")
+
+    @property
+    def per_sample(self) -> Metric:
+        """The metric as a callable."""
+        return METRICS[self.metric] if isinstance(self.metric, str) else self.metric
+
+    @property
+    def example_inputs(self) -> Inputs:
+        """Inputs of the first two calibration samples."""
+        return tuple(x[:2] for x in self.calibration[0][0])
+
+    def calibration_inputs(self, samples: int) -> Inputs:
+        """Inputs of the first `samples` calibration samples, joined into one batch."""
+        parts: list[Inputs] = []
+        left = samples
+        for inputs, _ in self.calibration:
+            if left <= 0:
+                break
+            parts.append(tuple(x[:left] for x in inputs))
+            left -= len(inputs[0])
+        return tuple(torch.cat(column) for column in zip(*parts, strict=True))
+
+
+def _batches(data: Iterable[Any] | None, name: str) -> tuple[Batch, ...] | None:
+    """Every batch as (tuple of input tensors, targets); the loader is read once."""
+    if data is None:
+        return None
+    return tuple(_batch(item, name) for item in data)
+
+
+def _batch(item: Any, name: str) -> Batch:
+    inputs, targets = item if isinstance(item, (tuple, list)) and len(item) == 2 else (item, None)
+    inputs = tuple(inputs) if isinstance(inputs, (tuple, list)) else (inputs,)
+    if targets is None and name == "calibration":
+        targets = torch.zeros(len(inputs[0]))
+    if not all(isinstance(x, Tensor) for x in (*inputs, targets)):
+        raise TaskError(f"A {name} batch must be (inputs, targets), tensors both; it is {type(item).__name__}: convert it.")
+    return inputs, targets

@@ -1,0 +1,181 @@
+"""The embedded default task: scikit-learn's 1,797 handwritten digits and a residual network trained on the spot.
+
+The network is a ResNet-14 for 8x8 images in one grey channel, trained for a few seconds on one thread, so that the
+result does not depend on the number of cores. Weights are cached as safetensors under $XDG_CACHE_HOME/automc
+(~/.cache/automc), with a digest inside: a cache file that is broken or was changed is trained anew.
+"""
+
+import hashlib
+import os
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import astuple, dataclass
+from functools import partial
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from sklearn.datasets import load_digits
+from torch import Tensor
+from torch.nn import functional as F
+
+from automc.errors import ArtifactError
+from automc.files import write_atomic
+from automc.task import Task
+from automc.tasks.resnet import ResNet
+
+TRAIN, VALIDATION = 897, 450  # and 450 test images
+BATCH = 150
+MEAN, DEVIATION = 0.305, 0.376  # of the training images, pixels in [0, 1]
+DEPTH = 14
+
+
+@dataclass(frozen=True, slots=True)
+class Training:
+    """How the network is trained; part of the cache's file name."""
+
+    version: int = 1
+    """Raised when this file changes what the same settings give."""
+    seed: int = 0
+    epochs: int = 30
+    batch: int = 64
+    peak_rate: float = 0.2
+    """Highest learning rate of the one-cycle schedule."""
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    smoothing: float = 0.05
+    """Label smoothing."""
+
+
+Split = tuple[Tensor, Tensor]
+"""Normalised images (N, 1, 8, 8) and labels (N,)."""
+
+factory = partial(ResNet, DEPTH, channels_in=1)
+
+
+def digits() -> Task:
+    """The task, trained on first use."""
+    train, validation, test = splits()
+    model = factory()
+    model.load_state_dict(weights(Training()))
+    return Task(
+        model.eval(),
+        calibration=_batches(train),
+        validation=_batches(validation),
+        train=_batches(train),
+        test=_batches(test),
+        name="digits",
+        factory=factory,
+    )
+
+
+def splits() -> tuple[Split, Split, Split]:
+    """Train, validation and test images: always the same ones."""
+    data = load_digits()
+    images = torch.tensor(data.images, dtype=torch.float32).unsqueeze(1).div(16).sub(MEAN).div(DEVIATION)
+    labels = torch.tensor(data.target, dtype=torch.int64)
+    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))
+    train, validation, test = order.tensor_split((TRAIN, TRAIN + VALIDATION))
+    return (images[train], labels[train]), (images[validation], labels[validation]), (images[test], labels[test])
+
+
+def weights(training: Training) -> dict[str, Tensor]:
+    """The trained state dict, from the cache or trained now."""
+    key = hashlib.sha256(repr(astuple(training)).encode()).hexdigest()[:12]
+    path = cache_folder() / f"digits-{key}.safetensors"
+    state = _read(path)
+    if state is None:
+        state = train_network(training)
+        _write(state, path)
+    return state
+
+
+def cache_folder() -> Path:
+    """Where trained networks are kept."""
+    named = os.environ.get("XDG_CACHE_HOME")
+    return (Path(named) if named else Path.home() / ".cache") / "automc"
+
+
+def train_network(training: Training) -> dict[str, Tensor]:
+    """Trains the network; same settings, same weights, and no trace in the global random state."""
+    images, labels = splits()[0]
+    generator = torch.Generator().manual_seed(training.seed)
+    with torch.random.fork_rng(devices=[]), _one_thread(), torch.enable_grad():
+        torch.manual_seed(training.seed)
+        model = factory().train()
+        _fit(model, images, labels, training, generator)
+    return {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
+
+
+def _fit(model: ResNet, images: Tensor, labels: Tensor, training: Training, generator: torch.Generator) -> None:
+    steps = len(labels) // training.batch  # an epoch
+    optimizer = torch.optim.SGD(
+        model.parameters(),
+        lr=training.peak_rate,
+        momentum=training.momentum,
+        nesterov=True,
+        weight_decay=training.weight_decay,
+    )
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, training.peak_rate, total_steps=steps * training.epochs)
+    for _ in range(training.epochs):
+        order = torch.randperm(len(labels), generator=generator)
+        for chosen in torch.split(order[: steps * training.batch], training.batch):
+            scores = model(_shift(images[chosen], generator))
+            loss = F.cross_entropy(scores, labels[chosen], label_smoothing=training.smoothing)
+            optimizer.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+            schedule.step()
+
+
+def _shift(images: Tensor, generator: torch.Generator) -> Tensor:
+    """A batch moved by up to one pixel each way, the border filled with paper."""
+    down, right = torch.randint(0, 3, (2,), generator=generator).tolist()
+    padded = F.pad(images, (1, 1, 1, 1), value=-MEAN / DEVIATION)
+    return padded[:, :, down : down + 8, right : right + 8]
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Sums in one order, whatever the number of cores."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _read(path: Path) -> dict[str, Tensor] | None:
+    """The cached weights; None where there are none, or none that can be trusted."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
+            digest = (file.metadata() or {}).get("sha256")
+    except (OSError, SafetensorError):
+        return None
+    return state if digest == _digest(state) else None
+
+
+def _write(state: dict[str, Tensor], path: Path) -> None:
+    try:
+        write_atomic(path, save(state, metadata={"sha256": _digest(state)}))
+    except ArtifactError as error:
+        warnings.warn(f"The trained digits network is not cached: {error}", stacklevel=2)
+
+
+def _digest(state: dict[str, Tensor]) -> str:
+    """SHA-256 of names, shapes and values."""
+    result = hashlib.sha256()
+    for name in sorted(state):
+        tensor = state[name].contiguous()
+        result.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        result.update(tensor.numpy().tobytes())
+    return result.hexdigest()
+
+
+def _batches(split: Split) -> list[Split]:
+    images, labels = split
+    return list(zip(torch.split(images, BATCH), torch.split(labels, BATCH), strict=True))
