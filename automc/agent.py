@@ -35,8 +35,11 @@ class Agent(Protocol):
         """An action (A,) in [0, 1] for a state (S,)."""
         ...
 
-    def observe(self, episode: Sequence[Transition], rng: np.random.Generator) -> None:
-        """Learns from one finished episode; called once an evaluation, in the order recorded."""
+    def observe(self, episode: Sequence[Transition], rng: np.random.Generator, *, updates: int | None = None) -> None:
+        """Learns from one finished episode; called once an evaluation, in the order recorded.
+
+        `updates` bounds the learning steps; 0 only remembers.
+        """
         ...
 
     def state_dict(self) -> dict[str, Any]:

@@ -52,8 +52,8 @@ def search(
 ) -> Study:
     """Searches policies for `task` that meet `budget`, and returns the study of all evaluations.
 
-    The same call again goes on where the study stopped: `trials` counts all of a study's trials. `space` "auto" opens bits
-    only where the budget limits size or bops. `storage` is a journal file's path or a database URL; by default
+    The same call again goes on where the study stopped: `trials` counts all of a study's trials. `space` "auto"
+    opens bits only where the budget limits size or bops. `storage` is a journal file or a database URL; by default
     `runs/<study>.journal`. `progress` shows a bar, or is called with each recorded evaluation.
     """
     limits = Budget.parse(budget) if isinstance(budget, str) else budget
@@ -68,13 +68,14 @@ def search(
         record.note("uniform", _uniform(setting, seed))
     proposer = SEARCHERS.load(searcher)(setting.problem, seed)
     with _watching(progress, record, trials, seconds) as on_trial:
-        loop.run(setting.problem, proposer, setting.evaluator.evaluate, record, trials=trials, seconds=seconds, on_trial=on_trial)
+        evaluate = setting.evaluator.evaluate
+        loop.run(setting.problem, proposer, evaluate, record, trials=trials, seconds=seconds, on_trial=on_trial)
     return record
 
 
 def apply(task: Task | str, policy: Policy) -> nn.Module:
     """The task's model compressed by `policy`, in eval mode; `task.model` is untouched."""
-    found = _checked(task)
+    found = _found(task)
     graph = trace_model(found.model, found.example_inputs)
     return Compressor(graph, found.model, found).compress(policy)
 
@@ -87,7 +88,7 @@ def save(module: nn.Module, directory: str | Path, *, report: Mapping[str, Any] 
 def load(directory: str | Path, factory: Callable[[], nn.Module] | Task | str) -> nn.Module:
     """Reads what `save` wrote; `factory` builds the uncompressed model (its weights do not matter), or is the task."""
     if isinstance(factory, (Task, str)):
-        task = load_task(factory) if isinstance(factory, str) else factory
+        task = _found(factory)
         factory = task.factory or (lambda: copy.deepcopy(task.model))
     return artifact.load(directory, factory)
 
@@ -116,7 +117,7 @@ def cost(module: nn.Module, example_inputs: Tensor | tuple[Tensor, ...]) -> dict
 
 def inspect(task: Task | str) -> ModelFacts:
     """Layers, groups of coupled channels, and what is refused, of a task's model."""
-    found = _checked(task)
+    found = _found(task)
     return trace_model(found.model, found.example_inputs).facts
 
 
@@ -142,11 +143,13 @@ class Setting:
 def prepare(task: Task | str, budget: Budget, space: str | SpaceBuilder, recipe: Recipe | None = None) -> Setting:
     """Traces the model, opens the space and refuses a budget that cannot be met; nothing is scored yet."""
     build = SPACES.load(space) if isinstance(space, str) else space
-    found = _checked(task)
+    found = _found(task)
     graph = trace_model(found.model, found.example_inputs)
     opened = SearchSpace(graph.facts, build(graph.facts), recipe or Recipe())
     if not opened.axes:
-        raise TaskError(f"A search must have something to decide; this space opens nothing in {found.name!r}: try --space joint.")
+        raise TaskError(
+            f"A search must have something to decide; this space opens nothing in {found.name!r}: try --space joint."
+        )
     projector = Projector(opened, budget)
     evaluator = Evaluator(found, Compressor(graph, found.model, found), projector.costing)
     return Setting(found, _portable(task), graph, evaluator, (opened, projector))
@@ -154,7 +157,7 @@ def prepare(task: Task | str, budget: Budget, space: str | SpaceBuilder, recipe:
 
 def evaluator_of(task: Task) -> Evaluator:
     """An evaluator outside a search, for reports."""
-    graph = trace_model(task.model, task.example_inputs)
+    graph = trace_model(task.model, task.example_inputs, verify=False)
     return Evaluator(task, Compressor(graph, task.model, task), Costing(SearchSpace(graph.facts, ())))
 
 
@@ -170,16 +173,12 @@ def space_name(space: str | SpaceBuilder, budget: Budget) -> str:
 
 def study_name(task: str, budget: Budget, space: str, searcher: str, seed: int) -> str:
     """The default name, always the same for the same search, so that a repeated command goes on."""
-    return re.sub(r"[^a-z0-9.]+", "-", f"{task}-{str(budget).replace('<=', '')}-{space}-{searcher}-{seed}".lower()).strip("-")
+    words = f"{task}-{str(budget).replace('<=', '')}-{space}-{searcher}-{seed}"
+    return re.sub(r"[^a-z0-9.]+", "-", words.lower()).strip("-")
 
 
-def _checked(task: Task | str) -> Task:
-    """The task, refused if its model holds a weight that is not finite."""
-    found = load_task(task) if isinstance(task, str) else task
-    for name, tensor in found.model.state_dict().items():
-        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-            raise TaskError(f"A model's weights must be finite; {name} holds NaN or infinity: load the trained weights again.")
-    return found
+def _found(task: Task | str) -> Task:
+    return load_task(task) if isinstance(task, str) else task
 
 
 def _portable(task: Task | str) -> str | None:

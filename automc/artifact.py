@@ -77,9 +77,9 @@ def load(directory: str | Path, factory: Callable[[], nn.Module]) -> nn.Module:
         small = build(graph, model, structure)
         state = _unpack(tensors, metadata)
         small.load_state_dict(state | {alias: state[name] for alias, name in metadata["aliases"].items()})
-    except AutomcError:
+    except ArtifactError:
         raise
-    except (KeyError, RuntimeError, ValueError, TypeError, AttributeError) as error:
+    except (AutomcError, KeyError, RuntimeError, ValueError, TypeError, AttributeError) as error:
         reason = " ".join(str(error).split())[:200]
         raise ArtifactError(f"{path} must fit the model its factory builds; it does not ({reason}): pass the factory it was made with.") from error
     policy = Policy.from_json(files[POLICY].decode())

@@ -1,9 +1,10 @@
 """The command line: automc tasks, inspect, search, pareto, show, apply, evaluate.
 
-An error is one line on standard error and exit status 2; Ctrl-C gives 130, SIGTERM 143. Heavy packages are imported inside the
-commands, so that help and typing errors answer at once.
+An error is one line on standard error and exit status 2; Ctrl-C gives 130, SIGTERM 143. Heavy packages are imported
+inside the commands, so that help and typing errors answer at once.
 """
 
+import os
 import re
 import sys
 from collections.abc import Callable, Sequence
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
-from automc.errors import ArtifactError, AutomcError, StudyError, TaskError
+from automc.errors import AutomcError, StudyError, TaskError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -21,17 +22,16 @@ if TYPE_CHECKING:
 
 app = typer.Typer(
     help="Search, layer by layer, how to compress a PyTorch model within a budget.",
-    no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
 
 TaskArgument = Annotated[str, typer.Argument(metavar="TASK", help="A task's name, or path/to/file.py:attribute.")]
-StudyArgument = Annotated[str, typer.Argument(metavar="STUDY", help="A study's name, its journal file, or a database URL.")]
+StudyArgument = Annotated[str, typer.Argument(metavar="STUDY", help="A study's name, journal file, or database URL.")]
 NameOption = Annotated[str | None, typer.Option("--study", help="Name of the study, where STUDY holds several.")]
 TrialOption = Annotated[str, typer.Option("--trial", help="'best', or a trial's number.")]
-TaskOption = Annotated[str | None, typer.Option("--task", help="The task, where it cannot be found by its recorded name.")]
+TaskOption = Annotated[str | None, typer.Option("--task", help="The task, where its recorded name does not find it.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
@@ -71,12 +71,12 @@ def inspect(task: TaskArgument) -> None:
 def search(
     task: TaskArgument,
     budget: Annotated[str, typer.Option(help='Limits, such as "macs<=50%" or "macs<=60%,size<=1MB".')],
-    space: Annotated[str, typer.Option(help="Which decisions are open; auto: bits only where the budget needs them.")] = "auto",
+    space: Annotated[str, typer.Option(help="Open decisions; auto: bits only where the budget needs them.")] = "auto",
     searcher: Annotated[str, typer.Option(help="What proposes policies.")] = "joint",
     trials: Annotated[int, typer.Option(min=1, help="Trials of the study in all, earlier ones counted.")] = 100,
     time: Annotated[str | None, typer.Option(metavar="DURATION", help="Stop after this long: 90s, 10m, 2h.")] = None,
     seed: Annotated[int, typer.Option(min=0)] = 0,
-    storage: Annotated[str | None, typer.Option(help="Journal file or database URL; default runs/<study>.journal.")] = None,
+    storage: Annotated[str | None, typer.Option(help="Journal file or URL; default runs/<study>.journal.")] = None,
     study: Annotated[str | None, typer.Option(help="Name of the study; default made from the other options.")] = None,
 ) -> None:
     """Search policies within a budget; the same command again goes on where it stopped."""
@@ -86,19 +86,29 @@ def search(
     SEARCHERS.check(searcher)
     if space != "auto":
         SPACES.check(space)
-    if ":" not in task:
+    if ":" not in task and not task.endswith(".py"):
         TASKS.check(task)
     from automc import api
 
     begun: list[Study] = []
     try:
         found = api.search(
-            task, budget=budget, space=space, searcher=searcher, trials=trials, seconds=seconds, seed=seed,
-            storage=storage, study=study, progress=True, on_start=lambda s: _announce(s, begun, trials),
+            task,
+            budget=budget,
+            space=space,
+            searcher=searcher,
+            trials=trials,
+            seconds=seconds,
+            seed=seed,
+            storage=storage,
+            study=study,
+            progress=True,
+            on_start=lambda s: _announce(s, begun, trials),
         )
     except (KeyboardInterrupt, SystemExit):
         if begun:
-            _say(f"Stopped; {len(begun[0].evaluations)} trials are kept in {begun[0].storage}: the same command goes on.")
+            kept = len(begun[0].evaluations)
+            _say(f"Stopped; {kept} trials are kept in {begun[0].storage}: the same command goes on.")
         raise
     _conclude(found)
 
@@ -137,7 +147,8 @@ def show(study: StudyArgument, trial: TrialOption = "best", name: NameOption = N
         _print_json(text.as_json(chosen))
         return
     dense = found.meta["dense"]
-    print(f"trial {chosen.number} ({chosen.state}), proposed by {chosen.proposer or 'unknown'} {chosen.reason}".rstrip())
+    by = chosen.proposer or "unknown"
+    print(f"trial {chosen.number} ({chosen.state}), proposed by {by} {chosen.reason}".rstrip())
     print(f"score {text.score(chosen.score)}, dense {text.score(dense['score'])}")
     print(text.costs_line(chosen, dense["costs"], tuple(n for n, _ in chosen.costs)))
     for table in decisions.tables(chosen.policy):
@@ -157,9 +168,10 @@ def apply(
     chosen = found.trial(trial)
     from automc import api
     from automc.report import summary
+    from automc.tasks import load_task
 
     reference = _reference(task or found.meta.get("task"))
-    loaded = api.load_task(reference)
+    loaded = load_task(reference)
     small = api.apply(loaded, chosen.policy)
     origin = {"reference": reference, "study": found.name, "trial": chosen.number, "validation_score": chosen.score}
     report = summary.report(loaded, small, origin)
@@ -180,11 +192,12 @@ def evaluate(
     saved = artifact.read_report(directory)
     reference = _reference(task or saved.get("reference"))
     from automc import api
-    from automc.report import text
+    from automc.report import summary, text
+    from automc.tasks import load_task
 
-    loaded = api.load_task(reference)
+    loaded = load_task(reference)
     module = api.load(directory, loaded)
-    split = "test" if loaded.test else "validation"
+    split = summary.split_of(loaded)
     score = api.evaluator_of(loaded).score(module, split)
     before = saved.get("compressed", {}).get("score")
     print(f"score on {split}: {text.score(score)} (when saved: {text.score(before)})")
@@ -194,31 +207,38 @@ def evaluate(
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Runs the command line and exits: 0, or 2 with one line on standard error."""
-    sys.exit(_guarded(lambda: app(args=arguments, prog_name="automc", standalone_mode=False)))
+    given = list(sys.argv[1:] if arguments is None else arguments) or ["--help"]
+    sys.exit(_guarded(lambda: app(args=given, prog_name="automc", standalone_mode=False)))
 
 
 def _guarded(run: Callable[[], Any]) -> int:
+    """The exit status of a command, every exception told in one line; AUTOMC_DEBUG=1 shows where it came from."""
     try:
         status = run()
-    except AutomcError as error:
-        return _fail(error)
+    except Exception as error:
+        if type(error).__name__ == "Abort":  # what older typer makes of Ctrl-C
+            return 130
+        if os.environ.get("AUTOMC_DEBUG"):
+            raise
+        _say("error: " + " ".join(_explain(error).split()))
+        return 2
     except KeyboardInterrupt:
         return 130
-    except OSError as error:
-        return _fail(f"{error.filename or 'A file'} must be usable; the system says {error.strerror or error}: mend that.")
-    except MemoryError:
-        return _fail("Memory must suffice; it did not: use smaller batches or a smaller recipe.")
-    except Exception as error:
-        message = getattr(error, "format_message", None)  # typer's own errors, whichever click it carries
-        if message is None:
-            raise
-        return _fail(message() or "A command is needed: see automc --help.")
     return status if isinstance(status, int) else 0
 
 
-def _fail(message: object) -> int:
-    _say("error: " + " ".join(str(message).split()))
-    return 2
+def _explain(error: Exception) -> str:
+    if isinstance(error, AutomcError):
+        return str(error)
+    if hasattr(error, "format_message"):  # typer's own errors, whichever click it carries
+        return str(error.format_message())
+    if isinstance(error, OSError):
+        said = error.strerror or error
+        return f"{error.filename or 'A file'} must be usable; the system says {said}: mend that and repeat the command."
+    if isinstance(error, MemoryError):
+        return "Memory must suffice; it did not: use smaller batches, or close other programs."
+    said = f"{type(error).__name__}: {error}"
+    return f"A command must finish; this one stopped with {said}: set AUTOMC_DEBUG=1 to see where."
 
 
 def _say(line: str) -> None:
@@ -238,7 +258,8 @@ def open_study(reference: str, name: str | None) -> "Study":
     """A study by name (in `runs/`), journal path, or URL."""
     named = Path("runs") / f"{reference}.journal"
     if "://" not in reference and not Path(reference).is_file() and not named.is_file():
-        raise StudyError(f"A study must exist; {reference!r} is no file, and {named} is not there: {_near_study(reference)}")
+        hint = _near_study(reference)
+        raise StudyError(f"A study must exist; {reference!r} is no file, and {named} is not there: {hint}")
     from automc.study import Study
 
     direct = "://" in reference or Path(reference).is_file()
@@ -264,14 +285,15 @@ def _check_costs(study: "Study", costs: Sequence[str]) -> None:
 
 def _reference(found: str | None) -> str:
     if not found:
-        raise TaskError("A task must be known by a reference; this one was given as an object: add --task file.py:attribute.")
+        raise TaskError("A task must be known by a reference; this one was an object: add --task file.py:attribute.")
     return found
 
 
 def _announce(study: "Study", begun: list["Study"], trials: int) -> None:
     begun.append(study)
     done = len(study.evaluations)
-    _say(f"study {study.name} in {study.storage}: " + (f"going on after {done} of {trials} trials" if done else f"{trials} trials"))
+    plan = f"going on after {done} of {trials} trials" if done else f"{trials} trials"
+    _say(f"study {study.name} in {study.storage}: {plan}")
 
 
 def _conclude(study: "Study") -> None:
@@ -283,7 +305,8 @@ def _conclude(study: "Study") -> None:
     best = study.best
     costs = text.costs_line(best, dense["costs"], study.costs)
     print(f"best: trial {best.number}, score {text.score(best.score)} (dense {text.score(dense['score'])}) at {costs}")
-    reference = study.name if Path("runs", f"{study.name}.journal") == Path(study.storage) else f"{study.storage} --study {study.name}"
+    usual = Path("runs", f"{study.name}.journal") == Path(study.storage)
+    reference = study.name if usual else f"{study.storage} --study {study.name}"
     print(f"results: {study.storage}\nnext:\n  automc pareto {reference} --html front.html\n  automc show {reference}")
     print(f"  automc apply {reference} --out compressed/\n  optuna-dashboard {study.storage}")
 

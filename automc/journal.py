@@ -47,7 +47,10 @@ class Journal(JournalFileBackend):
 
 
 def open_storage(path: Path, *, writing: bool) -> JournalStorage:
-    """The storage in a journal file, which is repaired first if that is needed to read it, or to write to it."""
+    """The storage in a journal file, which is repaired first if that is needed to read it, or to write to it.
+
+    Whoever opens it for writing must own it by `exclusive`.
+    """
     if path.is_file():
         _refuse_other_kinds(path)
         if writing and not _ends_well(path):
@@ -55,7 +58,8 @@ def open_storage(path: Path, *, writing: bool) -> JournalStorage:
     try:
         return JournalStorage(Journal(path))
     except BROKEN:
-        repair(path)
+        with contextlib.nullcontext() if writing else exclusive(path):
+            repair(path)
         return JournalStorage(Journal(path))
 
 
@@ -83,8 +87,11 @@ def exclusive(path: Path) -> Iterator[None]:
     The owner file is locked by the kernel, so it falls free with its process. Content in it that nobody holds means the
     owner was killed; the append lock it may have left is then nobody's.
     """
-    import fcntl  # not on Windows, where only the command-line search needs it
-
+    try:
+        import fcntl
+    except ImportError:  # Windows has no such lock, and its searches must look after themselves
+        yield
+        return
     owner = path.with_name(f".{path.name}.owner")
     descriptor = os.open(owner, os.O_RDWR | os.O_CREAT, 0o644)
     try:

@@ -47,7 +47,12 @@ class _Loop:
     """The state of one run."""
 
     def __init__(
-        self, problem: Problem, searcher: Searcher, executor: Executor, study: Study, signals: "_Signals",
+        self,
+        problem: Problem,
+        searcher: Searcher,
+        executor: Executor,
+        study: Study,
+        signals: "_Signals",
         on_trial: OnTrial | None,
     ) -> None:
         self.problem, self.searcher, self.executor, self.study = problem, searcher, executor, study
@@ -72,7 +77,7 @@ class _Loop:
 
     def _ask(self) -> None:
         policy = self.searcher.ask()
-        proposer = str(getattr(self.searcher, "proposer", ""))
+        proposer = str(getattr(self.searcher, "proposer", self.study.meta.get("searcher", "")))
         if policy.digest not in self.known and all(policy != p for p, _ in self.asked):
             self.executor.submit(policy)
         self.asked.append((policy, proposer))

@@ -49,9 +49,9 @@ class Recipe:
     """Least-squares refit of the kept weights: none, each layer by itself, or in forward order."""
     batchnorm: Literal["keep", "reestimate"] = "reestimate"
     """Whether batch-norm statistics that the refit leaves in place are estimated anew."""
-    images: int = 2048
+    images: int = 1024
     """Calibration samples used, at most."""
-    rows: int = 32768
+    rows: int = 16384
     """Sampled positions per layer used by the refit, at most."""
     ridge: float = 1e-3
     """Ridge of the refit, relative to the mean of the Gram matrix's diagonal."""

@@ -112,14 +112,14 @@ class Projector:
     def project(self, levels: IntArray, *, fill: bool = False) -> IntArray:
         """The feasible point nearest below `levels` on the line to the smallest one, its slack then spent.
 
-        A feasible point stays as it is, unless `fill` asks to spend what is left of the budget by rising towards
-        the dense model. Criteria are never changed.
+        A feasible point stays as it is. `fill` spends what is left of the budget by rising towards the dense model.
+        Criteria are never changed.
         """
         if self.feasible(levels):
-            goal = np.where(self.space.ordered, self.space.largest, levels)
-            return self._rise(levels, goal) if fill else levels.copy()
-        floor = np.where(self.space.ordered, 0, levels)
-        return self._rise(floor, levels)
+            point = levels.copy()
+        else:
+            point = self._rise(np.where(self.space.ordered, 0, levels), levels)
+        return self._rise(point, np.where(self.space.ordered, self.space.largest, levels)) if fill else point
 
     def highest(self, levels: IntArray, axis: int) -> int:
         """The highest feasible level of one axis while all others stay; `levels` must be feasible at its level 0."""

@@ -91,6 +91,7 @@ SEARCHERS = Registry(
         "uniform": "automc.searchers.baselines:uniform_searcher",
         "tpe": "automc.searchers.optuna_search:tpe",
         "nsga2": "automc.searchers.optuna_search:nsga2",
+        "evolution": "automc.searchers.evolution:evolution",
         "knapsack": "automc.searchers.knapsack:knapsack",
         "amc": "automc.searchers.rl:amc",
         "joint": "automc.searchers.joint:joint",

@@ -15,11 +15,12 @@ from pathlib import Path
 from typing import Any
 
 import optuna
-from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.storages import BaseStorage
+from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from automc import journal, pareto
+from automc.distributions import distributions
 from automc.errors import AutomcError, StudyError
 from automc.evaluation import Evaluation
 from automc.space import Axis, Value
@@ -39,27 +40,23 @@ class Study:
         self.storage = storage
         """Path of the journal file, or URL."""
         self.axes = tuple(axes)
+        self._owning = False
+        self._ranges = distributions(self.axes)
         self.refresh()
 
     @classmethod
     def create(cls, storage: str | Path | None, name: str, meta: Mapping[str, Any], axes: Sequence[Axis]) -> "Study":
         """The study of that name, made if it is new; `meta` says what is searched and must fit what is there.
 
-        `meta` holds at least fingerprint, budget, recipe, and limits (absolute, by cost); a study of another model, budget,
-        space or recipe raises StudyError.
+        `meta` holds at least fingerprint, budget, recipe, and limits (absolute, by cost); a study of another model,
+        budget, space or recipe raises StudyError.
         """
         where = str(storage) if storage is not None else str(default_path(name))
         meta = json.loads(json.dumps({**meta, "axes": [[a.place, a.kind, a.field, a.values] for a in axes]}))
-        with _readable_errors(where), _quiet():
-            found = optuna.create_study(
-                storage=_storage(where, create=True),
-                study_name=name,
-                directions=["maximize", *("minimize" for _ in meta["limits"])],
-                load_if_exists=True,
-            )
-            known = found.user_attrs
-            if _RESERVED in known:
-                _check_same(known, meta, name, where)
+        with _readable_errors(where), _quiet(), _owned(where):
+            found = _found_or_made(_storage(where, create=True), name, len(meta["limits"]))
+            if _RESERVED in found.user_attrs:
+                _check_same(found.user_attrs, meta, name, where)
             else:
                 _describe(found, meta)
         return cls(found, where, axes)
@@ -72,7 +69,7 @@ class Study:
             backend = _storage(where, create=False)
             found = optuna.load_study(study_name=name or _only_name(backend, where), storage=backend)
             if _RESERVED not in found.user_attrs:
-                raise StudyError(f"A study must come from automc; {found.study_name!r} in {where} does not: name another.")
+                raise StudyError(f"A study must be automc's; {found.study_name!r} in {where} is not: name another.")
             axes = [Axis(place, kind, field, tuple(v)) for place, kind, field, v in found.user_attrs["axes"]]
         return cls(found, where, axes)
 
@@ -107,7 +104,8 @@ class Study:
         if not feasible:
             failed = [e.reason for e in self._evaluations if e.reason]
             why = f"the last one failed with: {failed[-1]}" if failed else "search some trials first."
-            raise StudyError(f"A best trial must be feasible; none of {len(self._evaluations)} in {self.name!r} is: {why}")
+            count = len(self._evaluations)
+            raise StudyError(f"A best trial must be feasible; none of {count} in {self.name!r} is: {why}")
         return min(feasible, key=lambda e: (-(e.score or 0.0), *(e.cost(c) for c in self.costs), e.number))
 
     def trial(self, which: str | int = "best") -> Evaluation:
@@ -118,17 +116,19 @@ class Study:
             if str(evaluation.number) == str(which):
                 return evaluation
         last = max((e.number for e in self._evaluations), default=-1)
-        raise StudyError(f"A trial must be 'best' or a number from 0 to {last}; {which!r} is neither: see `automc pareto`.")
+        raise StudyError(
+            f"A trial must be 'best' or a number from 0 to {last}; {which!r} is neither: see `automc pareto`."
+        )
 
     def pareto(self, costs: Sequence[str] | None = None) -> list[Evaluation]:
-        """The feasible evaluations no other beats in score and every cost (default: the limited ones), cheapest first."""
+        """The feasible evaluations no other beats in score and costs (by default the limited ones), cheapest first."""
         return pareto.front(self._evaluations, self.costs if costs is None else tuple(costs))
 
     def record(self, evaluation: Evaluation) -> Evaluation:
         """Appends a finished evaluation, durably, and returns it with its number; each one can be recorded once."""
         if evaluation.number >= 0:
-            raise StudyError(f"An evaluation must be recorded once; this one is trial {evaluation.number} already: drop it.")
-        with _readable_errors(self.storage):
+            raise StudyError(f"An evaluation is recorded once; this one is trial {evaluation.number} already: drop it.")
+        with _readable_errors(self.storage), self._owned():
             self.optuna.add_trial(self._frozen(evaluation))
         recorded = replace(evaluation, number=self._count)
         self._count += 1
@@ -137,23 +137,32 @@ class Study:
 
     def note(self, key: str, value: Any) -> None:
         """Adds a fact about the whole study, such as the uniform baseline."""
-        with _readable_errors(self.storage):
+        with _readable_errors(self.storage), self._owned():
             self.optuna.set_user_attr(key, value)
         self._meta = {**self._meta, key: value}
 
     @contextlib.contextmanager
     def exclusive(self) -> Iterator[None]:
         """While a search writes, no other search may; what was written meanwhile is read first."""
-        path = _file(self.storage)
-        with contextlib.ExitStack() as stack:
-            if path is not None:
-                with _readable_errors(self.storage):
-                    stack.enter_context(journal.exclusive(path))
+        with self._owned():
             self.refresh()
             yield
 
+    @contextlib.contextmanager
+    def _owned(self) -> Iterator[None]:
+        """Owns the storage's file, unless this study does so already."""
+        if self._owning:
+            yield
+            return
+        with _owned(self.storage):
+            self._owning = True
+            try:
+                yield
+            finally:
+                self._owning = False
+
     def _frozen(self, evaluation: Evaluation) -> FrozenTrial:
-        params, distributions = _parameters(evaluation, self.axes)
+        params = _parameters(evaluation, self.axes)
         costs, limits = dict(evaluation.costs), self._meta["limits"]
         over = {c: costs[c] / bound - 1.0 for c, bound in limits.items() if math.isfinite(costs.get(c, math.nan))}
         failed = evaluation.state == "failed" or len(over) < len(limits)
@@ -162,7 +171,7 @@ class Study:
             state=TrialState.FAIL if failed else TrialState.COMPLETE,
             values=None if failed else [score, *(costs[c] for c in limits)],
             params=params,
-            distributions=distributions,
+            distributions={**self._ranges},
             user_attrs=json.loads(evaluation.to_json()),
             system_attrs={"constraints": list(over.values())},  # where optuna-dashboard 0.21 looks for them
             constraints=over,
@@ -174,24 +183,22 @@ def default_path(name: str) -> Path:
     return Path("runs") / f"{name}.journal"
 
 
-def _parameters(evaluation: Evaluation, axes: Sequence[Axis]) -> tuple[dict[str, Value], dict[str, BaseDistribution]]:
-    """The decisions by axis, as people read them, and their ranges."""
+def _parameters(evaluation: Evaluation, axes: Sequence[Axis]) -> dict[str, Value]:
+    """The decisions by axis, as people read them."""
     decided = {"group": dict(evaluation.policy.groups), "layer": dict(evaluation.policy.layers)}
     defaults = {"group": evaluation.policy.group(""), "layer": evaluation.policy.layer("")}
     params: dict[str, Value] = {}
     for axis in axes:
         decision = decided[axis.kind].get(axis.place, defaults[axis.kind])  # type: ignore[attr-defined]
         params[axis.key] = axis.values[axis.level(getattr(decision, axis.field))]
-    return params, {a.key: _distribution(a) for a in axes}
+    return params
 
 
-def _distribution(axis: Axis) -> BaseDistribution:
-    if isinstance(axis.values[0], str):
-        return CategoricalDistribution(axis.values)
-    numbers = [float(v) for v in axis.values]
-    if all(isinstance(v, int) for v in axis.values):
-        return IntDistribution(int(min(numbers)), int(max(numbers)))
-    return FloatDistribution(min(numbers), max(numbers))
+def _found_or_made(storage: BaseStorage, name: str, costs: int) -> optuna.Study:
+    if name in optuna.get_all_study_names(storage):
+        return optuna.load_study(study_name=name, storage=storage)
+    directions = [StudyDirection.MAXIMIZE, *[StudyDirection.MINIMIZE] * costs]
+    return optuna.create_study(storage=storage, study_name=name, directions=directions)
 
 
 def _describe(study: optuna.Study, meta: Mapping[str, Any]) -> None:
@@ -207,9 +214,10 @@ def _describe(study: optuna.Study, meta: Mapping[str, Any]) -> None:
 def _check_same(known: Mapping[str, Any], meta: Mapping[str, Any], name: str, where: str) -> None:
     for key in _SETTLED:
         if known.get(key) != meta.get(key):
-            what = "space" if key == "axes" else key
-            was, now = ("other decisions", "these") if key == "axes" else (_short(known.get(key)), _short(meta.get(key)))
-            what = "model" if key == "fingerprint" else what
+            what = {"axes": "space", "fingerprint": "model"}.get(key, key)
+            was, now = _short(known.get(key)), _short(meta.get(key))
+            if key == "axes":
+                was, now = "other decisions", "these"
             raise StudyError(
                 f"A search must go on with the {what} it began with; study {name!r} in {where} has {was}, given {now}: "
                 "repeat the first command, or give another --study name."
@@ -225,11 +233,23 @@ def _storage(where: str, *, create: bool) -> BaseStorage:
     path = _file(where)
     if path is not None and not create and not path.is_file():
         raise StudyError(f"A study must exist; there is no {path}: run `automc search` first, or give its path.")
-    if path is not None:
-        path.parent.mkdir(parents=True, exist_ok=True)
     if "://" in where:
         return _database(where)
     return journal.open_storage(Path(where), writing=create)
+
+
+@contextlib.contextmanager
+def _owned(where: str) -> Iterator[None]:
+    """Keeps other searches from the file behind a storage; a server looks after itself."""
+    path = _file(where)
+    if path is None:
+        yield
+        return
+    with contextlib.ExitStack() as stack:
+        with _readable_errors(where):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(journal.exclusive(path))
+        yield
 
 
 def _database(url: str) -> BaseStorage:
@@ -295,4 +315,6 @@ def _readable_errors(where: str) -> Iterator[None]:
         raise StudyError(f"A study must exist; {where} has none of that name: see its names with --study.") from error
     except (SQLAlchemyError, optuna.exceptions.OptunaError, ImportError, *journal.BROKEN) as error:
         text = " ".join(str(error.__cause__ or error).split())[:200]
-        raise StudyError(f"{where} must be a study's storage; it cannot be used ({text}): give a journal file or a URL.") from error
+        raise StudyError(
+            f"{where} must be a study's storage; it cannot be used ({text}): give a journal file or a URL."
+        ) from error

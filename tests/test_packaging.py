@@ -45,6 +45,12 @@ def test_the_wheel_holds_every_python_file_of_the_checkout(wheel):
     assert packed == wanted
 
 
+def test_every_listed_package_has_an_init_file(wheel):
+    packed = set(zipfile.ZipFile(wheel).namelist())
+    listed = [name.replace(".", "/") for name in CONFIG["tool"]["setuptools"]["packages"]]
+    assert [name for name in listed if f"{name}/__init__.py" not in packed] == []
+
+
 def test_every_module_imports_from_the_wheel_outside_the_checkout(wheel, tmp_path):
     target = tmp_path / "site"
     zipfile.ZipFile(wheel).extractall(target)
@@ -63,7 +69,7 @@ def test_every_module_imports_from_the_wheel_outside_the_checkout(wheel, tmp_pat
             "import automc",
             "for name in automc.__all__:",
             "    getattr(automc, name)",
-            "assert all(m.__file__.startswith(sys.path[0]) for n, m in list(sys.modules.items())",
+            "assert all((m.__file__ or m.__path__[0]).startswith(sys.path[0]) for n, m in list(sys.modules.items())",
             "           if n.partition('.')[0] == 'automc'), 'imported from elsewhere'",
             "assert 'agents' not in sys.modules and 'search_spaces' not in sys.modules",
         ]

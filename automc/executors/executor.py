@@ -22,5 +22,5 @@ class Executor(Protocol):
         ...
 
     def next(self) -> Evaluation:
-        """Waits for the oldest policy in flight; a candidate that went wrong is a failed evaluation, not an exception."""
+        """Waits for the oldest policy in flight; one that went wrong is a failed evaluation, never an exception."""
         ...

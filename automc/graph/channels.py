@@ -83,16 +83,16 @@ class Classes:
 
     def union(self, first: IntArray, second: IntArray | int) -> None:
         """Makes first[i] and second[i] the same class."""
-        first, second = np.broadcast_arrays(first, np.asarray(second, dtype=np.int64))
-        first, second = first.ravel(), second.ravel()
+        sides = np.broadcast_arrays(first, np.asarray(second, dtype=np.int64))
+        left, right = sides[0].ravel(), sides[1].ravel()
         while True:
-            a, b = self.roots(first), self.roots(second)
+            a, b = self.roots(left), self.roots(right)
             open_ = a != b
             if not open_.any():
                 return
             low, high = np.minimum(a, b)[open_], np.maximum(a, b)[open_]
             np.minimum.at(self._parent, high, low)
-            first, second = first[open_], second[open_]  # of several lows for one high only the smallest was taken
+            left, right = left[open_], right[open_]  # of several lows for one high only the smallest was taken
 
     def pin(self, ids: IntArray) -> None:
         """Takes these channels out of the search."""
@@ -119,12 +119,12 @@ class Classes:
         if not varying:
             self.pin(full.reshape(-1)[:1].numpy())
             return Lane.fixed(shape)
-        dim = max(varying, key=lambda d: (_line(full, d).unique().numel(), d))
+        dim = max(varying, key=lambda d: (len(np.unique(_line(full, d).numpy())), d))
         line = _line(full, dim).clone().numpy()
         lane = Lane(shape, dim, line)
         if len(varying) > 1:
-            pairs = torch.stack([full.reshape(-1), lane.spread(line).reshape(-1)]).unique(dim=1).numpy()
-            self.union(pairs[0], pairs[1])
+            pairs = torch.stack([full.reshape(-1), lane.spread(line).reshape(-1)]).numpy()
+            self.union(*np.unique(pairs, axis=1))
         return lane
 
     def join(self, lanes: Sequence[Lane], shape: Sequence[int]) -> tuple[Lane, bool]:

@@ -35,7 +35,7 @@ def fingerprint(model: nn.Module) -> str:
     for name, tensor in sorted(model.state_dict().items()):
         if isinstance(tensor, Tensor):
             digest.update(f"\0{name}\0{tensor.dtype}\0{tuple(tensor.shape)}\0".encode())
-            digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+            digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
 
 
@@ -96,9 +96,10 @@ def parameter_facts(model: nn.Module, groups: Sequence[Group]) -> tuple[Paramete
 
 def other_tensors(model: nn.Module, layers: Sequence[LayerFacts]) -> tuple[str, ...]:
     """State tensors that belong to no layer."""
-    held = {f"{layer.name}.{leaf}" for layer in layers for leaf in ("weight", "bias")}
-    held.update(path for layer in layers for path in layer.tied)
-    return tuple(name for name in model.state_dict() if name not in held)
+    modules = [model.get_submodule(layer.name) for layer in layers]
+    held = {id(parameter) for module in modules for parameter in module.parameters(recurse=False)}
+    owned = {name for name, p in model.named_parameters(remove_duplicate=False) if id(p) in held}
+    return tuple(name for name in model.state_dict() if name not in owned)
 
 
 def buffer_bytes(model: nn.Module) -> int:
@@ -130,7 +131,7 @@ def _hook(seen: dict[str, Seen], name: str, batch: int) -> Callable[[nn.Module, 
     def note(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
         record = seen.setdefault(name, Seen())
         linear = isinstance(module, nn.Linear)
-        record.positions += output.numel() // (batch * output.shape[-1 if linear else 1])
+        record.positions += max(1, output.numel() // (batch * output.shape[-1 if linear else 1]))
         if not record.calls:
             record.input_size = tuple(args[0].shape[1:-1] if linear else args[0].shape[2:])
         record.calls += 1

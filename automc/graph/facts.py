@@ -154,11 +154,15 @@ class ModelFacts:
         for layer in self.layers:
             if layer.name == name:
                 return layer
-        raise GraphError(f"A layer must be one of the model's {len(self.layers)}; {name!r} is none: see `automc inspect`.")
+        raise GraphError(
+            f"A layer must be one of the model's {len(self.layers)}; {name!r} is none: see `automc inspect`."
+        )
 
     def group(self, name: str) -> Group:
         """One group by name; GraphError for an unknown one."""
         for group in self.groups:
             if group.name == name:
                 return group
-        raise GraphError(f"A group must be one of the model's {len(self.groups)}; {name!r} is none: see `automc inspect`.")
+        raise GraphError(
+            f"A group must be one of the model's {len(self.groups)}; {name!r} is none: see `automc inspect`."
+        )

@@ -1,4 +1,7 @@
-"""From channel classes to groups: a unit is one class, a group is all units that touch the same sides of the same layers."""
+"""From channel classes to groups.
+
+A unit is one class; a group is all units that touch the same sides of the same layers.
+"""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass

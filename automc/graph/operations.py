@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from automc.graph.channels import Classes, Lane, Lanes, leaves
 
 
-class Unfollowable(Exception):
+class UnfollowableError(Exception):
     """Raised by a rule that cannot say what becomes of the channels; the message is the reason."""
 
 
@@ -37,7 +37,7 @@ class Call:
     def lane(self) -> Lane:
         """The first argument's lane."""
         if not self.args or not isinstance(self.args[0], Lane):
-            raise Unfollowable("its input is no single tensor")
+            raise UnfollowableError("its input is no single tensor")
         return self.args[0]
 
     def lanes(self) -> list[Lane]:
@@ -78,8 +78,10 @@ def move(classes: Classes, call: Call) -> Lanes:
     if not any(lane.dim is not None and classes.free(lane) for lane in call.lanes()):
         return refuse(classes, call)
     if call.name == "getitem" and len(call.lanes()) > 1:
-        raise Unfollowable("it picks positions by a tensor")
-    args, kwargs = fx.node.map_aggregate((call.args, call.kwargs), lambda x: classes.full(x) if isinstance(x, Lane) else x)
+        raise UnfollowableError("it picks positions by a tensor")
+    args, kwargs = fx.node.map_aggregate(
+        (call.args, call.kwargs), lambda x: classes.full(x).contiguous() if isinstance(x, Lane) else x
+    )
     return _read(classes, call.run(*args, **kwargs))
 
 
@@ -95,7 +97,7 @@ def same(classes: Classes, call: Call) -> Lanes:
         return fixed(call.result) if not call.lanes() else refuse(classes, call)
     lane, fits = classes.join(call.lanes(), call.result.shape)
     if not fits:
-        raise Unfollowable("its operands have their channels in different dimensions")
+        raise UnfollowableError("its operands have their channels in different dimensions")
     return lane
 
 
@@ -137,7 +139,7 @@ def pad(classes: Classes, call: Call) -> Lanes:
     if (before, after) == (0, 0):
         return Lane(shape, lane.dim, lane.ids)
     if call.option(2, "mode", default="constant") != "constant" or min(before, after) < 0:
-        raise Unfollowable("it pads channels with other than new constant ones")
+        raise UnfollowableError("it pads channels with other than new constant ones")
     ids = np.concatenate([classes.fresh(before), lane.ids, classes.fresh(after)])
     return Lane(shape, lane.dim, ids)
 
@@ -148,11 +150,11 @@ def spatial(classes: Classes, call: Call) -> Lanes:
     lane = call.lane()
     count = digits[-1] if digits else len(lane.shape) - 2
     if len(lane.shape) != count + 2 or not isinstance(call.result, Tensor):
-        raise Unfollowable("only batched input without returned indices is followed")
+        raise UnfollowableError("only batched input without returned indices is followed")
     if lane.dim is None:
         return Lane.fixed(call.result.shape)
     if lane.dim != 1:
-        raise Unfollowable("the channels lie in another dimension than 1")
+        raise UnfollowableError("the channels lie in another dimension than 1")
     return Lane(tuple(call.result.shape), 1, lane.ids)
 
 
@@ -167,7 +169,7 @@ def reduce(classes: Classes, call: Call) -> Lanes:
     if lane.dim is None:
         return fixed(call.result)
     if lane.dim in gone:
-        raise Unfollowable("it mixes channels")
+        raise UnfollowableError("it mixes channels")
     value = call.result if isinstance(call.result, Tensor) else call.result[0]
     kept = lane.dim if value.dim() == count else lane.dim - sum(d < lane.dim for d in gone)
     result = Lane(tuple(value.shape), kept, lane.ids)
@@ -182,7 +184,7 @@ def along(classes: Classes, call: Call) -> Lanes:
     if lane.dim is None:
         return Lane.fixed(lane.shape)
     if not isinstance(dim, int) or dim % len(lane.shape) == lane.dim:
-        raise Unfollowable("it mixes channels")
+        raise UnfollowableError("it mixes channels")
     return lane
 
 
@@ -209,7 +211,8 @@ RULES: dict[str, Rule] = {
     **_named(pad, "pad"),
     **_named(spatial, """
         max_pool1d max_pool2d max_pool3d avg_pool1d avg_pool2d avg_pool3d lp_pool1d lp_pool2d interpolate upsample
-        adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d adaptive_max_pool1d adaptive_max_pool2d adaptive_max_pool3d
+        adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d adaptive_max_pool1d adaptive_max_pool2d
+        adaptive_max_pool3d
         """),
     **_named(reduce, "mean sum amax amin max min std var logsumexp"),
     **_named(along, "softmax log_softmax normalize softmin cumsum"),
@@ -217,23 +220,29 @@ RULES: dict[str, Rule] = {
 }  # fmt: skip
 
 _SAME_MODULES = """
-    ReLU ReLU6 LeakyReLU ELU SELU CELU GELU SiLU Mish Hardswish Hardsigmoid Hardtanh Sigmoid Tanh Softplus Softsign LogSigmoid
-    Tanhshrink Hardshrink Softshrink Threshold RReLU Dropout Dropout1d Dropout2d Dropout3d AlphaDropout FeatureAlphaDropout Identity
+    ReLU ReLU6 LeakyReLU ELU SELU CELU GELU SiLU Mish Hardswish Hardsigmoid Hardtanh Sigmoid Tanh Softplus Softsign
+    LogSigmoid Tanhshrink Hardshrink Softshrink Threshold RReLU Dropout Dropout1d Dropout2d Dropout3d AlphaDropout
+    FeatureAlphaDropout Identity
     """
 _SPATIAL_MODULES = """
     MaxPool1d MaxPool2d MaxPool3d AvgPool1d AvgPool2d AvgPool3d LPPool1d LPPool2d AdaptiveAvgPool1d AdaptiveAvgPool2d
-    AdaptiveAvgPool3d AdaptiveMaxPool1d AdaptiveMaxPool2d AdaptiveMaxPool3d UpsamplingNearest2d UpsamplingBilinear2d Upsample
-    ReflectionPad1d ReflectionPad2d ReflectionPad3d ReplicationPad1d ReplicationPad2d ReplicationPad3d ZeroPad1d ZeroPad2d
-    ZeroPad3d ConstantPad1d ConstantPad2d ConstantPad3d CircularPad1d CircularPad2d CircularPad3d
+    AdaptiveAvgPool3d AdaptiveMaxPool1d AdaptiveMaxPool2d AdaptiveMaxPool3d UpsamplingNearest2d UpsamplingBilinear2d
+    Upsample ReflectionPad1d ReflectionPad2d ReflectionPad3d ReplicationPad1d ReplicationPad2d ReplicationPad3d
+    ZeroPad1d ZeroPad2d ZeroPad3d ConstantPad1d ConstantPad2d ConstantPad3d CircularPad1d CircularPad2d CircularPad3d
     """
 MODULE_RULES: dict[type[nn.Module], Rule] = {
     **{getattr(nn, name): same for name in _SAME_MODULES.split()},
     **{getattr(nn, name): spatial for name in _SPATIAL_MODULES.split()},
-    **{kind: move for kind in (nn.Flatten, nn.PixelShuffle, nn.PixelUnshuffle, nn.ChannelShuffle)},
+    **dict.fromkeys((nn.Flatten, nn.PixelShuffle, nn.PixelUnshuffle, nn.ChannelShuffle), move),
 }
 
 # Public names come first, so that torch.relu and F.relu both read "relu" whatever their __name__ says.
-_FUNCTIONS = {id(value): name for space in (operator, F, torch) for name, value in vars(space).items() if callable(value) and not name.startswith("__")}
+_FUNCTIONS = {
+    id(value): name
+    for space in (operator, F, torch)
+    for name, value in vars(space).items()
+    if callable(value) and not name.startswith("__")
+}
 
 
 def operation_name(node: fx.Node) -> str | None:

@@ -3,6 +3,7 @@
 The real forward runs in eval mode on a small batch, so Python's own shape arithmetic (x.size(0) // 2) is simply real.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,10 +11,20 @@ import numpy as np
 import torch
 from torch import Tensor, fx, nn
 
-from automc.graph.channels import Classes, Lane, Lanes
+from automc.graph.channels import Classes, Lane, Lanes, leaves
 from automc.graph.facts import IntArray, Refusal
 from automc.graph.holders import Holders, Layer, Norm, as_layer, as_norm
-from automc.graph.operations import MODULE_RULES, Call, Rule, Unfollowable, any_free, fixed, operation_name, refuse, rule_for
+from automc.graph.operations import (
+    MODULE_RULES,
+    Call,
+    Rule,
+    UnfollowableError,
+    any_free,
+    fixed,
+    operation_name,
+    refuse,
+    rule_for,
+)
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -39,6 +50,7 @@ class Follower(fx.Interpreter):
         classes = Classes()
         self.seen = Propagation({}, {}, Holders(model, classes), classes, [])
         self._classes, self._holders = classes, self.seen.holders
+        self._constants: set[fx.Node] = set()
         self._names = {id(m): name for name, m in model.named_modules()}
 
     def follow(self, inputs: tuple[Tensor, ...]) -> Propagation:
@@ -62,11 +74,17 @@ class Follower(fx.Interpreter):
         else:
             lanes = refuse(self._classes, call)  # inputs and outputs are never offered
         self.seen.lanes[n.name] = lanes
+        if isinstance(lanes, Lane) and n.op != "placeholder" and not isinstance(result, nn.Parameter):
+            sources = [m for m in n.all_input_nodes if self.seen.lanes[m.name] is not None]
+            if all(m in self._constants for m in sources):
+                self._constants.add(n)
         return result
 
     def _with_lanes(self, tree: Any) -> Any:
         """Node arguments with lanes in place of tensors and values in place of everything else."""
-        return fx.node.map_arg(tree, lambda n: self.env[n] if self.seen.lanes[n.name] is None else _as_list(self.seen.lanes[n.name]))
+        return fx.node.map_arg(
+            tree, lambda n: self.env[n] if self.seen.lanes[n.name] is None else _as_list(self.seen.lanes[n.name])
+        )
 
     def _operation(self, n: fx.Node, call: Call) -> Lanes:
         self.seen.concrete[n.name] = call.args, call.kwargs
@@ -77,9 +95,9 @@ class Follower(fx.Interpreter):
             return _as_lanes(call.args[0][call.args[1]])
         if not _holds_tensors(call.result):
             return None  # shapes, sizes and types say nothing about channels
-        run = (lambda x, *a, **k: getattr(x, str(n.target))(*a, **k)) if n.op == "call_method" else n.target
-        shown = name or getattr(n.target, "__name__", str(n.target))
-        return self._apply(n, None if name is None else rule_for(name), Call(shown, run, call.args, call.kwargs, call.result))  # type: ignore[arg-type]
+        shown = name or str(getattr(n.target, "__name__", n.target))
+        call = Call(shown, _runner(n), call.args, call.kwargs, call.result)
+        return self._apply(n, None if name is None else rule_for(name), call)
 
     def _module(self, n: fx.Node, module: nn.Module, call: Call) -> Lanes:
         name = self._names[id(module)]
@@ -107,12 +125,23 @@ class Follower(fx.Interpreter):
         free = any_free(self._classes, call)
         if rule is not None:
             try:
-                return rule(self._classes, call)
-            except Unfollowable as error:
+                lanes = rule(self._classes, call)
+                if free and not any(self._classes.free(lane) for lane in leaves(lanes)):
+                    self._blame_constants(n)
+                return lanes
+            except UnfollowableError as error:
                 reason = str(error)
         if free or always:
             self._refuse(_place(n), call.name, reason)
         return refuse(self._classes, call)
+
+    def _blame_constants(self, n: fx.Node) -> None:
+        """Channels that met a buffer or a tensor made in forward have that one's size from now on."""
+        for source in n.all_input_nodes:
+            if source in self._constants:
+                kind = "buffer" if source.op == "get_attr" else "constant"
+                where = str(source.target) if source.op == "get_attr" else source.name
+                self._refuse(where, kind, "it spans the channels and cannot lose any")
 
     def _refuse(self, where: str, operation: str, reason: str) -> None:
         refusal = Refusal(where, operation, reason)
@@ -133,8 +162,6 @@ class Follower(fx.Interpreter):
         rows, columns = self._holders.layer(name, layer)
         lane = call.lane()
         dim = len(lane.shape) - 1 if isinstance(layer, nn.Linear) else len(lane.shape) - len(layer.kernel_size) - 1
-        if dim == 0:
-            raise AssertionError("a batch has been added to every input")
         self._classes.union(columns, self._channels(lane, dim, name, type(layer).__name__))
         return Lane(tuple(call.result.shape), dim, rows)
 
@@ -179,6 +206,14 @@ class Follower(fx.Interpreter):
         dim = 1 if value.dim() == 4 and 1 in wide else wide[-1]
         dim, ids = self._holders.parameter(value, dim)
         return Lane(tuple(value.shape), dim, ids)
+
+
+def _runner(n: fx.Node) -> Callable[..., Any]:
+    """The operation of a function or method node."""
+    if isinstance(n.target, str):
+        method = n.target
+        return lambda x, *args, **kwargs: getattr(x, method)(*args, **kwargs)
+    return n.target
 
 
 def _holds_tensors(value: Any) -> bool:

@@ -124,10 +124,17 @@ def _getitem(site: Site) -> Edit | None:
         new: Any = int(rank[picked])
     else:
         new = _as_index(rank[picked[alive[picked]]])
-    if _literal(raw[place]) and np.array_equal(np.arange(alive.sum())[raw[place]], np.arange(alive.sum())[new]):
+    if _literal(raw[place]) and _selects_alike(raw[place], new, int(alive.sum())):
         return None
     index = (*raw[:place], new, *raw[place + 1 :])
     return Edit((site.node.args[0], index if packed else index[0]), {})
+
+
+def _selects_alike(old: Any, new: Any, count: int) -> bool:
+    try:
+        return np.array_equal(np.arange(count)[old], np.arange(count)[new])
+    except IndexError:
+        return False
 
 
 def _index_place(index: tuple[Any, ...], dim: int, count: int) -> int | None:

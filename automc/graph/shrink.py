@@ -10,13 +10,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, fx, nn
 
 from automc.errors import GraphError
 from automc.graph.facts import Group, IntArray, Member, ModelFacts
-from automc.graph.rewrite import BoolArray, Edit, edits
 from automc.graph.model_graph import ModelGraph
+from automc.graph.rewrite import BoolArray, Edit, edits
 
 
 def shrink(graph: ModelGraph, model: nn.Module, kept: Mapping[str, IntArray]) -> nn.Module:
@@ -63,7 +62,10 @@ def cut_tensors(model: nn.Module, members: Iterable[tuple[Member, IntArray]]) ->
         for tensor, cuts in _cuts(model, target, kind, axes):
             key_bytes = tuple(cut.tobytes() for cut in cuts.values())
             if done.setdefault(id(tensor), key_bytes) != key_bytes:
-                raise GraphError(f"Tied tensors must lose the same channels; {target!r} shares one that does not: leave its group dense.")
+                raise GraphError(
+                    f"Tied tensors must lose the same channels; {target!r} shares one that does not: "
+                    "leave its group dense."
+                )
             memo[id(tensor)] = _cut(tensor, cuts)
     return memo
 
@@ -81,13 +83,13 @@ def axis_size(model: nn.Module, member: Member) -> int:
     return module.out_channels if member.axis == "out" else module.in_channels
 
 
-def resize_(small: nn.Module, dense_in: int | None = None) -> None:
-    """Brings a module's size attributes in line with its tensors; dense_in is a depthwise layer's kept inputs."""
+def resize_(small: nn.Module, kept_in: int | None) -> None:
+    """Brings a module's size attributes in line with its tensors; kept_in is its inputs left, if it lost any."""
     if isinstance(small, nn.Linear):
         small.out_features, small.in_features = small.weight.shape
     elif isinstance(small, nn.modules.conv._ConvNd):
-        if small.groups > 1 and small.groups == small.in_channels and dense_in is not None:
-            small.groups = dense_in
+        if small.groups > 1 and small.groups == small.in_channels and kept_in is not None:
+            small.groups = kept_in
         small.out_channels, small.in_channels = small.weight.shape[0], small.weight.shape[1] * small.groups
     elif isinstance(small, nn.modules.batchnorm._BatchNorm):
         held = small.running_mean if small.weight is None else small.weight
@@ -109,23 +111,26 @@ def lost_members(groups: Iterable[Group], kept: Mapping[str, IntArray]) -> list[
     return pairs
 
 
-def resize_members_(small: nn.Module, dense: nn.Module, pairs: Iterable[tuple[Member, IntArray]]) -> None:
-    """Size attributes of every module the members name."""
-    kept_in: dict[str, int] = {}
-    targets: dict[str, None] = {}
+def kept_inputs(dense: nn.Module, pairs: Iterable[tuple[Member, IntArray]]) -> dict[str, int]:
+    """Input channels left of every layer that loses some."""
+    left: dict[str, int] = {}
     for member, lost in pairs:
-        path = member.target.rpartition(".")[0] if member.kind == "parameter" else member.target
-        targets[path] = None
         if member.axis == "in":
-            kept_in[path] = kept_in.get(path, axis_size(dense, member)) - member.index[lost].size
-    for path in targets:
-        resize_(small.get_submodule(path), kept_in.get(path))
+            left[member.target] = left.get(member.target, axis_size(dense, member)) - member.index[lost].size
+    return left
+
+
+def holder_path(member: Member) -> str:
+    """Path of the module that holds a member."""
+    return member.target.rpartition(".")[0] if member.kind == "parameter" else member.target
 
 
 def _shrunk_copy(facts: ModelFacts, model: nn.Module, kept: Mapping[str, IntArray]) -> nn.Module:
     pairs = lost_members(facts.groups, kept)
     small = copy.deepcopy(model, cut_tensors(model, pairs))
-    resize_members_(small, model, pairs)
+    inputs = kept_inputs(model, pairs)
+    for path in dict.fromkeys(holder_path(member) for member, _ in pairs):
+        resize_(small.get_submodule(path), inputs.get(path))
     return small
 
 
@@ -135,7 +140,9 @@ def _changes(graph: ModelGraph, kept: Mapping[str, IntArray]) -> dict[str, Edit]
     return edits(graph.graph, graph.lanes, graph.concrete, removed_classes(graph, kept))
 
 
-def _cuts(model: nn.Module, target: str, kind: str, axes: Mapping[str | int, BoolArray]) -> Iterable[tuple[Tensor, dict[int, NDArray[np.int64]]]]:
+def _cuts(
+    model: nn.Module, target: str, kind: str, axes: Mapping[str | int, BoolArray]
+) -> Iterable[tuple[Tensor, dict[int, IntArray]]]:
     """(tensor, positions kept per dimension) of everything a target holds."""
     if kind == "parameter":
         yield model.get_parameter(target), {int(axis): np.flatnonzero(keep) for axis, keep in axes.items()}
@@ -154,7 +161,7 @@ def _cuts(model: nn.Module, target: str, kind: str, axes: Mapping[str | int, Boo
             _per_conv_group(module, axes["out"], target)
 
 
-def _columns(module: nn.Module, keep: BoolArray, target: str) -> NDArray[np.int64] | None:
+def _columns(module: nn.Module, keep: BoolArray, target: str) -> IntArray | None:
     """Kept positions of a weight's dimension 1; None for a depthwise layer, which has one column."""
     return None if _depthwise(module) else np.flatnonzero(_per_conv_group(module, keep, target)[0])
 
@@ -163,7 +170,9 @@ def _per_conv_group(module: nn.Module, keep: BoolArray, target: str) -> BoolArra
     """A layer's channels as (conv-groups, channels each), which must lose the same positions."""
     rows = keep.reshape(getattr(module, "groups", 1), -1)
     if (rows != rows[0]).any():
-        raise GraphError(f"Conv-groups must lose the same positions; those of {target!r} differ: leave its group dense.")
+        raise GraphError(
+            f"Conv-groups must lose the same positions; those of {target!r} differ: leave its group dense."
+        )
     return rows
 
 
@@ -171,7 +180,7 @@ def _depthwise(module: nn.Module) -> bool:
     return isinstance(module, nn.modules.conv._ConvNd) and module.groups > 1 and module.groups == module.in_channels
 
 
-def _cut(tensor: Tensor, keeps: Mapping[int, NDArray[np.int64]]) -> Tensor:
+def _cut(tensor: Tensor, keeps: Mapping[int, IntArray]) -> Tensor:
     small = tensor.detach()
     for dim, keep in keeps.items():
         small = small.index_select(dim, torch.from_numpy(keep).to(tensor.device))
@@ -202,7 +211,9 @@ def _checked(facts: ModelFacts, kept: Mapping[str, IntArray]) -> dict[str, IntAr
 def _graph_module(graph: ModelGraph, small: nn.Module, changes: Mapping[str, Edit]) -> fx.GraphModule:
     """The traced forward over the small modules, with the edits in place."""
     if graph.graph is None:
-        raise GraphError("A graph module must come from a model that can be traced; this one cannot: call shrink instead.")
+        raise GraphError(
+            "A graph module must come from a model that can be traced; this one cannot: call shrink instead."
+        )
     copied: dict[fx.Node, fx.Node] = {}
     new = fx.Graph()
     result = new.graph_copy(graph.graph, copied)

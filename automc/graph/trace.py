@@ -26,7 +26,9 @@ from automc.graph.verify import TOLERANCE, build_bench, verify_group
 __all__ = ["ModelGraph", "trace_model"]
 
 
-def trace_model(model: nn.Module, example_inputs: tuple[Tensor, ...], *, verify: bool = True, seed: int = 0) -> ModelGraph:
+def trace_model(
+    model: nn.Module, example_inputs: tuple[Tensor, ...], *, verify: bool = True, seed: int = 0
+) -> ModelGraph:
     """The model's facts and groups; the model itself is left as it is.
 
     `example_inputs` are one batch of the forward's positional arguments. With `verify`, a random half of each group's
@@ -38,11 +40,15 @@ def trace_model(model: nn.Module, example_inputs: tuple[Tensor, ...], *, verify:
     inputs, seen = _first_run(work, batch_of_two(example_inputs), example_inputs)
     blank = _blank_facts(model, seen)
     try:
-        traced = fx.GraphModule(work, _Tracer().trace(work, _absent_arguments(work, len(inputs))))
-        found = Follower(traced, work).follow(inputs)
+        recorded = _Tracer().trace(work, _absent_arguments(work, len(inputs)))
+        _restore_argument_names_(recorded, work)
+        traced = fx.GraphModule(work, recorded)
     except Exception as error:  # torch.fx and user code raise whatever they like
-        reason = f"torch.fx cannot trace it ({_first_line(error)})"
-        return ModelGraph(replace(blank, refused=(Refusal("", type(model).__name__, reason),)), None, inputs)
+        return _ungrouped(model, blank, inputs, "torch.fx cannot trace it", error)
+    try:
+        found = Follower(traced, work).follow(inputs)
+    except Exception as error:  # an operation called in a way no rule foresees must cost the groups, not the run
+        return _ungrouped(model, blank, inputs, "its channels cannot be followed", error)
     graph = _assemble(model, seen, blank, traced.graph, found, inputs)
     return _verified(graph, model, seed) if verify and graph.facts.groups else graph
 
@@ -66,7 +72,9 @@ def _working_copy(model: nn.Module) -> nn.Module:
     try:
         return copy.deepcopy(model).eval()
     except Exception as error:
-        raise GraphError(f"A model must be copyable with copy.deepcopy; this one raised {error!r}: detach what it caches.") from error
+        raise GraphError(
+            f"A model must be copyable with copy.deepcopy; this one raised {error!r}: detach what it caches."
+        ) from error
 
 
 def _first_run(
@@ -79,7 +87,9 @@ def _first_run(
             return inputs, describe.watch(work, inputs)
         except Exception as caught:  # the user's forward
             error = caught
-    raise GraphError(f"The model must run on its example inputs; it raised {error!r}: pass what forward takes.") from error
+    raise GraphError(
+        f"The model must run on its example inputs; it raised {error!r}: pass what forward takes."
+    ) from error
 
 
 def _absent_arguments(model: nn.Module, given: int) -> dict[str, Any] | None:
@@ -106,6 +116,13 @@ def _blank_facts(model: nn.Module, seen: Mapping[str, describe.Seen]) -> ModelFa
     )
 
 
+def _ungrouped(
+    model: nn.Module, blank: ModelFacts, inputs: tuple[Tensor, ...], reason: str, error: Exception
+) -> ModelGraph:
+    refusal = Refusal("", type(model).__name__, f"{reason} ({_first_line(error)})")
+    return ModelGraph(replace(blank, refused=(refusal,)), None, inputs)
+
+
 def _assemble(
     model: nn.Module,
     seen: Mapping[str, describe.Seen],
@@ -126,10 +143,10 @@ def _assemble(
     settle = _Settled(found.classes)
     return ModelGraph(
         facts=facts,
-        graph=graph,
+        graph=_unowned(graph),
         inputs=inputs,
         lanes={name: settle(lanes) for name, lanes in found.lanes.items()},
-        concrete={name: fx.node.map_aggregate(call, lambda x: settle(x) if isinstance(x, Lane) else x) for name, call in found.concrete.items()},  # type: ignore[misc]
+        concrete={name: _settled_call(call, settle) for name, call in found.concrete.items()},
         unit_classes=grouping.classes,
         class_count=found.classes.count,
     )
@@ -147,20 +164,45 @@ class _Settled:
         return lanes if lanes is None else Lane(lanes.shape, lanes.dim, self._classes.roots(lanes.ids))
 
 
+def _settled_call(call: Any, settle: _Settled) -> Any:
+    return fx.node.map_aggregate(call, lambda x: settle(x) if isinstance(x, Lane) else x)
+
+
+def _unowned(graph: fx.Graph) -> fx.Graph:
+    """A copy that keeps no module, and so no weights, alive."""
+    new = fx.Graph()
+    new.output(new.graph_copy(graph, {}))
+    return new
+
+
+def _restore_argument_names_(graph: fx.Graph, model: nn.Module) -> None:
+    """torch.fx renames the arguments it is told to take the default of; callers go on using their own names."""
+    names = list(inspect.signature(model.forward).parameters)
+    for node, name in zip((n for n in graph.nodes if n.op == "placeholder"), names, strict=False):
+        if not str(node.target).startswith("*"):
+            node.target = name
+
+
 def _verified(graph: ModelGraph, model: nn.Module, seed: int) -> ModelGraph:
     """The graph without the groups whose removal differs from zeroing."""
     try:
         bench = build_bench(graph, model, seed=seed)
     except GraphError as error:
         refused = tuple(Refusal(g.name, "verification", str(error)) for g in graph.facts.groups)
-        return replace(graph, facts=replace(graph.facts, groups=(), parameters=(), refused=graph.facts.refused + refused))
+        return replace(
+            graph, facts=replace(graph.facts, groups=(), parameters=(), refused=graph.facts.refused + refused)
+        )
     good, bad = [], []
     for group in graph.facts.groups:
         gap = verify_group(graph, model, group, seed=seed, bench=bench)
         if gap < TOLERANCE:
             good.append(group)
         else:
-            what = f"differs from zeroing them by {gap:.1e}" if math.isfinite(gap) else "breaks the forward or saves nothing"
+            what = (
+                f"differs from zeroing them by {gap:.1e}"
+                if math.isfinite(gap)
+                else "breaks the forward or saves nothing"
+            )
             bad.append(Refusal(group.name, "verification", f"removing its channels {what}"))
     facts = replace(
         graph.facts,

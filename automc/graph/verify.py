@@ -7,7 +7,7 @@ constants. They are compared wherever the channels end.
 
 import copy
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,7 +20,7 @@ from automc.graph.channels import Lane, Lanes, leaves
 from automc.graph.facts import Group, IntArray
 from automc.graph.model_graph import ModelGraph
 from automc.graph.rewrite import BoolArray, Edit, edits
-from automc.graph.shrink import cut_tensors, lost_members, removed_classes, resize_members_
+from automc.graph.shrink import cut_tensors, holder_path, kept_inputs, lost_members, removed_classes, resize_
 
 TOLERANCE = 1e-4
 
@@ -46,7 +46,9 @@ class Span:
 def build_bench(graph: ModelGraph, model: nn.Module, *, seed: int = 0) -> Bench:
     """Randomised copy of `model` in float64 (float32 if its forward insists) with its dense values."""
     if graph.graph is None:
-        raise GraphError("Groups can only be verified in a model that can be traced; this one cannot: it has no groups.")
+        raise GraphError(
+            "Groups can only be verified in a model that can be traced; this one cannot: it has no groups."
+        )
     error: Exception | None = None
     for dtype in (torch.float64, torch.float32):
         module = randomised(model, dtype, seed)
@@ -54,7 +56,9 @@ def build_bench(graph: ModelGraph, model: nn.Module, *, seed: int = 0) -> Bench:
             return Bench(module, _run(graph.graph.nodes, module, {}, inputs=random_inputs(graph.inputs, dtype, seed)))
         except Exception as caught:  # whatever the user's own forward raises on doubles
             error = caught
-    raise GraphError(f"The model must run on random inputs to be verified; it raised {error!r}: check its forward.") from error
+    raise GraphError(
+        f"The model must run on random inputs to be verified; it raised {error!r}: check its forward."
+    ) from error
 
 
 def verify_group(
@@ -68,9 +72,9 @@ def verify_group(
     assert graph.graph is not None
     kept = _random_half(group, share, seed)
     removed = removed_classes(graph, {group.name: kept})
-    changes = edits(graph.graph, graph.lanes, graph.concrete, removed)
     span = find_span(graph.graph, graph.lanes, removed)
     try:
+        changes = edits(graph.graph, graph.lanes, graph.concrete, removed)
         small, fewer = _small_parts(bench.module, group, kept)
         truth = _run(span.nodes, bench.module, bench.values, mask=(graph.lanes, removed))
         claim = _run(span.nodes, bench.module, bench.values, small=small, changes=changes)
@@ -145,26 +149,13 @@ def _small_parts(module: nn.Module, group: Group, kept: IntArray) -> tuple[dict[
     dense = {id(p): p for p in module.parameters()}
     fewer = sum(dense[key].numel() - small.numel() for key, small in memo.items() if key in dense)
     small: dict[int, Any] = dict(memo)
-    for member in group.members:
-        path = member.target.rpartition(".")[0] if member.kind == "parameter" else member.target
+    inputs = kept_inputs(module, pairs)
+    for path in dict.fromkeys(holder_path(member) for member in group.members):
         part = module.get_submodule(path)
-        if path and id(part) not in small and not any(True for _ in part.children()):
+        if not any(True for _ in part.children()):  # a container holds bare parameters only
             small[id(part)] = copy.deepcopy(part, dict(memo))
-    resize_members_(_Parts(module, small), module, pairs)
+            resize_(small[id(part)], inputs.get(path))
     return small, fewer
-
-
-class _Parts(nn.Module):
-    """Stands for the shrunk model where only some of its modules exist."""
-
-    def __init__(self, dense: nn.Module, small: Mapping[int, Any]) -> None:
-        super().__init__()
-        self._find = lambda path: small.get(id(dense.get_submodule(path)), nn.Identity())
-
-    def get_submodule(self, target: str) -> nn.Module:
-        found = self._find(target)
-        assert isinstance(found, nn.Module)
-        return found
 
 
 def _run(
@@ -180,6 +171,11 @@ def _run(
     """Values of the given nodes; those of earlier nodes are taken from `values`."""
     env: dict[str, Any] = {}
     waiting = iter(inputs)
+    small, changes = small or {}, changes or {}
+
+    def value_of(node: fx.Node) -> Any:
+        return env[node.name] if node.name in env else values[node.name]
+
     with torch.no_grad():
         for node in nodes:
             if node.op == "output":
@@ -187,12 +183,15 @@ def _run(
             if node.op == "placeholder":
                 env[node.name] = next(waiting, *node.args[:1])
                 continue
-            value = _call(node, module, lambda n: env[n.name] if n.name in env else values[n.name], small or {}, (changes or {}).get(node.name))
+            value = _call(node, module, value_of, small, changes.get(node.name))
             env[node.name] = value if mask is None else _masked(value, mask[0][node.name], mask[1])
     return env
 
 
-def _call(node: fx.Node, module: nn.Module, value_of: Any, small: Mapping[int, Any], edit: Edit | None) -> Any:
+def _call(
+    node: fx.Node, module: nn.Module, value_of: Callable[[fx.Node], Any], small: Mapping[int, Any], edit: Edit | None
+) -> Any:
+    """One node's value, with shrunk modules and edited constants in place of the dense ones."""
     args = fx.node.map_arg(node.args if edit is None else edit.args, value_of)
     kwargs = fx.node.map_arg(node.kwargs if edit is None else edit.kwargs, value_of)
     if node.op == "get_attr":

@@ -19,7 +19,7 @@ def lines(facts: ModelFacts) -> list[str]:
         f"{text.amount('params', facts.params)} parameters, fingerprint {facts.fingerprint[:12]}"
     ]
     if not facts.traceable:
-        result.append("The model cannot be traced: its layers can be made sparse and quantized, but no channels removed.")
+        result.append("The model cannot be traced: layers can be made sparse and quantized, but no channels removed.")
     return result + [f"not pruned: {r.where} ({r.operation}): {r.reason}" for r in facts.refused]
 
 

@@ -47,7 +47,7 @@ def write_html(study: Study, path: Path) -> None:
 
 
 def figure(study: Study) -> Any:
-    """One panel a cost, the limited ones first: every feasible trial, the front, the dense model, the uniform baseline."""
+    """One panel a cost, the limited ones first: feasible trials, the front, the dense model, the uniform baseline."""
     from plotly import graph_objects
     from plotly.subplots import make_subplots
 
@@ -64,9 +64,8 @@ def figure(study: Study) -> Any:
             fig.add_vline(x=meta["limits"][name], line_dash="dot", line_color="grey", **at)
         fig.update_xaxes(title_text="bytes" if name == "size" else name, **at)
         fig.update_yaxes(title_text="score", **at)
-    fig.update_layout(
-        title=f"{study.name}: {meta['budget']}", template="plotly_white", height=120 + 420 * rows, hoverlabel_align="left"
-    )
+    title = f"{study.name}: {meta['budget']}"
+    fig.update_layout(title=title, template="plotly_white", height=120 + 420 * rows, hoverlabel_align="left")
     return fig
 
 
@@ -99,8 +98,17 @@ def _traces(study: Study, cost: str, go: Any, *, legend: bool) -> list[Any]:
             hover = f"{name}<br>score {text.score(point['score'])}<br>{cost} {text.amount(cost, point['costs'][cost])}"
             marker = {"symbol": symbol, "size": 13, "color": color}
             traces.append(
-                go.Scatter(x=[point["costs"][cost]], y=[point["score"]], mode="markers", marker=marker, name=name,
-                           legendgroup=name, showlegend=legend, text=[hover], hoverinfo="text")
+                go.Scatter(
+                    x=[point["costs"][cost]],
+                    y=[point["score"]],
+                    mode="markers",
+                    marker=marker,
+                    name=name,
+                    legendgroup=name,
+                    showlegend=legend,
+                    text=[hover],
+                    hoverinfo="text",
+                )
             )
     return traces
 

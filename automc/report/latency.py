@@ -1,7 +1,7 @@
 """How long two modules take: medians of runs taken in turn, each module in its fastest form.
 
-Taking turns makes a slow moment of the machine hit both. A speed-up over a slow way to run the dense model would flatter,
-so every module is timed as it is, in channels-last, and with batch norms folded, and its best form counts.
+Taking turns makes a slow moment of the machine hit both. A speed-up over a slow way to run the dense model would
+flatter, so every module is timed as it is, in channels-last, and with batch norms folded; its best form counts.
 """
 
 import copy

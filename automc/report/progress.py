@@ -37,6 +37,7 @@ class Bar(contextlib.AbstractContextManager["Bar"]):
         self._progress.stop()
 
     def __call__(self, evaluation: Evaluation) -> None:
+        """Moves the bar on."""
         done = len(self.study.evaluations)
         self._progress.update(self._task, completed=done, news=self.news())
         now = time.monotonic()
@@ -62,4 +63,5 @@ class Bar(contextlib.AbstractContextManager["Bar"]):
 
 def _clock(seconds: float) -> str:
     whole = max(int(seconds), 0)
-    return f"{whole // 3600}:{whole // 60 % 60:02d}:{whole % 60:02d}" if whole >= 3600 else f"{whole // 60}:{whole % 60:02d}"
+    hours, minutes, rest = whole // 3600, whole // 60 % 60, whole % 60
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

@@ -1,4 +1,4 @@
-"""The report beside a compressed model: both scores on data the search never saw, costs, bytes, and measured latency."""
+"""The report beside a compressed model: scores on data the search never saw, costs, bytes, measured latency."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -14,7 +14,7 @@ from automc.task import Task
 
 def report(task: Task, small: nn.Module, origin: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """Everything about `small` against the task's dense model; made once, after the search."""
-    split: Split = "test" if task.test else "validation"
+    split = split_of(task)
     evaluator = evaluator_of(task)
     modules = {"dense": task.model, "compressed": small}
     example = task.example_inputs
@@ -25,6 +25,11 @@ def report(task: Task, small: nn.Module, origin: Mapping[str, Any] | None = None
         **{name: {"score": evaluator.score(m, split), **_costs(m, task)} for name, m in modules.items()},
         "latency": latency.compare(modules, example),
     }
+
+
+def split_of(task: Task) -> Split:
+    """The split a report is made on: test, or validation where the task has no test data."""
+    return "test" if task.test else "validation"
 
 
 def _costs(module: nn.Module, task: Task) -> dict[str, Any]:

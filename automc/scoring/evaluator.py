@@ -6,12 +6,12 @@ the pass, as any deployment would, the same way for all three.
 
 import copy
 import time
-from collections.abc import Sequence
 from functools import cached_property
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
+from torch.fx.experimental.optimization import fuse
 
 from automc.compression.compress import Compressor
 from automc.errors import AutomcError, TaskError
@@ -20,6 +20,8 @@ from automc.policy import Policy
 from automc.projection import Costing
 from automc.task import Batch, Task
 
+CHUNK = 100
+"""Samples scored at once."""
 Split = Literal["validation", "test"]
 
 
@@ -28,6 +30,7 @@ class Evaluator:
 
     def __init__(self, task: Task, compressor: Compressor, costing: Costing) -> None:
         self.task, self.compressor, self.costing = task, compressor, costing
+        self._prepared: dict[Split, tuple[Batch, ...]] = {}
 
     @cached_property
     def dense_score(self) -> float:
@@ -49,32 +52,44 @@ class Evaluator:
         """The task's metric of a module: the mean over samples, or what the task's own `evaluate` says."""
         if self.task.evaluate is not None:
             return _finite(float(self.task.evaluate(module)))
-        batches = self.task.validation if split == "validation" else self.task.test
-        if not batches:
-            raise TaskError(f"Scoring on {split} data needs {split} batches; task {self.task.name!r} has none: add them.")
-        return _finite(float(self.sample_scores(module, batches).mean()))
+        return _finite(float(self.sample_scores(module, split).mean()))
 
     @torch.no_grad()
-    def sample_scores(self, module: nn.Module, batches: Sequence[Batch]) -> Tensor:
+    def sample_scores(self, module: nn.Module, split: Split = "validation") -> Tensor:
         """Per-sample scores (N,), float64."""
-        ready = fused(module).eval()
+        ready = fused(module)
         scores = []
-        for inputs, targets in batches:
-            outputs = ready(*(_channels_last(x) for x in inputs))
+        for inputs, targets in self._chunks(split):
+            outputs = ready(*inputs)
             if isinstance(outputs, Tensor) and not bool(torch.isfinite(outputs).all()):
                 raise TaskError("Outputs must be finite; this model gives NaN or infinity: check its weights and inputs.")
             scores.append(self.task.per_sample(outputs, targets).to(torch.float64))
         return torch.cat(scores)
+
+    def _chunks(self, split: Split) -> tuple[Batch, ...]:
+        """The split's samples in chunks that stay in cache, channels last, prepared once."""
+        if split not in self._prepared:
+            batches = self.task.validation if split == "validation" else self.task.test
+            if not batches:
+                raise TaskError(f"Scoring on {split} data needs {split} batches; task {self.task.name!r} has none: add them.")
+            self._prepared[split] = tuple(chunk for batch in batches for chunk in _split(batch))
+        return self._prepared[split]
 
 
 def fused(module: nn.Module) -> nn.Module:
     """A copy with batch norms folded into the convolutions before them where a trace shows that this is exact."""
     small = copy.deepcopy(module).eval()
     try:
-        traced: nn.Module = torch.fx.experimental.optimization.fuse(small)
-    except Exception:  # whatever tracing dislikes, the unfused module computes the same
+        traced: nn.Module = fuse(small)
+    except Exception:  # noqa: BLE001 - whatever tracing dislikes, the unfused module computes the same
         traced = small
     return traced.to(memory_format=torch.channels_last)
+
+
+def _split(batch: Batch) -> list[Batch]:
+    inputs, targets = batch
+    columns = [_channels_last(x).split(CHUNK) for x in inputs]
+    return list(zip(zip(*columns, strict=True), targets.split(CHUNK), strict=True))
 
 
 def _channels_last(x: Tensor) -> Tensor:

@@ -29,17 +29,19 @@ from automc.tasks.resnet import ResNet
 TRAIN, VALIDATION = 897, 450  # and 450 test images
 BATCH = 150
 MEAN, DEVIATION = 0.305, 0.376  # of the training images, pixels in [0, 1]
-DEPTH = 14
+DEPTH, WIDTHS = 14, (8, 16, 32)
 
 
 @dataclass(frozen=True, slots=True)
 class Training:
-    """How the network is trained; part of the cache's file name."""
+    """What is trained and how; the cache's file name is made of it."""
 
     version: int = 1
     """Raised when this file changes what the same settings give."""
+    depth: int = DEPTH
+    widths: tuple[int, int, int] = WIDTHS
     seed: int = 0
-    epochs: int = 30
+    epochs: int = 60
     batch: int = 64
     peak_rate: float = 0.2
     """Highest learning rate of the one-cycle schedule."""
@@ -52,7 +54,7 @@ class Training:
 Split = tuple[Tensor, Tensor]
 """Normalised images (N, 1, 8, 8) and labels (N,)."""
 
-factory = partial(ResNet, DEPTH, channels_in=1)
+factory = partial(ResNet, DEPTH, widths=WIDTHS, channels_in=1)
 
 
 def digits() -> Task:

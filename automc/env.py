@@ -1,0 +1,99 @@
+"""The Gymnasium environment around one compression problem."""
+
+from collections.abc import Callable
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+from numpy.typing import NDArray
+
+from automc.episode import Walk
+from automc.evaluation import Evaluation
+from automc.policy import Policy
+from automc.rewards import REWARDS, Reward
+from automc.searcher import Problem
+from automc.space import Field
+
+Observation = NDArray[np.float32]
+ENV_ID = "automc/Compression-v0"
+
+
+class CompressionEnv(gym.Env[Observation, Observation]):
+    """Walk the layers of a model once, deciding at each how much of it stays; the reward comes at the end.
+
+    ## Observation: Box(0, 1, (10 + A + O,), float32), each entry scaled over the episode's steps
+
+    | index | meaning | unit before scaling |
+    |---|---|---|
+    | 0 | t, index of the step | steps |
+    | 1 | n, output channels of the layer | channels |
+    | 2 | c, input channels of the layer | channels |
+    | 3, 4 | h, w, size of its input | positions |
+    | 5 | stride | positions |
+    | 6 | k, kernel size | positions |
+    | 7 | cost of the dense layer, in the first limited metric | macs, parameters, bytes, bit operations |
+    | 8 | reduced: what earlier decisions saved | share of the dense cost |
+    | 9 | rest: cost of the layers still to come | share of the dense cost |
+    | 10 ... | last executed action, A entries | share |
+    | 10 + A ... | what others decided at this layer, O entries (criterion, bits); 1 where there is nothing | share |
+
+    ## Action: Box(0, 1, (A,), float32)
+
+    One entry for each of keep, sparsity, weight_bits, activation_bits that the agent owns: the share of channels kept; for the
+    others the level, in bins of equal width, 1 being dense. The budget's projection lowers it where the rest of the
+    model could not make up for it; `info["executed"]` holds what was done.
+
+    ## Reward and end
+
+    0 until the last layer; there the policy is evaluated and the reward is that of `reward` (see `automc.rewards`).
+    `info` then holds `policy` and `evaluation`.
+    """
+
+    metadata: dict[str, Any] = {"render_modes": []}  # noqa: RUF012 - Gymnasium's own form
+
+    def __init__(
+        self,
+        problem: Problem,
+        evaluate: Callable[[Policy], Evaluation],
+        *,
+        owned: tuple[Field, ...] | None = None,
+        reward: str | Reward = "accuracy",
+    ) -> None:
+        self.walk, self._evaluate, self._problem = Walk(problem, owned), evaluate, problem
+        self._reward = REWARDS[reward] if isinstance(reward, str) else reward
+        self.observation_space = gym.spaces.Box(0.0, 1.0, (self.walk.state_size,), np.float32)
+        self.action_space = gym.spaces.Box(0.0, 1.0, (self.walk.action_size,), np.float32)
+        self._levels = self.walk.start(problem.space.largest)
+        self._index = 0
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Observation, dict[str, Any]]:
+        """Back to the first layer, every decision of the agent's open again."""
+        super().reset(seed=seed)
+        self._levels = self.walk.start(self._problem.space.largest)
+        self._index = 0
+        return self._observation(), {}
+
+    def step(self, action: Observation) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
+        """Executes an action at the current layer."""
+        step = self.walk.steps[self._index]
+        self._levels = self.walk.execute(self._levels, step, np.asarray(action, dtype=np.float64))
+        info: dict[str, Any] = {"executed": self.walk.executed(self._levels, step)}
+        self._index += 1
+        if self._index < len(self.walk.steps):
+            return self._observation(), 0.0, False, False, info
+        policy = self._problem.space.decode(self._levels)
+        evaluation = self._evaluate(policy)
+        info |= {"policy": policy, "evaluation": evaluation}
+        return self._observation(), float(self._reward(evaluation, self._problem.dense_score)), True, False, info
+
+    def _observation(self) -> Observation:
+        index = min(self._index, len(self.walk.steps) - 1)
+        return self.walk.states(self._levels, index, index + 1)[0].astype(np.float32)
+
+
+def register() -> None:
+    """Registers the environment with Gymnasium as "automc/Compression-v0"; calling it again changes nothing."""
+    if ENV_ID not in gym.registry:
+        gym.register(id=ENV_ID, entry_point="automc.env:CompressionEnv")
+
+

@@ -1,0 +1,1 @@
+"""What proposes policies: one file an algorithm, all behind ask and tell."""

@@ -1,0 +1,61 @@
+"""What every searcher keeps: the told evaluations as points and scores, and its share of randomness."""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from automc.evaluation import Evaluation
+from automc.policy import Policy
+from automc.searcher import Problem
+from automc.space import FloatArray, IntArray
+
+TRIES = 20
+"""How often a proposal already told is moved to a neighbour before it is proposed again."""
+
+
+@dataclass(eq=False)
+class History:
+    """Points told so far with their scores; NaN for evaluations that failed."""
+
+    problem: Problem
+    seed: int
+    points: list[IntArray] = field(default_factory=list)
+    scores: list[float] = field(default_factory=list)
+    asked: int = 0
+    """Asks not yet told."""
+    _seen: set[bytes] = field(default_factory=set)
+
+    def rng(self, stream: int = 0) -> np.random.Generator:
+        """The generator of the next ask or tell: a function of the seed and of what was told and asked so far."""
+        return np.random.default_rng((self.seed, stream, len(self.points), self.asked))
+
+    def tell(self, evaluation: Evaluation) -> IntArray:
+        """Takes note of an evaluation; returns its point."""
+        point = self.problem.space.encode(evaluation.policy)
+        self.points.append(point)
+        self.scores.append(float(evaluation.score) if evaluation.ok and evaluation.score is not None else float("nan"))
+        self._seen.add(point.tobytes())
+        self.asked = max(self.asked - 1, 0)
+        return point
+
+    def propose(self, point: IntArray, rng: np.random.Generator) -> Policy:
+        """The policy at a feasible point, or at a feasible neighbour where the point was told or asked already."""
+        chosen = point
+        for attempt in range(TRIES):
+            if chosen.tobytes() not in self._seen:
+                break
+            moved = self.problem.space.neighbours(point, rng, changes=1 + attempt // 4, reach=1 + attempt // 4)
+            chosen = self.problem.projector.project(moved, fill=True)
+        self._seen.add(chosen.tobytes())
+        self.asked += 1
+        return self.problem.space.decode(chosen)
+
+    def ranked(self) -> list[int]:
+        """Indices of scored points, best first, earlier ones first among equals."""
+        scored = [i for i, s in enumerate(self.scores) if not np.isnan(s)]
+        return sorted(scored, key=lambda i: -self.scores[i])
+
+    def matrix(self) -> FloatArray:
+        """Told points as shares of their axes' tops (N, A)."""
+        tops = np.maximum(self.problem.space.sizes - 1, 1)
+        return np.array(self.points, dtype=np.float64).reshape(len(self.points), -1) / tops

@@ -1,0 +1,151 @@
+"""The command line end to end: a search, its front, one trial, the compressed model on disk and back."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from automc.study import Study
+from tests.cli.conftest import Run
+from tests.cli.tiny import TASK
+
+SEARCH = ("search", "my_task.py:task", "--budget", "macs<=60%", "--searcher", "stub", "--study", "tiny")
+ROOT = Path(__file__).parents[2]
+
+
+def test_from_task_to_compressed_model_on_disk(run: Run, tmp_path: Path) -> None:
+    status, out, err = run(*SEARCH, "--trials", "5")
+    assert status == 0, err
+    assert "5 trials ok" in out and "automc apply tiny --out" in out and "runs/tiny.journal" in out
+
+    status, out, _ = run("pareto", "tiny", "--html", "front.html")
+    assert status == 0 and "uniform" in out and "dense" in out
+    page = (tmp_path / "front.html").read_text()
+    assert "Plotly.newPlot" in page and 'src="http' not in page
+
+    _, out, _ = run("pareto", "tiny", "--json")
+    document = json.loads(out)
+    assert document["front"] and document["uniform"]["costs"]["macs"] <= document["limits"]["macs"]
+
+    _, out, _ = run("show", "tiny", "--trial", "2")
+    assert "trial 2 (ok)" in out and "█" in out
+
+    status, out, err = run("apply", "tiny", "--out", "small")
+    assert status == 0, err
+    report = json.loads((tmp_path / "small" / "report.json").read_text())
+    assert report["split"] == "test"
+    assert report["compressed"]["macs"] <= 0.6 * report["dense"]["macs"]
+    assert report["compressed"]["bytes"] == (tmp_path / "small" / "model.safetensors").stat().st_size
+    assert report["latency"]["batch_32"]["dense"]["median"] > 0 and report["latency"]["threads"] >= 1
+    chosen = Study.open("runs/tiny.journal").best
+    assert report["trial"] == chosen.number
+    assert json.loads((tmp_path / "small" / "policy.json").read_text()) == chosen.policy.to_dict()
+
+    status, out, err = run("evaluate", "small")
+    assert status == 0, err
+    shown = f"{report['compressed']['score']:.4f}"
+    assert f"score on test: {shown} (when saved: {shown})" in out
+
+
+def test_the_same_command_again_goes_on(run: Run) -> None:
+    run(*SEARCH, "--trials", "3")
+    _, _, err = run(*SEARCH, "--trials", "5")
+    assert "going on after 3 of 5 trials" in err
+    parts = Study.open("runs/tiny.journal").evaluations
+    run(*SEARCH[:-1], "whole", "--trials", "5")
+    whole = Study.open("runs/whole.journal").evaluations
+    assert [(e.policy, e.score) for e in parts] == [(e.policy, e.score) for e in whole]
+
+
+def test_the_default_name_comes_from_the_search_itself(run: Run) -> None:
+    _, _, err = run(*SEARCH[:-2], "--trials", "1", "--seed", "3")
+    assert "study my-task-macs60-criteria-stub-3 in runs/" in err
+
+
+def test_bits_are_opened_where_the_budget_needs_them(run: Run) -> None:
+    status, out, err = run(*SEARCH[:3], "macs<=70%,size<=85%", *SEARCH[4:], "--trials", "3")
+    assert status == 0, err
+    assert ", size " in out
+    study = Study.open("runs/tiny.journal")
+    assert study.meta["space"] == "joint" and study.costs == ("macs", "size")
+    assert any(d.weight_bits < 32 for e in study.evaluations for _, d in e.policy.layers)
+
+
+def test_a_database_by_url(run: Run) -> None:
+    status, _, err = run(*SEARCH, "--trials", "2", "--storage", "sqlite:///here.db")
+    assert status == 0, err
+    status, out, _ = run("pareto", "sqlite:///here.db", "--study", "tiny", "--json")
+    assert status == 0 and json.loads(out)["study"] == "tiny"
+
+
+def test_inspect_names_layers_and_groups(run: Run) -> None:
+    status, out, _ = run("inspect", "my_task.py:task")
+    assert status == 0
+    assert "groups of channels" in out and "3 layers, 2 groups" in out
+
+
+def test_tasks_are_listed(run: Run) -> None:
+    assert "digits\n" in run("tasks")[1]
+
+
+def test_help_loads_nothing_heavy() -> None:
+    code = (
+        "import sys\nfrom automc import cli\n"
+        "try: cli.main(['search', '--help'])\nexcept SystemExit: pass\n"
+        "print(sorted({'torch', 'ray', 'optuna', 'numpy'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+INTERRUPTED = """
+import sys
+from automc import cli
+from automc.registry import SEARCHERS
+SEARCHERS.table["stub"] = SEARCHERS.table["uniform"] = "tests.cli.tiny:Stub"
+cli.main(sys.argv[1:])
+"""
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_ends_the_search_with_its_status_and_says_how_to_go_on(
+    tmp_path: Path, number: signal.Signals, status: int
+) -> None:
+    (tmp_path / "my_task.py").write_text(TASK)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(
+        [sys.executable, "-c", INTERRUPTED, *SEARCH, "--trials", "100000"],
+        cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    path = tmp_path / "runs" / "tiny.journal"
+    while process.poll() is None and not (path.exists() and path.read_bytes().count(b'"policy":') > 3):
+        time.sleep(0.05)
+    time.sleep(random.Random(int(number)).uniform(0.0, 0.1))
+    process.send_signal(number)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == status, err
+    assert "the same command goes on" in err and "Traceback" not in err
+    assert Study.open(path).best.ok
+
+
+@pytest.mark.timeout(240)  # trains the digits model where no earlier test has
+def test_digits_end_to_end(tmp_path: Path) -> None:
+    def automc(*arguments: str) -> str:
+        environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+        command = [sys.executable, "-m", "automc", *arguments]
+        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    automc("search", "digits", "--budget", "macs<=50%", "--searcher", "tpe", "--trials", "6", "--study", "d")
+    assert json.loads(automc("pareto", "d", "--json"))["front"]
+    automc("apply", "d", "--out", "small")
+    report = json.loads((tmp_path / "small" / "report.json").read_text())
+    assert report["compressed"]["macs"] <= 0.5 * report["dense"]["macs"]
+    assert f"{report['compressed']['score']:.4f} (when saved" in automc("evaluate", "small")

@@ -1,0 +1,180 @@
+"""Single pieces against closed forms and brute force."""
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+from torch.nn import functional as F
+
+from automc.compression.bank import keep_largest, refit_from_moments
+from automc.compression.calibration import input_rows, moments, output_rows, output_shape, sampled_positions
+from automc.compression.packing import pack_bitmap, pack_codes, unpack_bitmap, unpack_codes
+from automc.compression.quantize import ActivationQuantizer, QuantizedLayer, dequantize, weight_codes, weight_scale
+from automc.compression.reconstruct import Regression
+from automc.criteria.criterion import LayerView
+from automc.criteria.curvature import Reader, damped_inverse, eliminate
+from automc.registry import CRITERIA
+
+
+def rand(*shape, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def test_gram_refit_equals_a_direct_least_squares_solve():
+    x, w = rand(500, 12) + 0.3, rand(7, 12, seed=1)
+    keep = torch.tensor([0, 2, 3, 7, 8, 11])
+    fitted, shift = refit_from_moments(w.double(), moments(x[None]), keep, ridge=1e-12)
+    design = torch.cat((x[:, keep], torch.ones(500, 1)), dim=1).double()
+    direct = torch.linalg.lstsq(design, (x @ w.T).double()).solution
+    torch.testing.assert_close(fitted, direct[:-1].T, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(shift, direct[-1], rtol=1e-4, atol=1e-5)
+
+
+def test_regression_equals_a_direct_least_squares_solve_per_conv_group():
+    x, y = rand(2, 400, 5) + 0.5, rand(400, 6, seed=1)
+    fit = Regression.of(x, y, intercept=True)
+    w = fit.solve(1e-12)
+    for g in range(2):
+        design = torch.cat((x[g], torch.ones(400, 1)), dim=1).double()
+        direct = torch.linalg.lstsq(design, y[:, 3 * g : 3 * g + 3].double()).solution
+        torch.testing.assert_close(w[3 * g : 3 * g + 3], direct[:-1].T, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("layer", [
+    nn.Conv2d(4, 6, 3, padding=1), nn.Conv2d(4, 6, 3, stride=2, padding=2, dilation=2), nn.Conv2d(4, 8, (1, 3), groups=2),
+    nn.Conv2d(4, 4, 3, groups=4, padding=1), nn.Conv1d(4, 6, 3, padding=1), nn.Linear(5, 6), nn.Conv2d(4, 6, 3, padding="same"),
+])  # fmt: skip
+def test_input_rows_times_weight_is_the_layers_output(layer):
+    x = {nn.Linear: rand(3, 7, 5), nn.Conv1d: rand(3, 4, 9)}.get(type(layer), rand(3, 4, 9, 8))
+    y = layer(x)
+    assert output_shape(layer, x) == (tuple(y.shape[:-1]) if isinstance(layer, nn.Linear) else (3, *y.shape[2:]))
+    positions = sampled_positions(output_shape(layer, x), 40, torch.Generator().manual_seed(0))
+    rows = input_rows(layer, x, positions)
+    weight = layer.weight.flatten(1).reshape(rows.shape[0], -1, rows.shape[2])
+    got = (rows @ weight.transpose(1, 2)).transpose(0, 1).flatten(1) + layer.bias
+    want = output_rows(y, positions, channels_last=isinstance(layer, nn.Linear))
+    torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-5)
+
+
+def residual(weight, gram, gone):
+    """Least output error without some columns, by brute force."""
+    stay = [i for i in range(len(gram)) if i not in gone]
+    fitted = torch.linalg.solve(gram[stay][:, stay], (weight @ gram[:, stay]).T).T
+    gap = weight.clone()
+    gap[:, stay] -= fitted
+    return float(((gap @ gram) * gap).sum())
+
+
+def test_obs_elimination_equals_brute_force_refits():
+    x, w = rand(200, 10).double() @ rand(10, 10, seed=2).double(), rand(4, 10, seed=1).double()
+    gram = x.T @ x / 200
+    blocks = torch.arange(10).reshape(5, 2)
+    result = eliminate([Reader(w, gram, blocks)])
+    energy = float(((w @ gram) * w).sum())
+    gone: list[int] = []
+    for step, unit in enumerate(result.order[:-1].tolist()):
+        left = [u for u in range(5) if u not in result.order[:step].tolist()]
+        costs = {u: residual(w, gram, gone + blocks[u].tolist()) for u in left}
+        assert unit == min(costs, key=costs.__getitem__)
+        gone += blocks[unit].tolist()
+        assert float(result.error[step + 1]) * energy == pytest.approx(costs[unit], rel=1e-2)
+    assert float(result.error[-1]) == pytest.approx(1, rel=1e-2)
+
+
+def test_single_weight_obs_score_is_the_error_of_losing_it():
+    x, w = rand(300, 6).double(), rand(3, 6, seed=1).double()
+    gram = x.T @ x
+    score = CRITERIA.load("obs").score(LayerView(w.float(), gram[None].float()))
+    inverse = damped_inverse(gram)
+    for row, column in itertools.product(range(3), range(6)):
+        exact = residual(w[row : row + 1], gram, [column])
+        assert float(score[row, column]) == pytest.approx(float(w[row, column] ** 2 / inverse[column, column]), rel=1e-3)
+        assert float(score[row, column]) == pytest.approx(exact, rel=1e-2)
+
+
+def test_magnitude_and_activation_scores_are_their_formulas():
+    w = rand(4, 3, 2, 2)
+    x = rand(50, 12, seed=1)
+    view = LayerView(w, (x.T @ x)[None] / 50, torch.arange(1.0, 5.0), torch.Generator().manual_seed(0))
+    assert torch.equal(CRITERIA.load("l1").score(view), w.abs())
+    assert torch.equal(CRITERIA.load("l2").score(view), w * w)
+    norms = (x.square().mean(dim=0)).sqrt().reshape(3, 2, 2)
+    torch.testing.assert_close(CRITERIA.load("activation").score(view), w.abs() * norms)
+    torch.testing.assert_close(CRITERIA.load("bn_scale").score(view).flatten(1).sum(dim=1), torch.arange(1.0, 5.0))
+    rows = w.flatten(1)
+    distance = torch.stack([sum(torch.dist(a, b) for b in rows) for a in rows])
+    torch.testing.assert_close(CRITERIA.load("fpgm").score(view).flatten(1).sum(dim=1), distance, rtol=1e-4, atol=1e-4)
+
+
+@given(st.integers(2, 8), st.integers(1, 200), st.integers(0, 2**31))
+@settings(max_examples=60, deadline=None)
+def test_packed_codes_come_back(bits, count, seed):
+    top = 2 ** (bits - 1) - 1
+    codes = np.random.default_rng(seed).integers(-top, top + 1, size=count)
+    packed = pack_codes(codes, bits)
+    assert len(packed) == -(-count * bits // 8)
+    assert np.array_equal(unpack_codes(packed, bits, count), codes)
+
+
+@given(st.lists(st.booleans(), min_size=1, max_size=100))
+def test_a_packed_bitmap_comes_back(flags):
+    present = np.array(flags)
+    assert np.array_equal(unpack_bitmap(pack_bitmap(present), len(flags)), present)
+
+
+@pytest.mark.parametrize("bits", range(2, 9))
+def test_quantized_weights_have_few_values_and_keep_zeros(bits):
+    layer = QuantizedLayer(nn.Linear(40, 6), bits, 32)
+    with torch.no_grad():
+        layer.layer.weight[:, :10] = 0
+    before = layer.layer.weight.detach().clone()
+    layer.quantize_()
+    after = layer.layer.weight.detach()
+    assert all(len(row.unique()) <= 2**bits - 1 for row in after)
+    assert bool((after[:, :10] == 0).all())
+    codes = weight_codes(after, layer.weight_scale, bits)
+    assert torch.equal(dequantize(codes, layer.weight_scale), after)
+    if bits == 8:
+        assert bool(((after - before).abs() <= layer.weight_scale[:, None] / 2 + 1e-7).all())
+
+
+def test_weight_scale_has_the_least_error_of_its_candidates():
+    w = rand(3, 50)
+    scale = weight_scale(w, 3)
+    for f in torch.linspace(0.4, 1.0, 24):
+        other = f * w.abs().amax(dim=1) / 3
+        gap = lambda s: (dequantize(weight_codes(w, s, 3), s) - w).square().sum(dim=1)  # noqa: E731
+        assert bool((gap(scale) <= gap(other) + 1e-6).all())
+
+
+def test_a_zero_weight_row_stays_zero():
+    layer = QuantizedLayer(nn.Linear(4, 2), 4, 32)
+    with torch.no_grad():
+        layer.layer.weight.zero_()
+    layer.quantize_()
+    assert not layer.layer.weight.detach().any()
+
+
+@pytest.mark.parametrize("bits", [4, 6, 8])
+def test_activation_quantizer_rounds_to_its_levels_and_keeps_zero(bits):
+    x = F.relu(rand(1000))
+    quantizer = ActivationQuantizer(bits)
+    quantizer.calibrate(x)
+    y = quantizer(x)
+    assert len(y.unique()) <= 2**bits
+    assert float(quantizer(torch.zeros(1))) == 0
+    assert float((y - x).square().mean()) < 4.0 ** (3 - bits)
+
+
+@given(st.integers(1, 60), st.floats(0, 0.99))
+@settings(max_examples=50, deadline=None)
+def test_keep_largest_drops_exactly_the_floor_of_the_share(count, sparsity):
+    score = rand(count).abs()
+    mask = keep_largest(score, sparsity)
+    assert int((mask == 0).sum()) == int(count * sparsity)
+    if 0 < int(mask.sum()) < count:
+        assert float(score[mask == 0].max()) <= float(score[mask == 1].min())

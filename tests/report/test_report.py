@@ -1,0 +1,98 @@
+"""Tables, plots and the report file."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from rich.console import Console
+from torch import nn
+
+from automc.policy import GroupDecision, LayerDecision, Policy
+from automc.report import decisions, front, latency, text
+from automc.report.progress import Bar
+from automc.study import Study
+from tests.study import lab
+
+
+def filled(path: Path, count: int = 12) -> Study:
+    study = lab.study(path, dense={"score": 0.9, "costs": {"macs": 1000.0, "size": 4000.0}})
+    rng = np.random.default_rng(0)
+    for _ in range(count):
+        study.record(replace(lab.lookup(lab.draw(rng)), proposer="draws"))
+    study.note("uniform", {"score": 0.4, "costs": {"macs": 690.0, "size": 2900.0}})
+    return study
+
+
+def printed(thing: object) -> str:
+    console = Console(width=200, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
+    console.print(thing)
+    return console.export_text()
+
+
+def test_the_table_holds_the_front_between_dense_and_uniform(tmp_path: Path) -> None:
+    study = filled(tmp_path / "lab.journal")
+    shown = printed(front.table(study, study.costs))
+    assert "dense" in shown and "uniform" in shown and "draws" in shown
+    best = study.best
+    assert f"{best.score:.4f}" in shown and text.share(best.cost("macs"), 1000) in shown
+    rows = [line for line in shown.splitlines() if "draws" in line]
+    assert len(rows) == len(study.pareto())
+
+
+def test_the_plot_marks_dense_and_uniform_and_shows_policies_without_a_network(tmp_path: Path) -> None:
+    study = filled(tmp_path / "lab.journal")
+    figure = front.figure(study)
+    names = [trace.name for trace in figure.data]
+    assert names == ["trials", "front", "dense", "uniform"] * 2
+    first = figure.data[1]
+    assert "stem" in first.text[0] and "score" in first.text[0]
+    assert list(first.x) == sorted(first.x)
+    front.write_html(study, tmp_path / "front.html")
+    page = (tmp_path / "front.html").read_text()
+    assert len(page) > 3_000_000 and '<script src="http' not in page
+
+
+def test_a_plot_without_baseline_or_feasible_trials_is_still_a_plot(tmp_path: Path) -> None:
+    study = lab.study(tmp_path / "lab.journal")
+    assert [t.name for t in front.figure(study).data] == ["trials", "front", "dense"] * 2
+
+
+def test_a_policy_on_one_line_says_what_differs_from_dense() -> None:
+    groups = (("a", GroupDecision(0.5)), ("b", GroupDecision(1.0)))
+    policy = Policy("f", groups, (("a", LayerDecision(4, 8, 0.25)), ("b", LayerDecision())))
+    assert text.policy_line(policy) == "a 50%, a w4 a8 25% zeros"
+    assert text.policy_line(Policy("f")) == "dense"
+
+
+def test_bars_are_as_long_as_what_is_kept() -> None:
+    tables = decisions.tables(Policy("f", (("a", GroupDecision(0.5)),), (("a", LayerDecision(4)),)))
+    shown = [printed(t) for t in tables]
+    assert shown[0].count("█") == shown[1].count("█") == 12
+    assert "4 bits" in shown[1] and len(decisions.tables(Policy("f"))) == 0
+
+
+def test_progress_tells_best_cost_pace_and_time(tmp_path: Path) -> None:
+    study = filled(tmp_path / "lab.journal", 3)
+    console = Console(width=200, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
+    with Bar(study, 4, 60.0, console) as bar:
+        bar(study.record(lab.lookup(lab.draw(np.random.default_rng(7)))))
+    said = console.export_text()
+    assert said.startswith("4/4 best") and "macs" in said and "trials/s" in said and "left" in said
+    empty = lab.study(tmp_path / "empty.journal")
+    assert "no feasible trial yet" in Bar(empty, 4, None, console).news()
+
+
+def test_latency_names_the_form_and_the_threads_of_each_module() -> None:
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU()).eval()
+    found = latency.compare({"dense": net, "compressed": nn.Conv2d(3, 2, 3)}, (torch.randn(2, 3, 8, 8),))
+    assert found["threads"] == torch.get_num_threads()
+    for size in ("batch_1", "batch_32"):
+        for name in ("dense", "compressed"):
+            assert found[size][name]["median"] > 0
+            assert found[size][name]["form"] in ("plain", "channels-last", "fused channels-last")
+
+
+def test_amounts_read_as_budgets_write_them() -> None:
+    assert [text.amount("macs", v) for v in (7.0, 1234.0, 5.6e6, 2e9)] == ["7", "1.23K", "5.6M", "2G"]
+    assert text.amount("size", 1_500_000) == "1.5 MB"

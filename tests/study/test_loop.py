@@ -1,0 +1,188 @@
+"""The loop: what is told, scored, checked and recorded, and what happens when it is stopped or killed."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from automc import loop
+from automc.evaluation import Evaluation
+from automc.executors.inline import Inline
+from automc.policy import Policy
+from automc.study import Study
+from tests.study import lab
+
+ROOT = Path(__file__).parents[2]
+
+
+def run(path: Path, trials: int, seed: int = 0) -> Study:
+    study = lab.study(path)
+    loop.run(lab.problem(), lab.Draws(seed), lab.lookup, study, trials=trials)
+    return study
+
+
+@pytest.mark.parametrize("stop", [0, 1, 7, 19, 20])
+def test_a_search_stopped_and_resumed_equals_one_that_was_not(tmp_path: Path, stop: int) -> None:
+    whole = run(tmp_path / "whole.journal", 20)
+    run(tmp_path / "parts.journal", stop)
+    assert lab.contents(run(tmp_path / "parts.journal", 20).evaluations) == lab.contents(whole.evaluations)
+
+
+def test_trials_counts_the_whole_study(tmp_path: Path) -> None:
+    run(tmp_path / "lab.journal", 4)
+    assert len(run(tmp_path / "lab.journal", 3).evaluations) == 4
+
+
+def test_a_policy_asked_for_again_is_a_trial_but_is_not_scored_again(tmp_path: Path) -> None:
+    class Stubborn(lab.Draws):
+        def ask(self) -> Policy:
+            self.told, told = self.told // 3, self.told
+            policy = super().ask()
+            self.told = told
+            return policy
+
+        def tell(self, evaluation: Evaluation) -> None:
+            self.told += 1
+
+    scored: list[Policy] = []
+
+    def evaluate(policy: Policy) -> Evaluation:
+        scored.append(policy)
+        return lab.lookup(policy)
+
+    study = lab.study(tmp_path / "lab.journal")
+    loop.run(lab.problem(), Stubborn(), evaluate, study, trials=9)
+    assert len(study.evaluations) == 9
+    assert len(scored) == len(set(scored)) == len({e.policy for e in study.evaluations})
+    scores = {e.policy: e.score for e in study.evaluations}
+    assert all(e.score == scores[e.policy] for e in study.evaluations)
+
+
+def test_an_evaluation_over_a_limit_is_infeasible_whatever_it_says(tmp_path: Path) -> None:
+    def cheat(policy: Policy) -> Evaluation:
+        return replace(lab.lookup(policy), costs=(("macs", 701.0), ("size", 10.0)))
+
+    study = lab.study(tmp_path / "lab.journal")
+    loop.run(lab.problem(), lab.Draws(), cheat, study, trials=2)
+    assert [e.state for e in study.evaluations] == ["infeasible", "infeasible"]
+    assert study.evaluations[0].reason == "macs is 701, the limit 700"
+    assert study.pareto() == []
+
+
+def test_a_failed_candidate_is_told_and_the_search_goes_on(tmp_path: Path) -> None:
+    def evaluate(policy: Policy) -> Evaluation:
+        scored = lab.lookup(policy)
+        bad = policy.groups[0][1].criterion == "l1"
+        return replace(scored, state="failed", score=None, reason="singular") if bad else scored
+
+    searcher = lab.Draws()
+    study = lab.study(tmp_path / "lab.journal")
+    loop.run(lab.problem(), searcher, evaluate, study, trials=12)
+    assert searcher.told == 12
+    assert {e.state for e in study.evaluations} == {"ok", "failed"}
+
+
+def test_several_candidates_in_flight_come_back_in_order(tmp_path: Path) -> None:
+    class Three(Inline):
+        slots = 3
+        most = 0
+
+        def submit(self, policy: Policy) -> None:
+            super().submit(policy)
+            self.most = max(self.most, len(self._waiting))
+
+    class Counting(lab.Draws):
+        def ask(self) -> Policy:
+            self.asked = getattr(self, "asked", 0) + 1
+            return lab.draw(np.random.default_rng(self.asked))
+
+    executor = Three(lab.lookup)
+    study = lab.study(tmp_path / "lab.journal")
+    loop.run(lab.problem(), Counting(), executor, study, trials=8)
+    expected = [lab.draw(np.random.default_rng(i + 1)) for i in range(8)]
+    assert [e.policy for e in study.evaluations] == expected
+    assert executor.most == 3
+
+
+def test_no_time_left_means_no_further_trial(tmp_path: Path) -> None:
+    study = lab.study(tmp_path / "lab.journal")
+    loop.run(lab.problem(), lab.Draws(), lab.lookup, study, trials=50, seconds=0.0)
+    assert study.evaluations == ()
+
+
+def test_a_signal_during_the_record_waits_for_it(tmp_path: Path) -> None:
+    class Interrupted(Study):
+        def record(self, evaluation: Evaluation) -> Evaluation:
+            if len(self.evaluations) == 3:
+                os.kill(os.getpid(), signal.SIGINT)
+            return super().record(evaluation)
+
+    study = Interrupted.create(tmp_path / "lab.journal", "lab", lab.meta(), lab.AXES)
+    handler = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        loop.run(lab.problem(), lab.Draws(), lab.lookup, study, trials=50)
+    assert len(Study.open(tmp_path / "lab.journal").evaluations) == 4
+    assert signal.getsignal(signal.SIGINT) is handler
+
+
+def start(path: Path, trials: int, side: Path, pause: float) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "tests.study.worker", str(path), str(trials), str(side), str(pause)]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n", process.communicate()
+    return process
+
+
+@pytest.mark.timeout(240)
+def test_twenty_kills_lose_and_double_no_finished_trial(tmp_path: Path) -> None:
+    path, side, trials = tmp_path / "lab.journal", tmp_path / "side.log", 60
+    rng = random.Random(0)
+    lab.study(path)
+    for _ in range(20):
+        goal = len(Study.open(path).evaluations) + 40  # never done before the kill
+        process = start(path, goal, side, 0.002)
+        time.sleep(rng.uniform(0.0, 0.06))
+        process.kill()
+        process.wait()
+        process.communicate()
+        _check_against(side, Study.open(path))
+    study = run(path, max(trials, len(Study.open(path).evaluations)))
+    assert [e.number for e in study.evaluations] == list(range(len(study.evaluations)))
+    undisturbed = run(tmp_path / "other.journal", len(study.evaluations))
+    assert lab.contents(study.evaluations) == lab.contents(undisturbed.evaluations)
+
+
+def _check_against(side: Path, study: Study) -> None:
+    """Every record that returned is there, in its place; at most the one in the making is there besides."""
+    lines = [line.split() for line in side.read_text().splitlines()] if side.exists() else []
+    done = {int(line[2]): line[1] for line in lines if line[0] == "after"}
+    begun = {line[1] for line in lines if line[0] == "before"}
+    found = {e.number: e.policy.digest for e in study.evaluations}
+    assert done.items() <= found.items()
+    assert set(found.values()) <= begun
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 1), (signal.SIGTERM, 143)])
+def test_a_signal_at_a_random_moment_leaves_a_study_that_goes_on(
+    tmp_path: Path, number: signal.Signals, status: int
+) -> None:
+    path = tmp_path / "lab.journal"
+    rng = random.Random(int(number))
+    for turn in range(4):
+        process = start(path, 10_000, tmp_path / "side.log", 0.002)
+        time.sleep(rng.uniform(0.0, 0.1))
+        process.send_signal(number)
+        process.communicate(timeout=60)
+        assert process.returncode in (status, -number), turn  # negative: the signal came before the search began
+        _check_against(tmp_path / "side.log", Study.open(path))
+        assert not (tmp_path / "lab.journal.lock").is_symlink()
+    count = len(Study.open(path).evaluations)
+    whole = run(path, count + 5)
+    assert lab.contents(whole.evaluations) == lab.contents(run(tmp_path / "other.journal", count + 5).evaluations)

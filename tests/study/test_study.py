@@ -1,0 +1,153 @@
+"""What a study keeps, and what it refuses."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import optuna
+import pytest
+
+from automc.errors import StudyError
+from automc.evaluation import Evaluation
+from automc.study import Study
+from tests.study import lab
+
+
+def filled(path: Path | str, count: int, seed: int = 1) -> Study:
+    rng = np.random.default_rng(seed)
+    study = lab.study(path)
+    for _ in range(count):
+        study.record(lab.lookup(lab.draw(rng)))
+    return study
+
+
+@pytest.mark.parametrize("kind", ["journal", "sqlite"])
+def test_reading_back_gives_the_same_evaluations_and_facts(tmp_path: Path, kind: str) -> None:
+    where = str(tmp_path / "lab.journal") if kind == "journal" else f"sqlite:///{tmp_path}/lab.db"
+    study = filled(where, 5)
+    study.record(replace(lab.lookup(lab.draw(np.random.default_rng(9))), state="failed", score=None, reason="singular"))
+    again = Study.open(where)
+    assert again.evaluations == study.evaluations
+    assert [e.number for e in again.evaluations] == list(range(6))
+    assert again.meta == study.meta
+    assert again.axes == study.axes
+    assert again.best == study.best
+    assert again.pareto() == study.pareto()
+
+
+def test_optuna_sees_readable_parameters_named_objectives_and_constraints(tmp_path: Path) -> None:
+    study = lab.study(tmp_path / "lab.journal")
+    good = lab.lookup(lab.draw(np.random.default_rng(0)))
+    broken = replace(good, state="infeasible", score=None, costs=(("macs", 800.0), ("size", 100.0)), reason="macs")
+    failed = replace(good, state="failed", score=None, reason="singular")
+    for evaluation in (good, broken, failed):
+        study.record(evaluation)
+    found = optuna.load_study(study_name="lab", storage=study.optuna._storage)
+    assert found.metric_names == ["score", "macs", "size"]
+    assert [d.name for d in found.directions] == ["MAXIMIZE", "MINIMIZE", "MINIMIZE"]
+    first, second, third = found.trials
+    assert first.values == [good.score, *dict(good.costs).values()]
+    assert first.params["group:stem:keep"] == good.policy.group("stem").keep
+    assert first.params["layer:body.1:weight_bits"] == good.policy.layer("body.1").weight_bits
+    assert set(first.params) == {a.key for a in lab.AXES}
+    assert all(v <= 0 for v in first.constraints.values())
+    assert second.constraints["macs"] > 0
+    assert second.system_attrs["constraints"][0] > 0  # where the dashboard looks
+    assert third.state == optuna.trial.TrialState.FAIL
+    assert third.user_attrs["reason"] == "singular"
+
+
+def test_only_feasible_evaluations_are_best_or_in_the_front(tmp_path: Path) -> None:
+    study = filled(tmp_path / "lab.journal", 4)
+    top = replace(lab.lookup(lab.draw(np.random.default_rng(5))), state="infeasible", score=None, reason="macs")
+    study.record(top)
+    assert study.best.score == max(e.score for e in study.evaluations if e.score is not None)
+    assert all(e.ok for e in study.pareto())
+    assert {e.number for e in study.pareto(("macs",))} <= {e.number for e in study.evaluations}
+
+
+def test_a_study_without_a_feasible_trial_has_no_best_and_says_why(tmp_path: Path) -> None:
+    study = lab.study(tmp_path / "lab.journal")
+    with pytest.raises(StudyError, match=r"none of 0 in 'lab' is: search some trials first"):
+        _ = study.best
+    study.record(replace(lab.lookup(lab.draw(np.random.default_rng(0))), state="failed", score=None, reason="singular"))
+    with pytest.raises(StudyError, match=r"none of 1 in 'lab' is: the last one failed with: singular"):
+        _ = study.best
+
+
+def test_an_evaluation_cannot_be_recorded_twice(tmp_path: Path) -> None:
+    study = lab.study(tmp_path / "lab.journal")
+    recorded = study.record(lab.lookup(lab.draw(np.random.default_rng(0))))
+    with pytest.raises(StudyError, match="this one is trial 0 already"):
+        study.record(recorded)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"fingerprint": "a" * 64}, "the model it began with.*has ffffffffffff, given aaaaaaaaaaaa"),
+        ({"budget": "macs<=10%"}, "the budget it began with.*given macs<=10%"),
+        ({"recipe": {"seed": 1}}, "the recipe it began with"),
+    ],
+)
+def test_going_on_with_something_else_is_refused_and_changes_nothing(
+    tmp_path: Path, change: dict[str, Any], said: str
+) -> None:
+    filled(tmp_path / "lab.journal", 2)
+    before = (tmp_path / "lab.journal").read_bytes()
+    with pytest.raises(StudyError, match=said):
+        lab.study(tmp_path / "lab.journal", **change)
+    assert (tmp_path / "lab.journal").read_bytes() == before
+
+
+def test_another_space_is_refused(tmp_path: Path) -> None:
+    filled(tmp_path / "lab.journal", 1)
+    with pytest.raises(StudyError, match="the space it began with"):
+        Study.create(tmp_path / "lab.journal", "lab", lab.meta(), lab.AXES[:3])
+
+
+def test_a_half_made_study_is_completed(tmp_path: Path) -> None:
+    path = tmp_path / "lab.journal"
+    lab.study(path)
+    lines = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(b"".join(lines[:4]))  # killed while it was being described
+    study = lab.study(path)
+    study.record(lab.lookup(lab.draw(np.random.default_rng(0))))
+    assert Study.open(path).meta["fingerprint"] == lab.FINGERPRINT
+
+
+def test_opening_what_is_no_study_says_so(tmp_path: Path) -> None:
+    with pytest.raises(StudyError, match="there is no"):
+        Study.open(tmp_path / "nothing.journal")
+    notes = tmp_path / "notes.txt"
+    notes.write_text("dear diary\n")
+    for call in (Study.open, lab.study):
+        with pytest.raises(StudyError, match="another kind of file"):
+            call(notes)
+    assert notes.read_text() == "dear diary\n"
+    with pytest.raises(StudyError, match="must be a study's storage"):
+        Study.open("nosuchdb://here/there", "x")
+    lab.study(tmp_path / "two.journal", "one")
+    lab.study(tmp_path / "two.journal", "two")
+    with pytest.raises(StudyError, match="holds one, two: give --study"):
+        Study.open(tmp_path / "two.journal")
+    with pytest.raises(StudyError, match="must exist"):
+        Study.open(tmp_path / "two.journal", "three")
+
+
+def test_an_unknown_trial_is_refused_with_the_range(tmp_path: Path) -> None:
+    study = filled(tmp_path / "lab.journal", 3)
+    assert study.trial("2").number == 2
+    assert study.trial() == study.best
+    with pytest.raises(StudyError, match="a number from 0 to 2; '7' is neither"):
+        study.trial("7")
+
+
+def test_a_cost_that_is_not_a_number_counts_as_failed_for_optuna(tmp_path: Path) -> None:
+    study = lab.study(tmp_path / "lab.journal")
+    odd = replace(
+        lab.lookup(lab.draw(np.random.default_rng(0))), state="infeasible", score=None, costs=(("macs", float("nan")),)
+    )
+    assert isinstance(study.record(odd), Evaluation)
+    assert study.optuna.trials[0].state == optuna.trial.TrialState.FAIL
