@@ -1,14 +1,16 @@
 """DDPG as AMC uses it (Lillicrap et al. 2016; He et al. 2018, section 3.2 and its released code), in one file.
 
-Kept from AMC: two hidden layers of 300 units; the critic adds a layer of the state and a layer of the action before its first
-ReLU; Adam 1e-4 for the actor, 1e-3 for the critic; soft target updates with tau 0.01; batches of 64; discount 1; uniform actions
-in the warm-up, then truncated-normal noise around the actor with deviation 0.5 * 0.95^k in the k-th episode after it; a moving average
-of batch-mean rewards (0.5) as baseline; the final reward in every transition of its episode; one update a transition, after the episode.
+Kept from AMC: two hidden layers of 300 units; the critic adds a layer of the state and a layer of the action before
+its first ReLU; Adam 1e-4 for the actor, 1e-3 for the critic; soft target updates with tau 0.01; batches of 64;
+discount 1; uniform actions in the warm-up, then truncated-normal noise around the actor with deviation 0.5 * 0.95^k
+in the k-th episode after it; a moving average of batch-mean rewards (0.5) as baseline; the final reward in every
+transition of its episode; one update a transition, after the episode.
 
-Deviations: each transition says whether it ended its episode, so no target reaches into the next one (the released buffer
-guesses it from its neighbours); the executed action is stored; the actor's output layer is normalised by its input's norm and a
-small penalty keeps its logits small, since plain actors with several action entries saturate at 0 and 1 and stop
-learning; first episodes may come from elsewhere (demonstrations, other searchers) and count as warm-up.
+Deviations: each transition says whether it ended its episode, so no target reaches into the next one (the released
+buffer guesses it from its neighbours); the executed action is stored; the actor's output layer is normalised by its
+input's norm and a small penalty keeps its logits small, since plain actors with several action entries saturate at 0
+and 1 and stop learning; first episodes may come from elsewhere (demonstrations, other searchers) and count as
+warm-up.
 """
 
 import copy
@@ -104,8 +106,8 @@ class DDPGAgent:
         self.actor = _initialised(Actor(state_size, action_size, s.hidden), generator)
         self.critic = _initialised(Critic(state_size, action_size, s.hidden), generator)
         self.target_actor, self.target_critic = copy.deepcopy(self.actor), copy.deepcopy(self.critic)
-        self._online = [*self.actor.parameters(), *self.critic.parameters()]
-        self._targets = [*self.target_actor.parameters(), *self.target_critic.parameters()]
+        self._online: list[Tensor] = [*self.actor.parameters(), *self.critic.parameters()]
+        self._targets: list[Tensor] = [*self.target_actor.parameters(), *self.target_critic.parameters()]
         for parameter in self._targets:
             parameter.requires_grad_(False)
         self.actor_optimizer = torch.optim.Adam(self.actor.parameters(), s.actor_rate, fused=True)
@@ -130,12 +132,15 @@ class DDPGAgent:
         """The actor's action (A,) for a state (S,), with noise where asked; uniform in the warm-up."""
         if explore and self._episodes < self.settings.warmup:
             return rng.uniform(size=self.actor.last.out_features)
-        mean = self.actor(torch.from_numpy(state.astype(np.float32))[None])[0].numpy().astype(np.float64)
+        output: Tensor = self.actor(torch.from_numpy(state.astype(np.float32))[None])[0]
+        mean = output.numpy().astype(np.float64)
         if not explore:
             return mean
         deviation = max(self.deviation, 1e-6)
         low, high = -mean / deviation, (1.0 - mean) / deviation
-        return np.asarray(truncnorm.rvs(low, high, loc=mean, scale=deviation, size=mean.shape, random_state=rng)).clip(0.0, 1.0)
+        return np.asarray(truncnorm.rvs(low, high, loc=mean, scale=deviation, size=mean.shape, random_state=rng)).clip(
+            0.0, 1.0
+        )
 
     def observe(self, episode: Sequence[Transition], rng: np.random.Generator, *, updates: int | None = None) -> None:
         """Remembers an episode, its final reward in every transition, then updates, once a transition by default."""
@@ -154,7 +159,15 @@ class DDPGAgent:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restores what `state_dict` gave."""
-        for name in ("actor", "critic", "target_actor", "target_critic", "actor_optimizer", "critic_optimizer", "replay"):
+        for name in (
+            "actor",
+            "critic",
+            "target_actor",
+            "target_critic",
+            "actor_optimizer",
+            "critic_optimizer",
+            "replay",
+        ):
             getattr(self, name).load_state_dict(state[name])
         self.reward_baseline, self._episodes = state["baseline"], int(state["episodes"])
 
@@ -169,7 +182,7 @@ class DDPGAgent:
             target = reward - self.reward_baseline + s.discount * (1.0 - done) * future
         loss = nn.functional.mse_loss(self.critic(state, action), target)
         self.critic_optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         self.critic_optimizer.step()
 
         logits = self.actor.logits(state)

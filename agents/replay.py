@@ -22,7 +22,13 @@ class Replay:
 
     def add(self, transition: Transition) -> None:
         """Stores a transition over the oldest one."""
-        row = (transition.state, transition.action, [transition.reward], transition.next_state, [float(transition.done)])
+        row = (
+            transition.state,
+            transition.action,
+            [transition.reward],
+            transition.next_state,
+            [float(transition.done)],
+        )
         self._rows[self.count % self.capacity] = np.concatenate(row)
         self.count += 1
 

@@ -81,7 +81,9 @@ def load(directory: str | Path, factory: Callable[[], nn.Module]) -> nn.Module:
         raise
     except (AutomcError, KeyError, RuntimeError, ValueError, TypeError, AttributeError) as error:
         reason = " ".join(str(error).split())[:200]
-        raise ArtifactError(f"{path} must fit the model its factory builds; it does not ({reason}): pass the factory it was made with.") from error
+        raise ArtifactError(
+            f"{path} must fit the model its factory builds; it does not ({reason}): pass the factory it was made with."
+        ) from error
     policy = Policy.from_json(files[POLICY].decode())
     return provenance.attach(small.eval(), policy, structure, units, inputs)
 
@@ -99,12 +101,18 @@ def verified(path: Path) -> dict[str, bytes]:
         entries = manifest["files"]
         files = {name: (path / name).read_bytes() for name in (MODEL, POLICY, REPORT)}
     except OSError as error:
-        raise ArtifactError(f"{path} must hold a saved model; {error.filename} cannot be read: run `automc apply` first.") from error
+        raise ArtifactError(
+            f"{path} must hold a saved model; {error.filename} cannot be read: run `automc apply` first."
+        ) from error
     except (ValueError, KeyError, TypeError) as error:
-        raise ArtifactError(f"{path / MANIFEST} must be automc's manifest; it cannot be read: save the model again.") from error
+        raise ArtifactError(
+            f"{path / MANIFEST} must be automc's manifest; it cannot be read: save the model again."
+        ) from error
     for name, data in files.items():
         if entries.get(name, {}).get("sha256") != sha256(data):
-            raise ArtifactError(f"{path / name} must match its manifest; its content has changed: save the model again.")
+            raise ArtifactError(
+                f"{path / name} must match its manifest; its content has changed: save the model again."
+            )
     return files
 
 
@@ -187,16 +195,22 @@ def _metadata(path: Path, data: bytes) -> dict[str, Any]:
         length = int.from_bytes(data[:8], "little")
         found: dict[str, Any] = json.loads(json.loads(data[8 : 8 + length])["__metadata__"]["automc"])
     except (ValueError, KeyError, TypeError, safetensors.SafetensorError) as error:
-        raise ArtifactError(f"{path / MODEL} must be a model automc saved; its header says nothing of it: save it again.") from error
+        raise ArtifactError(
+            f"{path / MODEL} must be a model automc saved; its header says nothing of it: save it again."
+        ) from error
     if found.get("version") != VERSION or "kept" not in found:
-        raise ArtifactError(f"{path / MODEL} must be version {VERSION} of an applied model; it is not: save it again with this automc.")
+        raise ArtifactError(
+            f"{path / MODEL} must be version {VERSION} of an applied model; it is not: save it again with this automc."
+        )
     return found
 
 
 def _structure(metadata: dict[str, Any], units: dict[str, int]) -> Structure:
     unknown = set(metadata["kept"]) - set(units)
     if unknown:
-        raise ArtifactError(f"Every pruned group must exist in the factory's model; {sorted(unknown)[0]!r} does not: pass the right factory.")
+        raise ArtifactError(
+            f"Every pruned group must exist in the factory's model; {sorted(unknown)[0]!r} does not: pass the right one."
+        )
     kept = {
         name: np.flatnonzero(unpack_bitmap(np.frombuffer(bytes.fromhex(bitmap), dtype=np.uint8), units[name]))
         for name, bitmap in metadata["kept"].items()

@@ -12,7 +12,9 @@ from dataclasses import dataclass
 from automc.errors import BudgetError
 from automc.registry import COSTS
 
-_TERM = re.compile(r"^\s*(?P<metric>[A-Za-z_]\w*)\s*<=\s*(?P<number>[0-9]*\.?[0-9]+(?:[eE][+-]?[0-9]+)?)\s*(?P<unit>[A-Za-z%]*)\s*$")
+_TERM = re.compile(
+    r"^\s*(?P<metric>[A-Za-z_]\w*)\s*<=\s*(?P<number>[0-9]*\.?[0-9]+(?:[eE][+-]?[0-9]+)?)\s*(?P<unit>[A-Za-z%]*)\s*$"
+)
 _COUNT_UNITS = {"": 1.0, "k": 1e3, "m": 1e6, "g": 1e9}
 _BYTE_UNITS = _COUNT_UNITS | {
     "b": 1.0,
@@ -70,7 +72,9 @@ class Budget:
 def _parse_limit(term: str) -> Limit:
     match = _TERM.match(term)
     if match is None:
-        raise BudgetError(f"A limit must read metric<=amount, such as macs<=50%; {term.strip()!r} does not: rewrite it.")
+        raise BudgetError(
+            f"A limit must read metric<=amount, such as macs<=50%; {term.strip()!r} does not: rewrite it."
+        )
     metric, unit = match["metric"].lower(), match["unit"].lower()
     _check_metric(metric)
     number = float(match["number"])
@@ -78,11 +82,16 @@ def _parse_limit(term: str) -> Limit:
         raise BudgetError(f"A limit must be above zero; {term.strip()!r} is not: give a positive amount.")
     if unit == "%":
         if number > 100:
-            raise BudgetError(f"A percentage of the dense model must be at most 100; {term.strip()!r} is above: lower it.")
+            raise BudgetError(
+                f"A percentage of the dense model must be at most 100; {term.strip()!r} is above: lower it."
+            )
         return Limit(metric, number / 100, relative=True)
     units = _BYTE_UNITS if metric == "size" else _COUNT_UNITS
     if unit not in units:
-        raise BudgetError(f"The unit of {metric} must be %, {', '.join(u for u in units if u)} or none; {unit!r} is none of them: rewrite {term.strip()!r}.")
+        raise BudgetError(
+            f"The unit of {metric} must be %, {', '.join(u for u in units if u)} or none; {unit!r} is none of them: "
+            f"rewrite {term.strip()!r}."
+        )
     return Limit(metric, number * units[unit], relative=False)
 
 

@@ -16,7 +16,9 @@ def distribution(axis: Axis) -> BaseDistribution:
     numbers = [float(v) for v in axis.values]
     if axis.field in ("weight_bits", "activation_bits"):
         contiguous = numbers == list(range(int(numbers[0]), int(numbers[0]) + len(numbers)))
-        return IntDistribution(int(numbers[0]), int(numbers[-1])) if contiguous else CategoricalDistribution(axis.values)
+        return (
+            IntDistribution(int(numbers[0]), int(numbers[-1])) if contiguous else CategoricalDistribution(axis.values)
+        )
     return FloatDistribution(min(numbers), max(numbers))
 
 
@@ -32,6 +34,4 @@ def parameters(axes: Sequence[Axis], levels: Sequence[int] | IntArray) -> dict[s
 
 def levels_of(axes: Sequence[Axis], params: Mapping[str, Any]) -> IntArray:
     """The point nearest to parameters; a missing one stands for the top level."""
-    return np.array(
-        [a.level(params[a.key]) if a.key in params else len(a.values) - 1 for a in axes], dtype=np.int64
-    )
+    return np.array([a.level(params[a.key]) if a.key in params else len(a.values) - 1 for a in axes], dtype=np.int64)

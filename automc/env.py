@@ -39,9 +39,9 @@ class CompressionEnv(gym.Env[Observation, Observation]):
 
     ## Action: Box(0, 1, (A,), float32)
 
-    One entry for each of keep, sparsity, weight_bits, activation_bits that the agent owns: the share of channels kept; for the
-    others the level, in bins of equal width, 1 being dense. The budget's projection lowers it where the rest of the
-    model could not make up for it; `info["executed"]` holds what was done.
+    One entry for each of keep, sparsity, weight_bits, activation_bits that the agent owns: the share of channels
+    kept; for the others the level, in bins of equal width, 1 being dense. The budget's projection lowers it where the
+    rest of the model could not make up for it; `info["executed"]` holds what was done.
 
     ## Reward and end
 
@@ -66,7 +66,9 @@ class CompressionEnv(gym.Env[Observation, Observation]):
         self._levels = self.walk.start(problem.space.largest)
         self._index = 0
 
-    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Observation, dict[str, Any]]:
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Observation, dict[str, Any]]:
         """Back to the first layer, every decision of the agent's open again."""
         super().reset(seed=seed)
         self._levels = self.walk.start(self._problem.space.largest)
@@ -88,12 +90,11 @@ class CompressionEnv(gym.Env[Observation, Observation]):
 
     def _observation(self) -> Observation:
         index = min(self._index, len(self.walk.steps) - 1)
-        return self.walk.states(self._levels, index, index + 1)[0].astype(np.float32)
+        state: Observation = self.walk.states(self._levels, index, index + 1)[0].astype(np.float32)
+        return state
 
 
 def register() -> None:
     """Registers the environment with Gymnasium as "automc/Compression-v0"; calling it again changes nothing."""
     if ENV_ID not in gym.registry:
         gym.register(id=ENV_ID, entry_point="automc.env:CompressionEnv")
-
-

@@ -1,7 +1,7 @@
 """One walk over the layers: what the agent sees, what it may do, what it did; nothing is evaluated here.
 
-AMC (He et al. 2018, section 3.1 and 3.2): one step a layer, an eleven-entry state, an action clipped to what the rest of the
-budget allows. Deviations:
+AMC (He et al. 2018, section 3.1 and 3.2): one step a layer, an eleven-entry state, an action clipped to what the rest
+of the budget allows. Deviations:
 * Several decisions at a layer: the action is a vector, one entry a field the agent owns; a field the layer does not
   offer is ignored and counts as 1. Decisions of others at the layer are part of the state.
 * A group of coupled channels is decided at the first layer that makes them.
@@ -47,7 +47,9 @@ class Walk:
         present = {a.field for a in self.space.axes}
         self.owned = tuple(f for f in FIELDS if f in present and (owned is None or f in owned))
         if not self.owned:
-            raise PolicyError(f"An agent must own a field of the space; of {sorted(present)} it owns none: open keep, sparsity or bits.")
+            raise PolicyError(
+                f"An agent must own a field of the space; of {sorted(present)} it owns none: open keep or bits."
+            )
         self.other_fields = tuple(f for f in (*FIELDS, "criterion") if f in present and f not in self.owned)
         self.owned_axes = np.array([a.field in self.owned for a in self.space.axes])
         self.steps = self._find_steps()
@@ -69,7 +71,8 @@ class Walk:
         return self.projector.project(levels)
 
     def execute(self, levels: IntArray, step: Step, action: FloatArray) -> IntArray:
-        """The levels after a step: the action's, as far as the budget allows with all undecided axes at their lowest."""
+        """The levels after a step: the action's, as far as the budget allows with all undecided axes at their
+        lowest."""
         result = levels.copy()
         for entry, name in enumerate(self.owned):
             axis = step.axes.get(name)
@@ -81,7 +84,8 @@ class Walk:
     def executed(self, levels: IntArray, step: Step) -> FloatArray:
         """The action (A,) that the levels at a step amount to; 1 for fields the layer lacks."""
         entries = [
-            _action(self.space.axes[step.axes[n]], int(levels[step.axes[n]])) if n in step.axes else 1.0 for n in self.owned
+            _action(self.space.axes[step.axes[n]], int(levels[step.axes[n]])) if n in step.axes else 1.0
+            for n in self.owned
         ]
         return np.array(entries)
 
@@ -89,8 +93,9 @@ class Walk:
         """States (steps, S) of steps `first` to `last` of an episode whose executed levels are these."""
         chosen = range(first, len(self.steps) if last is None else last)
         partial = np.repeat(levels[None], len(chosen), axis=0)
-        for row, step in enumerate(chosen):
-            partial[row, self._decided_at >= step] = self.space.largest[self._decided_at >= step]
+        for row, index in enumerate(chosen):
+            undecided = self._decided_at >= index
+            partial[row, undecided] = self.space.largest[undecided]
         shapes = self.projector.costing.table.shapes(self.projector.costing.candidates(partial))
         costs = self.projector.costing.costs[self.metric].layers(self.projector.costing.table, shapes)  # (T, L)
         states = np.ones((len(chosen), self.state_size))
@@ -134,7 +139,9 @@ class Walk:
     @cached_property
     def _dense_layers(self) -> FloatArray:
         costing = self.projector.costing
-        return costing.costs[self.metric].layers(costing.table, costing.table.shapes(costing.table.dense))[0]
+        shapes = costing.table.shapes(costing.table.dense)
+        parts: FloatArray = costing.costs[self.metric].layers(costing.table, shapes)[0]
+        return parts
 
     @cached_property
     def _dense_total(self) -> float:
@@ -157,7 +164,8 @@ class Walk:
             rows.append((index, layer.out_channels, layer.in_channels, size[0], size[1], stride, kernel, cost))
         table = np.array(rows, dtype=np.float64)
         low, high = table.min(axis=0), table.max(axis=0)
-        return (table - low) / np.where(high > low, high - low, 1.0)
+        scaled: FloatArray = (table - low) / np.where(high > low, high - low, 1.0)
+        return scaled
 
 
 def run_episode(walk: Walk, given: IntArray, act: Act) -> IntArray:

@@ -42,7 +42,9 @@ class Evaluation:
         for known, value in self.costs:
             if known == name:
                 return value
-        raise StudyError(f"A recorded cost must be one of {[n for n, _ in self.costs]}; {name!r} is not: name one of them.")
+        raise StudyError(
+            f"A recorded cost must be one of {[n for n, _ in self.costs]}; {name!r} is not: name one of them."
+        )
 
     def to_json(self) -> str:
         """The JSON form, on one line."""

@@ -21,7 +21,9 @@ def write_atomic(path: Path, data: bytes) -> None:
     except OSError as error:
         with contextlib.suppress(OSError):
             temporary.unlink()
-        raise ArtifactError(f"{path} must be writable; the system says {error.strerror}: free space or choose another place.") from error
+        raise ArtifactError(
+            f"{path} must be writable; the system says {error.strerror}: free space or choose another place."
+        ) from error
 
 
 def sha256(data: bytes) -> str:

@@ -17,7 +17,8 @@ def nondominated(points: NDArray[np.float64]) -> NDArray[np.bool_]:
         return np.zeros(len(points), dtype=np.bool_)
     no_larger = (points[:, None, :] <= points[None, :, :]).all(axis=2)
     smaller = (points[:, None, :] < points[None, :, :]).any(axis=2)
-    return ~(no_larger & smaller).any(axis=0)
+    dominated: NDArray[np.bool_] = np.asarray((no_larger & smaller).any(axis=0))
+    return ~dominated
 
 
 def front(evaluations: Sequence[Evaluation], costs: Sequence[str]) -> list[Evaluation]:

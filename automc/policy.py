@@ -115,7 +115,7 @@ class Policy:
     def from_dict(cls, data: Mapping[str, Any]) -> "Policy":
         """Reads the form `to_dict` writes; anything else raises PolicyError."""
         if not isinstance(data, Mapping) or data.get("format") != FORMAT:
-            raise PolicyError(f"A policy file must have \"format\": \"{FORMAT}\"; this one has not: give a policy.json.")
+            raise PolicyError(f'A policy file must have "format": "{FORMAT}"; this one has not: give a policy.json.')
         if data.get("version") != VERSION:
             raise PolicyError(
                 f"This automc reads policy version {VERSION}; the file has {data.get('version')!r}: update automc."
@@ -133,7 +133,9 @@ class Policy:
         try:
             data = json.loads(text)
         except json.JSONDecodeError as error:
-            raise PolicyError(f"A policy must be JSON; this text is not ({error}): give an unbroken policy.json.") from error
+            raise PolicyError(
+                f"A policy must be JSON; this text is not ({error}): give an unbroken policy.json."
+            ) from error
         return cls.from_dict(data)
 
 
@@ -147,7 +149,7 @@ def _plain(decision: Any) -> dict[str, Any]:
 def _section(data: Mapping[str, Any], name: str) -> Mapping[str, Any]:
     section = data.get(name, {})
     if not isinstance(section, Mapping):
-        raise PolicyError(f"\"{name}\" of a policy must be an object; it is a {type(section).__name__}: mend the file.")
+        raise PolicyError(f'"{name}" of a policy must be an object; it is a {type(section).__name__}: mend the file.')
     return section
 
 
@@ -172,7 +174,9 @@ def _check_group(name: str, decision: GroupDecision) -> None:
 
 def _check_layer(name: str, decision: LayerDecision) -> None:
     if decision.weight_bits != FULL_BITS and not 2 <= decision.weight_bits <= 8:
-        raise PolicyError(f"weight_bits must be 2-8 or 32; layer {name!r} has {decision.weight_bits}: choose one of them.")
+        raise PolicyError(
+            f"weight_bits must be 2-8 or 32; layer {name!r} has {decision.weight_bits}: choose one of them."
+        )
     if decision.activation_bits != FULL_BITS and not 4 <= decision.activation_bits <= 8:
         raise PolicyError(
             f"activation_bits must be 4-8 or 32; layer {name!r} has {decision.activation_bits}: choose one of them."

@@ -1,9 +1,9 @@
 """The one place where a policy becomes feasible.
 
-AMC clips an action to what the rest of the budget allows (He et al. 2018, section 3.2 and algorithm 1); HAQ lowers bits
-until the model fits (Wang et al. 2019, section 3.3). Both are the same projection onto a monotone set, done here on levels, after
-rounding and coupling, for several limits at once. Deviations: the lower bound never wins over the budget (a
-budget the lower bounds cannot meet is refused at the start), and rounding can never exceed a limit because
+AMC clips an action to what the rest of the budget allows (He et al. 2018, section 3.2 and algorithm 1); HAQ lowers
+bits until the model fits (Wang et al. 2019, section 3.3). Both are the same projection onto a monotone set, done here
+on levels, after rounding and coupling, for several limits at once. Deviations: the lower bound never wins over the
+budget (a budget the lower bounds cannot meet is refused at the start), and rounding can never exceed a limit because
 costs are evaluated at whole channels and whole bits.
 """
 
@@ -53,7 +53,8 @@ class Costing:
 
     def by_layer(self, levels: IntArray, name: str) -> FloatArray:
         """One cost of one point, split by layer (L,)."""
-        return self.costs[name].layers(self.table, self.table.shapes(self.candidates(levels[None])))[0]
+        parts: FloatArray = self.costs[name].layers(self.table, self.table.shapes(self.candidates(levels[None])))[0]
+        return parts
 
     def candidates(self, levels: IntArray) -> Candidates:
         """Points (B, A) as the cost table wants them."""
@@ -115,10 +116,8 @@ class Projector:
         A feasible point stays as it is. `fill` spends what is left of the budget by rising towards the dense model.
         Criteria are never changed.
         """
-        if self.feasible(levels):
-            point = levels.copy()
-        else:
-            point = self._rise(np.where(self.space.ordered, 0, levels), levels)
+        floor = np.where(self.space.ordered, 0, levels)
+        point = levels.copy() if self.feasible(levels) else self._rise(floor, levels)
         return self._rise(point, np.where(self.space.ordered, self.space.largest, levels)) if fill else point
 
     def highest(self, levels: IntArray, axis: int) -> int:
@@ -143,7 +142,7 @@ class Projector:
     def _rise(self, start: IntArray, goal: IntArray) -> IntArray:
         """From a feasible `start` as far towards `goal` as fits: along the line first, then axis by axis."""
         line = start + np.floor(_LINE[:, None] * (goal - start)).astype(np.int64)
-        point = line[int(self._fits(line).sum()) - 1]
+        point: IntArray = line[int(self._fits(line).sum()) - 1]
         while True:
             gaps = np.flatnonzero(goal > point)
             if gaps.size:

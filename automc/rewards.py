@@ -1,7 +1,8 @@
 """What an episode was worth to the agent.
 
-* accuracy: how far the score is from the dense model's, relative to it. AMC's resource-constrained reward is the accuracy itself
-  (He et al. 2018, section 3.3); the constant makes no difference behind a baseline, and the scale suits any metric.
+* accuracy: how far the score is from the dense model's, relative to it. AMC's resource-constrained reward is the
+  accuracy itself (He et al. 2018, section 3.3); the constant makes no difference behind a baseline, and the scale
+  suits any metric.
 * accuracy-macs: AMC's accuracy-guaranteed reward, -error * log(MACs), for scores that are accuracies in [0, 1].
 
 A failed candidate gets -1: the reward of losing the whole score.

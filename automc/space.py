@@ -97,9 +97,7 @@ class SearchSpace:
         """The point nearest to a policy; a policy of another model or with unknown places raises PolicyError."""
         check_policy(policy, self.facts)
         decisions = {"group": policy.group, "layer": policy.layer}
-        return np.array(
-            [a.level(getattr(decisions[a.kind](a.place), a.field)) for a in self.axes], dtype=np.int64
-        )
+        return np.array([a.level(getattr(decisions[a.kind](a.place), a.field)) for a in self.axes], dtype=np.int64)
 
     def sample(self, rng: np.random.Generator) -> IntArray:
         """A point drawn uniformly, each axis by itself."""

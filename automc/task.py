@@ -49,7 +49,9 @@ class Task:
 
     def __post_init__(self) -> None:
         if not isinstance(self.model, nn.Module):
-            raise TaskError(f"A task's model must be an nn.Module; it is a {type(self.model).__name__}: pass the module.")
+            raise TaskError(
+                f"A task's model must be an nn.Module; it is a {type(self.model).__name__}: pass the module."
+            )
         for name in ("calibration", "validation", "test"):
             object.__setattr__(self, name, _batches(getattr(self, name), name))
         if not self.calibration:
@@ -57,7 +59,9 @@ class Task:
         if not self.validation and self.evaluate is None:
             raise TaskError("A task must have validation batches or an evaluate callable; it has neither: pass one.")
         if isinstance(self.metric, str) and self.metric not in METRICS:
-            raise TaskError(f"A metric must be callable or one of {sorted(METRICS)}; it is {self.metric!r}: use one of them.")
+            raise TaskError(
+                f"A metric must be callable or one of {sorted(METRICS)}; it is {self.metric!r}: use one of them."
+            )
 
     @property
     def per_sample(self) -> Metric:
@@ -93,6 +97,8 @@ def _batch(item: Any, name: str) -> Batch:
     inputs = tuple(inputs) if isinstance(inputs, (tuple, list)) else (inputs,)
     if targets is None and name == "calibration":
         targets = torch.zeros(len(inputs[0]))
-    if not all(isinstance(x, Tensor) for x in (*inputs, targets)):
-        raise TaskError(f"A {name} batch must be (inputs, targets), tensors both; it is {type(item).__name__}: convert it.")
+    if not isinstance(targets, Tensor) or not all(isinstance(x, Tensor) for x in inputs):
+        raise TaskError(
+            f"A {name} batch must be (inputs, targets), tensors both; it is {type(item).__name__}: convert it."
+        )
     return inputs, targets

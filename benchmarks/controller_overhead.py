@@ -1,6 +1,7 @@
 """Controller overhead: searcher, projection and record, per trial, with a score looked up instead of computed.
 
-The space is that of ResNet-56 with 27 groups and three decisions each (share, criterion, bits of the layer that reads it).
+The space is that of ResNet-56 with 27 groups and three decisions each (share, criterion, bits of the layer that reads
+it).
 
     python benchmarks/controller_overhead.py
 """
@@ -42,7 +43,10 @@ def make_problem() -> tuple[Problem, list[np.ndarray]]:
             axes.append(Axis(reader, "layer", "weight_bits", (2, 3, 4, 5, 6, 7, 8, 32)))
     space = SearchSpace(facts, tuple(axes))
     rng = np.random.default_rng(0)
-    errors = [rng.uniform(0.2, 2) * np.linspace(1, 0, n) ** 2 if o else rng.uniform(0, 0.02, n) for n, o in zip(space.sizes, space.ordered, strict=True)]
+    errors = [
+        rng.uniform(0.2, 2) * np.linspace(1, 0, n) ** 2 if o else rng.uniform(0, 0.02, n)
+        for n, o in zip(space.sizes, space.ordered, strict=True)
+    ]
     projector = Projector(space, Budget.parse("macs<=50%,size<=30%"))
     return Problem(space, projector, 0.93, lambda: tuple(errors)), errors
 
@@ -80,8 +84,21 @@ def main() -> None:
                 for key, value in one_search(problem, errors, name, seed, Path(folder)).items():
                     rows[name][key].append(value)
     for name, row in rows.items():
-        print(f"{name:10s} median {statistics.median(row['median']):7.2f} ms  mean {statistics.median(row['mean']):7.2f} ms  max {max(row['max']):7.1f} ms")
-    write("controller_overhead", {"unit": "ms per trial", "trials": TRIALS, "decisions": len(problem.space.axes), "asked": 10.0, "searchers": rows}, seeds=SEEDS)
+        print(
+            f"{name:10s} median {statistics.median(row['median']):7.2f} ms  "
+            f"mean {statistics.median(row['mean']):7.2f} ms  max {max(row['max']):7.1f} ms"
+        )
+    write(
+        "controller_overhead",
+        {
+            "unit": "ms per trial",
+            "trials": TRIALS,
+            "decisions": len(problem.space.axes),
+            "asked": 10.0,
+            "searchers": rows,
+        },
+        seeds=SEEDS,
+    )
 
 
 if __name__ == "__main__":

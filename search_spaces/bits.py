@@ -10,9 +10,7 @@ ACTIVATION_BITS = (4, 5, 6, 7, 8, 32)
 def bits(facts: ModelFacts) -> tuple[Axis, ...]:
     """Weight bits of every layer; at least 8 in the first and the last one, as HAQ pins them."""
     ends = {facts.layers[0].name, facts.layers[-1].name} if facts.layers else set()
-    return tuple(
-        Axis(x.name, "layer", "weight_bits", (8, 32) if x.name in ends else WEIGHT_BITS) for x in facts.layers
-    )
+    return tuple(Axis(x.name, "layer", "weight_bits", (8, 32) if x.name in ends else WEIGHT_BITS) for x in facts.layers)
 
 
 def activation_bits(facts: ModelFacts) -> tuple[Axis, ...]:

@@ -14,7 +14,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from automc.compression.calibration import Moments, input_rows, moments, output_shape, refittable, sampled_positions, watched
+from automc.compression.calibration import (
+    Moments,
+    input_rows,
+    moments,
+    output_shape,
+    refittable,
+    sampled_positions,
+    watched,
+)
 from automc.compression.quantize import dequantize, weight_codes, weight_scale
 from automc.criteria.criterion import Criterion, LayerView, fan_in_view
 from automc.criteria.curvature import Reader, eliminate
@@ -32,7 +40,9 @@ FloatArray = NDArray[np.float64]
 class LayerBank:
     """Memoised layer facts of one dense model under one recipe's calibration settings."""
 
-    def __init__(self, facts: ModelFacts, model: nn.Module, inputs: Inputs, recipe: Recipe, memory_bytes: int = 2**30) -> None:
+    def __init__(
+        self, facts: ModelFacts, model: nn.Module, inputs: Inputs, recipe: Recipe, memory_bytes: int = 2**30
+    ) -> None:
         self.facts, self.model, self.recipe = facts, model, recipe
         self._inputs = inputs
         self._moments: dict[str, Moments] | None = None
@@ -65,7 +75,8 @@ class LayerBank:
     def refit(self, name: str, inputs: IntArray) -> tuple[Tensor, Tensor]:
         """A layer's dense rows refitted on the kept `inputs` channels: weight (out, n') and intercept shift (out,).
 
-        Only for layers of one conv-group. The intercept shift is what the layer's bias, or the norm behind it, must gain.
+        Only for layers of one conv-group. The intercept shift is what the layer's bias, or the norm behind it, must
+        gain.
         """
         key = (name, inputs.tobytes())
         found = self._refits.get(key)
@@ -120,7 +131,9 @@ class LayerBank:
         for member in group.members:
             if member.kind == "layer" and member.axis == "in" and self._reads_all(member):
                 columns = torch.stack([self.columns(member.target, row) for row in member.index])
-                readers.append(Reader(fan_in_view(self._weight(member.target)), self.moments[member.target].centred[0], columns))
+                readers.append(
+                    Reader(fan_in_view(self._weight(member.target)), self.moments[member.target].centred[0], columns)
+                )
         return readers
 
     def _reads_all(self, member: Member) -> bool:
@@ -132,16 +145,24 @@ class LayerBank:
         counted = 0
         generator = torch.Generator().manual_seed(self.recipe.seed)
         for member in group.members:
-            if member.kind != "layer" or criterion.side not in ("both", member.axis) or not self._has_needs(member, criterion):
+            if (
+                member.kind != "layer"
+                or criterion.side not in ("both", member.axis)
+                or not self._has_needs(member, criterion)
+            ):
                 continue
             score = criterion.score(self._view(member.target, generator)).detach().to(torch.float64)
             if not bool(torch.isfinite(score).all()):
-                raise PolicyError(f"Criterion {criterion.name!r} must give finite scores; layer {member.target!r} got others: check its weights.")
+                raise PolicyError(
+                    f"Criterion {criterion.name!r} must give finite scores; {member.target!r} got others: check its weights."
+                )
             unit = _sum_by_unit(score, member, self.facts.layer(member.target).groups)
             total += unit / max(unit.mean(), 1e-30)
             counted += 1
         if not counted:
-            raise PolicyError(f"Criterion {criterion.name!r} must have a layer to look at; group {group.name!r} has none that fits: choose l1.")
+            raise PolicyError(
+                f"Criterion {criterion.name!r} must fit some layer of a group; group {group.name!r} has none: choose l1."
+            )
         return total
 
     def _has_needs(self, member: Member, criterion: Criterion) -> bool:
@@ -187,7 +208,8 @@ class LayerBank:
 
 
 def refit_from_moments(weight: Tensor, known: Moments, columns: Tensor, ridge: float) -> tuple[Tensor, Tensor]:
-    """Least squares for weight (out, n) on the kept `columns`: refitted (out, n') and the intercept gained (out,), float64.
+    """Least squares for weight (out, n) on the kept `columns`: refitted (out, n') and the intercept gained (out,),
+    float64.
 
     W' = W C[:, S] (C[S, S] + lambda I)^-1 with the centred moments C, lambda = ridge * mean(diag C[S, S]).
     """

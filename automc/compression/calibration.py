@@ -4,10 +4,9 @@ A refit is a regression over (sample, position) rows. Neighbouring positions say
 of positions per layer stands for all of them; dense outputs are kept at exactly the same positions.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
@@ -53,11 +52,22 @@ def input_rows(module: nn.Module, x: Tensor, positions: Tensor) -> Tensor:
     if isinstance(module, nn.Linear):
         return x.reshape(-1, x.shape[-1])[positions][None]
     if isinstance(module, nn.Conv1d):
-        return _patches(x[:, :, None], positions, (1, *module.kernel_size), (1, *module.stride),
-                        (1, *module.dilation), (0, *_padding(module)), module.groups)
+        return _patches(
+            x[:, :, None],
+            positions,
+            (1, *module.kernel_size),
+            (1, *module.stride),
+            (1, *module.dilation),
+            (0, *_padding(module)),
+            module.groups,
+        )
     if isinstance(module, nn.Conv2d):
-        return _patches(x, positions, module.kernel_size, module.stride, module.dilation, _padding(module), module.groups)
-    raise GraphError(f"Only linear and 1-d or 2-d convolution layers have input rows; got {type(module).__name__}: skip it.")
+        return _patches(
+            x, positions, module.kernel_size, module.stride, module.dilation, _padding(module), module.groups
+        )
+    raise GraphError(
+        f"Only linear and 1-d or 2-d convolution layers have input rows; got {type(module).__name__}: skip it."
+    )
 
 
 def output_shape(module: nn.Module, x: Tensor) -> tuple[int, ...]:
@@ -79,7 +89,7 @@ def output_rows(y: Tensor, positions: Tensor, *, channels_last: bool) -> Tensor:
 def moments(rows: Tensor) -> Moments:
     """Moments of input rows (groups, rows, n), accumulated in float32 blocks and kept in float64."""
     mean = rows.mean(dim=1, dtype=torch.float64)
-    blocks = rows.split(8192, dim=1)
+    blocks = rows.split(8192, dim=1)  # type: ignore[no-untyped-call]
     gram = torch.stack([(b.transpose(1, 2) @ b).to(torch.float64) for b in blocks]).sum(dim=0)
     return Moments(gram / rows.shape[1], mean)
 
@@ -106,11 +116,18 @@ def _padding(module: Conv) -> tuple[int, ...]:
     return (0,) * len(module.kernel_size) if isinstance(module.padding, str) else tuple(module.padding)
 
 
-def _patches(x: Tensor, positions: Tensor, kernel: tuple[int, ...], stride: tuple[int, ...],
-             dilation: tuple[int, ...], padding: tuple[int, ...], groups: int) -> Tensor:
+def _patches(
+    x: Tensor,
+    positions: Tensor,
+    kernel: tuple[int, ...],
+    stride: tuple[int, ...],
+    dilation: tuple[int, ...],
+    padding: tuple[int, ...],
+    groups: int,
+) -> Tensor:
     """Gathers only the sampled patches: (groups, rows, channels / groups * kernel area)."""
     padded = F.pad(x, (padding[1], padding[1], padding[0], padding[0])).permute(0, 2, 3, 1).contiguous()
-    samples, height, width, channels = padded.shape
+    _, height, width, channels = padded.shape
     out = [(s - d * (k - 1) - 1) // t + 1 for s, k, t, d in zip((height, width), kernel, stride, dilation, strict=True)]
     sample = positions.div(out[0] * out[1], rounding_mode="floor")
     row = positions.div(out[1], rounding_mode="floor") % out[0] * stride[0]
@@ -118,5 +135,7 @@ def _patches(x: Tensor, positions: Tensor, kernel: tuple[int, ...], stride: tupl
     corner = (sample * height + row) * width + column  # (rows,)
     taps = torch.tensor([i * dilation[0] * width + j * dilation[1] for i in range(kernel[0]) for j in range(kernel[1])])
     index = (corner[:, None] + taps).flatten()
-    gathered = padded.view(-1, channels).index_select(0, index).view(len(positions), len(taps), groups, channels // groups)
+    gathered = (
+        padded.view(-1, channels).index_select(0, index).view(len(positions), len(taps), groups, channels // groups)
+    )
     return gathered.permute(2, 0, 3, 1).reshape(groups, len(positions), -1)  # (groups, rows, channels / groups * taps)

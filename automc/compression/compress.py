@@ -6,8 +6,6 @@ One pass over the calibration data does everything behind the first arrow (see `
 traced has no channel groups; its weights are masked and rounded and its activation ranges observed, without a refit.
 """
 
-from collections.abc import Mapping
-
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -54,7 +52,8 @@ class Compressor:
         self._dense: dict[Recipe, DenseRows] = {}
 
     def compress(self, policy: Policy) -> nn.Module:
-        """The compressed model in eval mode; the dense model is untouched. A policy of another model raises PolicyError."""
+        """The compressed model in eval mode; the dense model is untouched. A policy of another model raises
+        PolicyError."""
         check_policy(policy, self.graph.facts)
         structure = self.structure(policy)
         small = build(self.graph, self.model, structure).eval()
@@ -96,7 +95,9 @@ class Compressor:
 
     def _fit(self, small: nn.Module, policy: Policy, structure: Structure) -> None:
         graph = interpretable(self.graph, small)
-        run = _FittingPass(graph, self.graph.facts, policy, structure, self._dense_rows(policy.recipe), self.bank(policy.recipe))
+        run = _FittingPass(
+            graph, self.graph.facts, policy, structure, self._dense_rows(policy.recipe), self.bank(policy.recipe)
+        )
         run.run(self.inputs(policy.recipe))
 
     def _dense_rows(self, recipe: Recipe) -> DenseRows | None:
@@ -116,8 +117,15 @@ class _FittingPass:
     their weights bit by bit, so the dense policy gives the dense model.
     """
 
-    def __init__(self, module: fx.GraphModule, facts: ModelFacts, policy: Policy, structure: Structure,
-                 dense: DenseRows | None, bank: LayerBank) -> None:
+    def __init__(
+        self,
+        module: fx.GraphModule,
+        facts: ModelFacts,
+        policy: Policy,
+        structure: Structure,
+        dense: DenseRows | None,
+        bank: LayerBank,
+    ) -> None:
         self.module, self.dense, self.bank, self.recipe = module, dense, bank, policy.recipe
         self.layers = {x.name: x for x in facts.layers}
         self.decisions = dict(policy.layers)
@@ -178,8 +186,9 @@ class _FittingPass:
             self._fit_layerwise(name, layer)
         _mask_and_round(layer, holder, decision, None)
 
-    def _fit_sequential(self, name: str, decision: LayerDecision, holder: nn.Module, layer: nn.Module,
-                        chunks: list[Tensor]) -> None:
+    def _fit_sequential(
+        self, name: str, decision: LayerDecision, holder: nn.Module, layer: nn.Module, chunks: list[Tensor]
+    ) -> None:
         assert self.dense is not None
         point, positions = self.dense.points[name], self.dense.positions[name]
         target = self.dense.targets[name][:, self.channels[name].outputs]
@@ -219,7 +228,9 @@ def _mask_and_round(layer: nn.Module, holder: nn.Module, decision: LayerDecision
         gram = None if fit is None else (fit.gram + fit.mean_x[:, :, None] * fit.mean_x[:, None, :]).to(weight.dtype)
         criterion = CRITERIA.load(decision.criterion)
         if criterion.needs_gram and gram is None:
-            raise GraphError(f"Criterion {criterion.name!r} must have input statistics; this layer has none: choose l1.")
+            raise GraphError(
+                f"Criterion {criterion.name!r} must have input statistics; this layer has none: choose l1."
+            )
         weight *= keep_largest(criterion.score(LayerView(weight, gram)), decision.sparsity)
     if isinstance(holder, QuantizedLayer):
         holder.quantize_()
@@ -247,7 +258,9 @@ def _round_untraced(small: nn.Module, policy: Policy, inputs: tuple[Tensor, ...]
 def _check_finite(small: nn.Module) -> None:
     for name, tensor in small.state_dict().items():
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-            raise GraphError(f"Compressed weights must be finite; {name} is not: raise the recipe's ridge or its images.")
+            raise GraphError(
+                f"Compressed weights must be finite; {name} is not: raise the recipe's ridge or its images."
+            )
 
 
 def _channels_last(x: Tensor) -> Tensor:

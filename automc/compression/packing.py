@@ -16,7 +16,8 @@ def unpack_codes(packed: Bytes, bits: int, count: int) -> NDArray[np.int64]:
     """The `count` codes `pack_codes` packed."""
     flat = np.unpackbits(packed, count=count * bits).reshape(count, bits)
     weights = 2 ** np.arange(bits - 1, -1, -1, dtype=np.int64)
-    return flat.astype(np.int64) @ weights - (2 ** (bits - 1) - 1)
+    codes: NDArray[np.int64] = flat.astype(np.int64) @ weights - (2 ** (bits - 1) - 1)
+    return codes
 
 
 def pack_bitmap(present: NDArray[np.bool_]) -> Bytes:

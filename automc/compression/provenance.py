@@ -38,7 +38,9 @@ class Provenance:
         }
 
 
-def attach(module: nn.Module, policy: Policy, structure: Structure, units: dict[str, int], inputs: tuple[Tensor, ...]) -> nn.Module:
+def attach(
+    module: nn.Module, policy: Policy, structure: Structure, units: dict[str, int], inputs: tuple[Tensor, ...]
+) -> nn.Module:
     """Gives a module its provenance, as the plain attribute `automc`."""
     described = tuple((tuple(x.shape), str(x.dtype).removeprefix("torch.")) for x in inputs)
     pruned = {name: units[name] for name in structure.kept}
@@ -50,5 +52,7 @@ def of(module: nn.Module) -> Provenance:
     """A module's provenance; ArtifactError for one that automc did not make."""
     found = getattr(module, "automc", None)
     if not isinstance(found, Provenance):
-        raise ArtifactError("Only a module that automc.apply or automc.load returned can be saved; this one is another: apply a policy first.")
+        raise ArtifactError(
+            "Only a module that automc.apply or automc.load returned can be saved; this one is none: apply a policy."
+        )
     return found

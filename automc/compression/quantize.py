@@ -62,7 +62,9 @@ class ActivationQuantizer(nn.Module):
         sample = flat[:: max(1, len(flat) // 65536)]
         ranges = [torch.stack((low * f, high * f)) for f in _FRACTIONS.tolist()]
         errors = [float((_fake_quantize(sample, r, self.bits) - sample).square().sum()) for r in ranges]
-        self.range = ranges[min(range_index for range_index, e in enumerate(errors) if e == min(errors))].to(torch.float32)
+        self.range = ranges[min(range_index for range_index, e in enumerate(errors) if e == min(errors))].to(
+            torch.float32
+        )
 
 
 class QuantizedLayer(nn.Module):
@@ -73,8 +75,8 @@ class QuantizedLayer(nn.Module):
         self.layer = layer
         self.weight_bits = weight_bits
         self.input = ActivationQuantizer(activation_bits) if activation_bits < FULL_BITS else None
-        out = layer.weight.shape[0]  # type: ignore[index,union-attr]
-        self.register_buffer("weight_scale", torch.ones(out) if weight_bits < FULL_BITS else None)
+        assert isinstance(layer.weight, Tensor)
+        self.register_buffer("weight_scale", torch.ones(len(layer.weight)) if weight_bits < FULL_BITS else None)
 
     weight_scale: Tensor | None
 
@@ -114,4 +116,5 @@ def _fake_quantize(x: Tensor, limits: Tensor, bits: int) -> Tensor:
     top = 2**bits - 1
     step = (limits[1] - limits[0]).clamp_min(1e-12) / top
     zero = (-limits[0] / step).round()
-    return ((x / step).round().add(zero).clamp(0, top) - zero) * step
+    rounded: Tensor = ((x / step).round().add(zero).clamp(0, top) - zero) * step
+    return rounded

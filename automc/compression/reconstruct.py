@@ -1,13 +1,14 @@
 """The refit: one forward-order pass that fits every changed layer to what the dense model computes there.
 
 For each layer whose inputs or weights changed, least squares with intercept maps the compressed model's own inputs to
-the dense output (He et al. 2017, Channel Pruning, section 3.2, solves it for the dense inputs; AMC keeps that form). Where the
-output goes straight into an addition, the target is the dense *sum* minus the compressed model's other operand, so
-every residual block corrects the drift of its shortcut. Rounding and masking happen inside the pass: later layers see,
-and make up for, the error of earlier ones. A batch norm behind the layer takes the intercept and the new statistics.
+the dense output (He et al. 2017, Channel Pruning, section 3.2, solves it for the dense inputs; AMC keeps that form).
+Where the output goes straight into an addition, the target is the dense *sum* minus the compressed model's other
+operand, so every residual block corrects the drift of its shortcut. Rounding and masking happen inside the pass:
+later layers see, and make up for, the error of earlier ones. A batch norm behind the layer takes the intercept and
+the new statistics.
 
-Per layer, with X, Y the sampled rows minus their means: W = Y^T X (X^T X + lambda I)^-1, lambda = ridge * mean(diag(X^T X)),
-and the intercept is mean(y) - W mean(x), taken after rounding, so rounding never shifts a mean.
+Per layer, with X, Y the sampled rows minus their means: W = Y^T X (X^T X + lambda I)^-1, lambda = ridge *
+mean(diag(X^T X)), and the intercept is mean(y) - W mean(x), taken after rounding, so rounding never shifts a mean.
 """
 
 import operator
@@ -179,15 +180,16 @@ def absorbs(norm: nn.Module) -> bool:
 
 @torch.no_grad()
 def reestimate(norm: nn.Module, chunks: Sequence[Tensor]) -> None:
-    """Sets a batch norm's running statistics to those of its input over the calibration data (EagleEye, Li et al. 2020)."""
+    """Sets a batch norm's running statistics to those of its input over the calibration data (EagleEye, Li et al.
+    2020)."""
     if not absorbs(norm):
         return
     dims = [d for d in range(chunks[0].dim()) if d != 1]
     count = sum(x.numel() // x.shape[1] for x in chunks)
     mean = torch.stack([x.sum(dim=dims, dtype=torch.float64) for x in chunks]).sum(dim=0) / count
     square = torch.stack([x.square().sum(dim=dims, dtype=torch.float64) for x in chunks]).sum(dim=0) / count
-    norm.running_mean.copy_(mean)  # type: ignore[operator,union-attr]
-    norm.running_var.copy_((square - mean.square()).clamp_min(0) * count / max(count - 1, 1))  # type: ignore[operator,union-attr]
+    norm.running_mean.copy_(mean)  # type: ignore[operator]
+    norm.running_var.copy_((square - mean.square()).clamp_min(0) * count / max(count - 1, 1))  # type: ignore[operator]
 
 
 def gather_inputs(layer: nn.Module, chunks: Sequence[Tensor], positions: Tensor) -> Tensor:
@@ -214,14 +216,20 @@ def _by_chunk(positions: Tensor, shapes: Sequence[tuple[int, ...]]) -> list[Tens
 def _fit_point(node: fx.Node, model: nn.Module, order: Mapping[fx.Node, int]) -> FitPoint:
     at, norm = node, None
     user = _only_user(at)
-    if user is not None and user.op == "call_module" and absorbs(model.get_submodule(str(user.target))):
-        if len([n for n in order if n.op == "call_module" and n.target == user.target]) == 1:
-            at, norm = user, str(user.target)
-            user = _only_user(at)
+    if user is not None and _is_lone_norm(user, model, order):
+        at, norm = user, str(user.target)
+        user = _only_user(at)
     other = _other_operand(user, at) if user is not None else None
     if user is not None and other is not None and order[other] < order[node]:
         return FitPoint(user.name, norm, other.name)
     return FitPoint(at.name, norm, None)
+
+
+def _is_lone_norm(node: fx.Node, model: nn.Module, order: Mapping[fx.Node, int]) -> bool:
+    """Whether a node is the only call of a batch norm that can take an intercept."""
+    if node.op != "call_module" or not absorbs(model.get_submodule(str(node.target))):
+        return False
+    return sum(n.op == "call_module" and n.target == node.target for n in order) == 1
 
 
 def _only_user(node: fx.Node) -> fx.Node | None:

@@ -17,7 +17,7 @@ class SegmentedRun:
     def __init__(self, module: fx.GraphModule, inputs: Sequence[Tensor], chunk: int = CHUNK) -> None:
         self.module = module
         self._interpreter = fx.Interpreter(module)
-        columns = [x.split(chunk) for x in inputs]
+        columns = [x.split(chunk) for x in inputs]  # type: ignore[no-untyped-call]
         self.chunks = len(columns[0])
         placeholders = [n for n in module.graph.nodes if n.op == "placeholder"]
         self._values = [

@@ -10,7 +10,8 @@ class _Params:
         return shapes.weights * table.owns_weight + shapes.out * table.has_bias
 
     def rest(self, table: CostTable, shapes: Shapes) -> FloatArray:
-        return shapes.norm @ table.norm_parameters + shapes.parameters.sum(axis=1) + table.constant_parameters
+        others: FloatArray = shapes.norm @ table.norm_parameters + shapes.parameters.sum(axis=1)
+        return others + table.constant_parameters
 
     def dense(self, table: CostTable) -> float:
         return float(total(self, table, table.shapes(table.dense))[0])

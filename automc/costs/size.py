@@ -27,7 +27,8 @@ class _Size:
     def rest(self, table: CostTable, shapes: Shapes) -> FloatArray:
         norms = shapes.norm @ (table.norm_parameters + table.norm_buffers)
         others = shapes.parameters.sum(axis=1) + table.constant_parameters
-        return 4 * (norms + others) + table.constant_bytes + table.header_bytes
+        stored: FloatArray = 4 * (norms + others) + table.constant_bytes + table.header_bytes
+        return stored
 
     def dense(self, table: CostTable) -> float:
         return float(4 * table.facts.params + table.facts.buffer_bytes)

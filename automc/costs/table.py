@@ -94,7 +94,7 @@ class CostTable:
         self._conv_groups = np.array([x.groups for x in facts.layers], dtype=np.float64)
         self._depthwise = np.array([x.depthwise for x in facts.layers])
         self._norm = np.array([x.channels for x in facts.norms], dtype=np.float64)
-        names = {m.target: i for i, m in enumerate(facts.parameters)}
+        names = {m.name: i for i, m in enumerate(facts.parameters)}
         self._parameter = np.array([m.numel for m in facts.parameters], dtype=np.float64)
         shape = len(facts.groups)
         self._out_slope = np.zeros((shape, len(facts.layers)))
@@ -112,7 +112,6 @@ class CostTable:
                 else:
                     slope = self._out_slope if member.axis == "out" else self._in_slope
                     slope[row, self._layers[member.target]] += per_unit
-
 
     def _count_the_rest(self) -> None:
         """Norms per channel, and what no decision changes."""
@@ -150,7 +149,8 @@ class Cost(Protocol):
 
 def total(cost: Cost, table: CostTable, shapes: Shapes) -> FloatArray:
     """A cost of every candidate (B,)."""
-    return cost.layers(table, shapes).sum(axis=1) + cost.rest(table, shapes)
+    costs: FloatArray = cost.layers(table, shapes).sum(axis=1) + cost.rest(table, shapes)
+    return costs
 
 
 def dense_costs(costs: Mapping[str, Cost], table: CostTable) -> dict[str, float]:

@@ -58,7 +58,11 @@ def eliminate(readers: Sequence[Reader], order: Sequence[int] | None = None) -> 
     removed: list[int] = []
     errors = [0.0]
     while alive:
-        unit = order[len(removed)] if order is not None else alive[int(sum(s.losses(alive) for s in states).argmin())]
+        if order is not None:
+            unit = order[len(removed)]
+        else:
+            losses = torch.stack([s.losses(alive) for s in states]).sum(dim=0)
+            unit = alive[int(losses.argmin())]
         errors.append(errors[-1] + sum(s.remove(unit) for s in states))
         alive.remove(unit)
         removed.append(unit)
@@ -79,7 +83,8 @@ class _State:
         blocks = self.columns[units]
         core = torch.linalg.inv(self.inverse[blocks[:, :, None], blocks[:, None, :]])  # (U, k, k)
         columns = self.weight[:, blocks].transpose(0, 1)  # (U, out, k)
-        return ((columns @ core) * columns).sum(dim=(1, 2)) / self.energy
+        losses: Tensor = ((columns @ core) * columns).sum(dim=(1, 2)) / self.energy
+        return losses
 
     def remove(self, unit: int) -> float:
         """Removes one unit with compensation; returns its relative loss."""

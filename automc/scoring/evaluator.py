@@ -62,7 +62,9 @@ class Evaluator:
         for inputs, targets in self._chunks(split):
             outputs = ready(*inputs)
             if isinstance(outputs, Tensor) and not bool(torch.isfinite(outputs).all()):
-                raise TaskError("Outputs must be finite; this model gives NaN or infinity: check its weights and inputs.")
+                raise TaskError(
+                    "Outputs must be finite; this model gives NaN or infinity: check its weights and inputs."
+                )
             scores.append(self.task.per_sample(outputs, targets).to(torch.float64))
         return torch.cat(scores)
 
@@ -71,7 +73,9 @@ class Evaluator:
         if split not in self._prepared:
             batches = self.task.validation if split == "validation" else self.task.test
             if not batches:
-                raise TaskError(f"Scoring on {split} data needs {split} batches; task {self.task.name!r} has none: add them.")
+                raise TaskError(
+                    f"Scoring on {split} data needs {split} batches; task {self.task.name!r} has none: add them."
+                )
             self._prepared[split] = tuple(chunk for batch in batches for chunk in _split(batch))
         return self._prepared[split]
 
@@ -81,15 +85,15 @@ def fused(module: nn.Module) -> nn.Module:
     small = copy.deepcopy(module).eval()
     try:
         traced: nn.Module = fuse(small)
-    except Exception:  # noqa: BLE001 - whatever tracing dislikes, the unfused module computes the same
+    except Exception:
         traced = small
-    return traced.to(memory_format=torch.channels_last)
+    return nn.Module.to(traced, memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
 
 
 def _split(batch: Batch) -> list[Batch]:
     inputs, targets = batch
-    columns = [_channels_last(x).split(CHUNK) for x in inputs]
-    return list(zip(zip(*columns, strict=True), targets.split(CHUNK), strict=True))
+    columns = [_channels_last(x).split(CHUNK) for x in inputs]  # type: ignore[no-untyped-call]
+    return list(zip(zip(*columns, strict=True), targets.split(CHUNK), strict=True))  # type: ignore[no-untyped-call]
 
 
 def _channels_last(x: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
 """Evolution around the best points told so far: crossover of two, a few mutations, projected and filled.
 
-The steady-state form of the evolutionary searches of OFA (Cai et al. 2020) and EvoPress (Sieberling et al. 2024); like the latter, it
-moves budget from one place to another, here because every child is filled up to the budget again.
+The steady-state form of the evolutionary searches of OFA (Cai et al. 2020) and EvoPress (Sieberling et al. 2024);
+like the latter, it moves budget from one place to another, here because every child is filled up to the budget again.
 """
 
 from typing import Any

@@ -2,8 +2,8 @@
 
 Jointly means three things.
 * Inside one trial (arm `agent+tpe`) the agent walks the layers and decides shares while a TPE sampler decides
-  criteria and bits. In turn, one conditions the other: either the sampler goes first and the agent sees its choice in every
-  state, or the agent goes first and the sampler is fitted to the told trials nearest to the agent's shares.
+  criteria and bits. In turn, one conditions the other: either the sampler goes first and the agent sees its choice in
+  every state, or the agent goes first and the sampler is fitted to the told trials nearest to the agent's shares.
 * Across trials a bandit shares the evaluations among agent+tpe, tpe, knapsack and evolution by what they brought.
 * Every evaluation is told to all of them: the agent's replay buffer, the samplers' history, the parents.
 

@@ -1,10 +1,10 @@
 """Dynamic programming on the layers' own errors, and a search over how to weigh them.
 
-SPDY (Frantar and Alistarh 2022, section 3): each layer's error at each level is additive by assumption, a multiple-choice
-knapsack picks levels within the budget, and what is searched is one error coefficient a layer, scored by the real
-model. Deviations: errors are measured on calibration data instead of assumed quadratic in the level; costs that are
-no sum over decisions (bits times channels) are made additive around the last solution, twice; the projection
-guarantees all limits, however many; some solutions aim below the budget to populate the front.
+SPDY (Frantar and Alistarh 2022, section 3): each layer's error at each level is additive by assumption, a
+multiple-choice knapsack picks levels within the budget, and what is searched is one error coefficient a layer, scored
+by the real model. Deviations: errors are measured on calibration data instead of assumed quadratic in the level;
+costs that are no sum over decisions (bits times channels) are made additive around the last solution, twice; the
+projection guarantees all limits, however many; some solutions aim below the budget to populate the front.
 """
 
 from typing import Any
@@ -68,7 +68,9 @@ class KnapsackSearcher:
             space = self.history.problem.space
             known = self.history.problem.errors
             raw = known() if known is not None else tuple(np.linspace(1.0, 0.0, n) ** 2 for n in space.sizes)
-            self._errors = [np.minimum.accumulate(e) if o else np.zeros(len(e)) for e, o in zip(raw, space.ordered, strict=True)]
+            self._errors = [
+                np.minimum.accumulate(e) if o else np.zeros(len(e)) for e, o in zip(raw, space.ordered, strict=True)
+            ]
         return self._errors
 
     def _mutated(self, rng: np.random.Generator) -> FloatArray:
@@ -95,7 +97,9 @@ def solve(problem: Problem, projector: Projector, errors: list[FloatArray], coef
     return best[1]
 
 
-def _additive(problem: Problem, projector: Projector, metric: str, errors: list[FloatArray], around: IntArray) -> IntArray:
+def _additive(
+    problem: Problem, projector: Projector, metric: str, errors: list[FloatArray], around: IntArray
+) -> IntArray:
     """The knapsack whose costs are those of moving one axis at a time away from `around`."""
     axes = np.flatnonzero(problem.space.ordered)
     points = np.repeat(around[None], int(problem.space.sizes[axes].sum()), axis=0)
@@ -105,14 +109,18 @@ def _additive(problem: Problem, projector: Projector, metric: str, errors: list[
     base = float(projector.costing.batch(around[None], (metric,))[0, 0])
     each = [cost[owner == axis] for axis in axes]
     lowest = np.array([c[0] for c in each])
-    spare = projector.limits[metric] - base - float((lowest - base).sum())  # what lies above every axis's cheapest level
+    spare = (
+        projector.limits[metric] - base - float((lowest - base).sum())
+    )  # what lies above every axis's cheapest level
     levels = knapsack_levels([errors[a] for a in axes], [c - c[0] for c in each], spare)
     point = around.copy()
     point[axes] = levels
     return point
 
 
-def knapsack_levels(errors: list[FloatArray], costs: list[FloatArray], capacity: float, buckets: int = BUCKETS) -> IntArray:
+def knapsack_levels(
+    errors: list[FloatArray], costs: list[FloatArray], capacity: float, buckets: int = BUCKETS
+) -> IntArray:
     """One level an item with the least error sum and a cost sum within capacity, by dynamic programming.
 
     Costs start at 0 at level 0 and are rounded up to capacity / buckets, so the true sum never exceeds capacity.

@@ -14,6 +14,7 @@ import numpy as np
 import optuna
 from optuna.distributions import BaseDistribution
 from optuna.samplers import BaseSampler, NSGAIISampler, RandomSampler, TPESampler
+from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from automc.distributions import distributions, levels_of, parameters
@@ -118,7 +119,7 @@ class SearcherSampler(BaseSampler):
         costs = tuple(self._problem.projector.costing.of(point).items())
         policy = self._problem.space.decode(point)
         if state == TrialState.COMPLETE and values is not None:
-            score = values[0] if study.directions[0] == optuna.study.StudyDirection.MAXIMIZE else -values[0]
+            score = values[0] if study.directions[0] == StudyDirection.MAXIMIZE else -values[0]
             self._searcher.tell(Evaluation(policy, "ok", score, costs))
         else:
             self._searcher.tell(Evaluation(policy, "failed", None, costs, reason=f"the trial ended as {state.name}"))
@@ -130,7 +131,8 @@ def tpe(problem: Problem, seed: int) -> OptunaSearcher:
 
 
 def nsga2(problem: Problem, seed: int) -> OptunaSearcher:
-    """NSGA-II (Deb et al. 2002) on the score and every limited cost; it may stay below the budget to widen the front."""
+    """NSGA-II (Deb et al. 2002) on the score and every limited cost; it may stay below the budget to widen the
+    front."""
 
     def sampler(draw: int) -> BaseSampler:
         return NSGAIISampler(population_size=POPULATION, seed=draw)
@@ -148,7 +150,7 @@ def tpe_sampler(seed: int) -> TPESampler:
 def memory_study(objectives: int) -> optuna.Study:
     """An in-memory study: the score is maximised, costs are minimised."""
     with quiet_optuna():
-        directions = ["maximize", *["minimize"] * (objectives - 1)]
+        directions = [StudyDirection.MAXIMIZE, *[StudyDirection.MINIMIZE] * (objectives - 1)]
         return optuna.create_study(directions=directions, sampler=RandomSampler(seed=0))
 
 

@@ -1,8 +1,8 @@
 """A reinforcement-learning agent as a searcher: an episode in `ask`, its reward in `tell`.
 
 Whatever was evaluated, whoever proposed it, becomes an episode of executed actions that the agent remembers; after
-its own episodes it learns, one update a step as AMC does. Episodes end filled up to the budget: what the clip left over for
-layers that did not want it is spent, and the remembered actions are those of the final policy.
+its own episodes it learns, one update a step as AMC does. Episodes end filled up to the budget: what the clip left
+over for layers that did not want it is spent, and the remembered actions are those of the final policy.
 """
 
 import contextlib

@@ -10,10 +10,10 @@ from automc.compression.compress import Compressor
 from automc.graph.trace import trace_model
 from automc.projection import Costing
 from automc.scoring.evaluator import Evaluator
-from automc.space import SearchSpace
-from automc.search_spaces.channels import all_channels
 from automc.search_spaces.bits import activation_bits, bits
+from automc.search_spaces.channels import all_channels
 from automc.search_spaces.weights import sparsity
+from automc.space import SearchSpace
 from automc.task import Task
 from automc.tasks.resnet import ResNet
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from automc.compression.bank import keep_largest, refit_from_moments
@@ -44,10 +44,18 @@ def test_regression_equals_a_direct_least_squares_solve_per_conv_group():
         torch.testing.assert_close(w[3 * g : 3 * g + 3], direct[:-1].T, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("layer", [
-    nn.Conv2d(4, 6, 3, padding=1), nn.Conv2d(4, 6, 3, stride=2, padding=2, dilation=2), nn.Conv2d(4, 8, (1, 3), groups=2),
-    nn.Conv2d(4, 4, 3, groups=4, padding=1), nn.Conv1d(4, 6, 3, padding=1), nn.Linear(5, 6), nn.Conv2d(4, 6, 3, padding="same"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "layer",
+    [
+        nn.Conv2d(4, 6, 3, padding=1),
+        nn.Conv2d(4, 6, 3, stride=2, padding=2, dilation=2),
+        nn.Conv2d(4, 8, (1, 3), groups=2),
+        nn.Conv2d(4, 4, 3, groups=4, padding=1),
+        nn.Conv2d(4, 6, 3, padding="same"),
+        nn.Conv1d(4, 6, 3, padding=1),
+        nn.Linear(5, 6),
+    ],
+)
 def test_input_rows_times_weight_is_the_layers_output(layer):
     x = {nn.Linear: rand(3, 7, 5), nn.Conv1d: rand(3, 4, 9)}.get(type(layer), rand(3, 4, 9, 8))
     y = layer(x)
@@ -58,6 +66,12 @@ def test_input_rows_times_weight_is_the_layers_output(layer):
     got = (rows @ weight.transpose(1, 2)).transpose(0, 1).flatten(1) + layer.bias
     want = output_rows(y, positions, channels_last=isinstance(layer, nn.Linear))
     torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-5)
+
+
+def weight_of(holder: QuantizedLayer) -> Tensor:
+    weight = holder.layer.weight
+    assert isinstance(weight, Tensor)
+    return weight.detach()
 
 
 def residual(weight, gram, gone):
@@ -92,7 +106,9 @@ def test_single_weight_obs_score_is_the_error_of_losing_it():
     inverse = damped_inverse(gram)
     for row, column in itertools.product(range(3), range(6)):
         exact = residual(w[row : row + 1], gram, [column])
-        assert float(score[row, column]) == pytest.approx(float(w[row, column] ** 2 / inverse[column, column]), rel=1e-3)
+        assert float(score[row, column]) == pytest.approx(
+            float(w[row, column] ** 2 / inverse[column, column]), rel=1e-3
+        )
         assert float(score[row, column]) == pytest.approx(exact, rel=1e-2)
 
 
@@ -106,7 +122,7 @@ def test_magnitude_and_activation_scores_are_their_formulas():
     torch.testing.assert_close(CRITERIA.load("activation").score(view), w.abs() * norms)
     torch.testing.assert_close(CRITERIA.load("bn_scale").score(view).flatten(1).sum(dim=1), torch.arange(1.0, 5.0))
     rows = w.flatten(1)
-    distance = torch.stack([sum(torch.dist(a, b) for b in rows) for a in rows])
+    distance = torch.stack([torch.stack([torch.dist(a, b) for b in rows]).sum() for a in rows])
     torch.testing.assert_close(CRITERIA.load("fpgm").score(view).flatten(1).sum(dim=1), distance, rtol=1e-4, atol=1e-4)
 
 
@@ -130,12 +146,13 @@ def test_a_packed_bitmap_comes_back(flags):
 def test_quantized_weights_have_few_values_and_keep_zeros(bits):
     layer = QuantizedLayer(nn.Linear(40, 6), bits, 32)
     with torch.no_grad():
-        layer.layer.weight[:, :10] = 0
-    before = layer.layer.weight.detach().clone()
+        weight_of(layer)[:, :10] = 0
+    before = weight_of(layer).clone()
     layer.quantize_()
-    after = layer.layer.weight.detach()
+    after = weight_of(layer)
     assert all(len(row.unique()) <= 2**bits - 1 for row in after)
     assert bool((after[:, :10] == 0).all())
+    assert layer.weight_scale is not None
     codes = weight_codes(after, layer.weight_scale, bits)
     assert torch.equal(dequantize(codes, layer.weight_scale), after)
     if bits == 8:
@@ -154,9 +171,9 @@ def test_weight_scale_has_the_least_error_of_its_candidates():
 def test_a_zero_weight_row_stays_zero():
     layer = QuantizedLayer(nn.Linear(4, 2), 4, 32)
     with torch.no_grad():
-        layer.layer.weight.zero_()
+        weight_of(layer).zero_()
     layer.quantize_()
-    assert not layer.layer.weight.detach().any()
+    assert not weight_of(layer).any()
 
 
 @pytest.mark.parametrize("bits", [4, 6, 8])
