@@ -29,7 +29,7 @@ from automc.graph.trace import trace_model
 from automc.policy import FULL_BITS, Policy
 
 MODEL, POLICY, REPORT, MANIFEST = "model.safetensors", "policy.json", "report.json", "manifest.json"
-VERSION = 1
+FORMAT, VERSION = "automc-artifact", 1
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -57,7 +57,7 @@ def save(module: nn.Module, directory: str | Path, *, report: Mapping[str, Any] 
     for name, data in files.items():
         write_atomic(path / name, data)
     entries = {name: {"sha256": sha256(data), "bytes": len(data)} for name, data in files.items()}
-    manifest = {"format": "automc-artifact", "version": VERSION, "files": entries}
+    manifest = {"format": FORMAT, "version": VERSION, "files": entries}
     write_atomic(path / MANIFEST, json.dumps(manifest, indent=1).encode())
     return len(model)
 
@@ -98,6 +98,10 @@ def verified(path: Path) -> dict[str, bytes]:
     """Every file of an artifact, checked against the manifest; anything missing or changed raises ArtifactError."""
     try:
         manifest = json.loads((path / MANIFEST).read_bytes())
+        if manifest["format"] != FORMAT or manifest["version"] != VERSION:
+            raise ArtifactError(
+                f"{path / MANIFEST} must be of {FORMAT} {VERSION}; it is another: save the model again."
+            )
         entries = manifest["files"]
         files = {name: (path / name).read_bytes() for name in (MODEL, POLICY, REPORT)}
     except OSError as error:
@@ -209,7 +213,7 @@ def _structure(metadata: dict[str, Any], units: dict[str, int]) -> Structure:
     unknown = set(metadata["kept"]) - set(units)
     if unknown:
         raise ArtifactError(
-            f"Every pruned group must exist in the factory's model; {sorted(unknown)[0]!r} does not: pass the right one."
+            f"Every pruned group must be the factory's model's; {sorted(unknown)[0]!r} is not: pass the right one."
         )
     kept = {
         name: np.flatnonzero(unpack_bitmap(np.frombuffer(bytes.fromhex(bitmap), dtype=np.uint8), units[name]))

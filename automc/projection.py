@@ -17,7 +17,7 @@ from automc.costs.table import Candidates, Cost, CostTable, FloatArray, total
 from automc.errors import BudgetError
 from automc.policy import Policy
 from automc.registry import COSTS
-from automc.space import IntArray, SearchSpace, check_policy
+from automc.space import IntArray, SearchSpace, check_policy, kept_units
 
 _LINE = np.linspace(0.0, 1.0, 65)
 
@@ -87,11 +87,6 @@ class Costing:
             axes = np.array([i for i, _ in chosen], dtype=np.int64)
             located[name] = (axes, np.array([columns[a.kind, a.place] for _, a in chosen], dtype=np.int64), values)
         return located
-
-
-def kept_units(keep: NDArray[np.float64], units: int) -> FloatArray:
-    """Whole units kept for a share: rounded, at least one."""
-    return np.clip(np.round(keep * units), 1, units)
 
 
 class Projector:

@@ -119,6 +119,11 @@ SpaceBuilder = Callable[[ModelFacts], tuple[Axis, ...]]
 """What a search space registers: the axes it opens for a model."""
 
 
+def kept_units(keep: NDArray[np.float64], units: int) -> FloatArray:
+    """Whole units kept for a share: rounded, at least one."""
+    return np.clip(np.round(keep * units), 1, units)
+
+
 def check_policy(policy: Policy, facts: ModelFacts) -> None:
     """Raises PolicyError unless every decision of `policy` belongs to this very model."""
     if policy.fingerprint != facts.fingerprint:

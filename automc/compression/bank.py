@@ -154,14 +154,14 @@ class LayerBank:
             score = criterion.score(self._view(member.target, generator)).detach().to(torch.float64)
             if not bool(torch.isfinite(score).all()):
                 raise PolicyError(
-                    f"Criterion {criterion.name!r} must give finite scores; {member.target!r} got others: check its weights."
+                    f"Criterion {criterion.name!r} must give finite scores; {member.target!r} got others: check it."
                 )
             unit = _sum_by_unit(score, member, self.facts.layer(member.target).groups)
             total += unit / max(unit.mean(), 1e-30)
             counted += 1
         if not counted:
             raise PolicyError(
-                f"Criterion {criterion.name!r} must fit some layer of a group; group {group.name!r} has none: choose l1."
+                f"Criterion {criterion.name!r} must fit a layer of each group; {group.name!r} has none: choose l1."
             )
         return total
 

@@ -33,9 +33,8 @@ from automc.errors import GraphError
 from automc.graph.facts import ModelFacts
 from automc.graph.model_graph import ModelGraph
 from automc.policy import FULL_BITS, LayerDecision, Policy, Recipe
-from automc.projection import kept_units
 from automc.registry import CRITERIA
-from automc.space import FloatArray, SearchSpace, check_policy
+from automc.space import FloatArray, SearchSpace, check_policy, kept_units
 from automc.task import Task
 
 IntArray = NDArray[np.int64]

@@ -34,29 +34,36 @@ class KnapsackSearcher:
     def __init__(self, problem: Problem, seed: int) -> None:
         self.history = History(problem, seed)
         self._errors: list[FloatArray] | None = None
-        self._coefficients: dict[bytes, FloatArray] = {}
+        self._coefficients: dict[str, FloatArray] = {}
         self._best = np.ones(len(problem.space.axes)), -np.inf
         self.proposals = 0
 
     def ask(self) -> Policy:
         """The plain solution first, then mutations of the best coefficients."""
+        coefficients, policy = self._draw()
+        self._coefficients[policy.digest] = coefficients
+        return policy
+
+    def tell(self, evaluation: Evaluation) -> None:
+        """Keeps the coefficients whose solution scored best; on resume they are drawn again as they were."""
+        digest = evaluation.policy.digest
+        if digest not in self._coefficients and evaluation.proposer == self.proposer:
+            coefficients, policy = self._draw()
+            self._coefficients[policy.digest] = coefficients
+        self.history.tell(evaluation)
+        known = self._coefficients.pop(digest, None)
+        if known is not None and self.history.scores[-1] > self._best[1]:
+            self._best = known, self.history.scores[-1]
+
+    def _draw(self) -> tuple[FloatArray, Policy]:
+        """Coefficients and their solution: a function of the seed, of what was told and of earlier draws."""
         rng, problem = self.history.rng(), self.history.problem
         coefficients = self._mutated(rng) if self.proposals else self._best[0]
         projector = problem.projector
         if self.proposals and self.proposals % FRONT_EVERY == 0:
             projector = projector.tightened(float(rng.uniform(0.6, 0.95)))
         self.proposals += 1
-        point = solve(problem, projector, self.errors(), coefficients)
-        self._coefficients[point.tobytes()] = coefficients
-        return self.history.propose(point, rng)
-
-    def tell(self, evaluation: Evaluation) -> None:
-        """Keeps the coefficients whose solution scored best."""
-        point = self.history.tell(evaluation)
-        score = self.history.scores[-1]
-        coefficients = self._coefficients.pop(point.tobytes(), None)
-        if coefficients is not None and score > self._best[1]:
-            self._best = coefficients, score
+        return coefficients, self.history.propose(solve(problem, projector, self.errors(), coefficients), rng)
 
     def state_dict(self) -> dict[str, Any]:
         """The best coefficients."""

@@ -1,0 +1,115 @@
+"""What every implementation of a contract must do; each check raises AssertionError with what it found."""
+
+from dataclasses import replace
+
+import numpy as np
+import torch
+
+from automc.agent import Agent, Transition
+from automc.costs.table import Cost, CostTable, total
+from automc.criteria.criterion import Criterion, LayerView
+from automc.evaluation import Evaluation
+from automc.graph.facts import ModelFacts
+from automc.projection import Costing
+from automc.searcher import Problem, SearcherFactory
+from automc.space import SearchSpace, SpaceBuilder
+
+
+def check_criterion(criterion: Criterion) -> None:
+    """One finite, non-negative score per weight, for linear, plain and grouped layers; the weight is left alone."""
+    generator = torch.Generator().manual_seed(0)
+    for shape, groups in (((6, 5), 1), ((6, 4, 3, 3), 1), ((6, 2, 3, 3), 3), ((4, 1, 3, 3), 4)):
+        weight = torch.randn(shape, generator=generator)
+        n = weight[0].numel()
+        x = torch.randn(groups, 4 * n, n, generator=generator)
+        before = weight.clone()
+        score = criterion.score(LayerView(weight, x.transpose(1, 2) @ x, weight.flatten(1).norm(dim=1), generator))
+        assert score.shape == weight.shape, f"{criterion.name}: {tuple(score.shape)} scores for {tuple(weight.shape)}"
+        assert bool(torch.isfinite(score).all()), f"{criterion.name}: scores must be finite"
+        assert bool((score >= 0).all()), f"{criterion.name}: scores must not be negative"
+        assert torch.equal(weight, before), f"{criterion.name}: the weight was changed"
+
+
+def check_cost(cost: Cost, space: SearchSpace) -> None:
+    """Finite, positive, never rising when one decision gives a level up; the dense point is no cheaper than 100 %."""
+    costing, rng = Costing(space), np.random.default_rng(0)
+
+    def of(points: np.ndarray) -> np.ndarray:
+        return total(cost, costing.table, costing.table.shapes(costing.candidates(points)))
+
+    for _ in range(20):
+        point = space.sample(rng)
+        lower = np.repeat(point[None], len(point), axis=0) - np.diag((point > 0) & space.ordered).astype(np.int64)
+        assert bool((of(lower) <= of(point[None])).all()), f"{cost.name}: must not rise when a candidate keeps less"
+        assert bool(np.isfinite(of(lower)).all()) and bool((of(lower) >= 0).all()), f"{cost.name}: finite and positive"
+    assert float(of(space.largest[None])[0]) >= cost.dense(CostTable(space.facts)) - 1e-6
+
+
+def check_space(build: SpaceBuilder, facts: ModelFacts) -> None:
+    """Axes of existing places, each once, ascending to the dense value; points survive decode and encode."""
+    space = SearchSpace(facts, build(facts))
+    keys = [a.key for a in space.axes]
+    assert len(set(keys)) == len(keys), "each decision may be opened once"
+    dense = space.decode(space.largest)
+    for name, group in dense.groups:
+        assert group.keep == 1.0, f"{name}: the top level must keep every channel"
+    for name, layer in dense.layers:
+        top = (layer.weight_bits, layer.activation_bits, layer.sparsity)
+        assert top == (32, 32, 0.0), f"{name}: the top level must be dense, it is {top}"
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        point = space.sample(rng)
+        assert np.array_equal(space.encode(space.decode(point)), point), "a point must survive decode and encode"
+
+
+def check_agent(agent: Agent, state_size: int, action_size: int) -> None:
+    """Actions in [0, 1] with and without exploration, an episode counter, a state of tensors and JSON values."""
+    rng = np.random.default_rng(0)
+    states = rng.uniform(size=(5, state_size))
+    for number in range(12):
+        actions = [agent.act(s, rng, explore=bool(number % 2)) for s in states]
+        for action in actions:
+            assert action.shape == (action_size,), f"an action must have {action_size} entries, it has {action.shape}"
+            assert bool(((action >= 0) & (action <= 1)).all()), "actions must lie in [0, 1]"
+        steps = [Transition(s, a, 0.5, t, False) for s, a, t in zip(states, actions, states[1:], strict=False)]
+        agent.observe([*steps, Transition(states[-1], actions[-1], 0.5, states[-1], True)], rng)
+        assert agent.episode == number + 1, "episode must count what was observed"
+    _check_plain(agent.state_dict())
+    agent.load_state_dict(agent.state_dict())
+
+
+def check_searcher(factory: SearcherFactory, problem: Problem, trials: int = 12) -> None:
+    """Feasible proposals whatever is told, several asks before a tell, and the same proposals after a resume."""
+    first, history = factory(problem, 0), []
+    for number in range(trials):
+        policy = first.ask()
+        point = problem.space.encode(policy)
+        assert problem.space.decode(point) == policy, "a proposal must lie on the space's levels"
+        assert problem.projector.feasible(point), "a proposal must meet the budget"
+        costs = tuple(problem.projector.costing.of(point).items())
+        proposer = str(getattr(first, "proposer", ""))  # as the loop records it
+        evaluation = Evaluation(policy, "ok", 0.1 * (number % 5), costs, proposer=proposer)
+        if number % 4 == 3:
+            evaluation = replace(evaluation, state="failed", score=None, reason="told to fail")
+        history.append(evaluation)
+        first.tell(evaluation)
+    again = factory(problem, 0)
+    for evaluation in history:
+        again.tell(evaluation)
+    assert again.ask() == first.ask(), "a resumed searcher must go on as the uninterrupted one"
+    open_asks = [first.ask() for _ in range(3)]
+    assert all(problem.projector.feasible(problem.space.encode(p)) for p in open_asks)
+    _check_plain(first.state_dict())
+
+
+def _check_plain(value: object) -> None:
+    if isinstance(value, dict):
+        for key, item in value.items():
+            assert isinstance(key, (str, int)), f"a state's keys must be text or numbers, not {key!r}"
+            _check_plain(item)
+    elif isinstance(value, (list, tuple)):
+        for item in value:
+            _check_plain(item)
+    else:
+        plain = (torch.Tensor, str, int, float, bool, type(None))
+        assert isinstance(value, plain), f"a state holds tensors and JSON values, not {type(value).__name__}"

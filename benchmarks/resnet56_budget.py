@@ -1,0 +1,93 @@
+"""ResNet-56 on CIFAR-10 within a budget: joint search against random search and the uniform policy, same backend.
+
+    python benchmarks/resnet56_budget.py "macs<=50%"            searches of 100 trials, three seeds each
+    python benchmarks/resnet56_budget.py "macs<=60%,size<=25%" --searchers joint
+
+Searches score on the validation split; the test split is scored once, for the best policy of each search. Studies lie
+in runs/ and are gone on with, so an interrupted benchmark loses nothing; seconds are those of the trials themselves.
+Needs AUTOMC_DATA (see README.md).
+"""
+
+import argparse
+import re
+import statistics
+import tempfile
+from typing import Any
+
+from results import write
+
+import automc
+from automc.api import evaluator_of
+from automc.evaluation import Evaluation
+from automc.policy import Policy
+from automc.projection import within
+from automc.scoring.evaluator import Evaluator
+from automc.study import Study
+from automc.tasks import load_task
+
+TASK = "cifar10-resnet56"
+
+
+def on_test(evaluator: Evaluator, policy: Policy) -> dict[str, Any]:
+    """What the applied module scores on the test split, and what is counted on the module and its file."""
+    small = evaluator.compressor.compress(policy)
+    with tempfile.TemporaryDirectory() as folder:
+        size = automc.save(small, folder)
+    counted = automc.cost(small, evaluator.task.example_inputs)
+    return {"test": 100 * evaluator.score(small, "test"), "macs": counted["macs"], "bytes": size}
+
+
+def figures(study: Study, evaluator: Evaluator) -> dict[str, Any]:
+    """Everything asked of one search."""
+    dense, limits = study.meta["dense"], study.meta["limits"]
+    best: Evaluation = study.best
+    row = on_test(evaluator, best.policy)
+    return row | {
+        "validation": 100 * float(best.score or 0),
+        "macs_share": row["macs"] / dense["costs"]["macs"],
+        "size_share": row["bytes"] / dense["costs"]["size"],
+        "trials": len(study.evaluations),
+        "all_within_budget": all(e.ok and within(dict(e.costs), limits) for e in study.evaluations),
+        "minutes": sum(e.seconds for e in study.evaluations) / 60,
+        "proposer": best.proposer,
+        "bits": sorted({d.weight_bits for _, d in best.policy.layers}),
+    }
+
+
+def main() -> None:
+    """Runs what is missing, prints and writes the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("budget")
+    parser.add_argument("--searchers", nargs="+", default=["joint", "random"])
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--trials", type=int, default=100)
+    arguments = parser.parse_args()
+
+    task = load_task(TASK)
+    evaluator = evaluator_of(task)
+    dense = 100 * evaluator.score(task.model, "test")
+    rows: dict[str, list[dict[str, Any]]] = {}
+    uniform: list[dict[str, Any]] = []
+    for seed in arguments.seeds:
+        for searcher in arguments.searchers:
+            study = automc.search(
+                TASK, budget=arguments.budget, searcher=searcher, trials=arguments.trials, seed=seed, progress=True
+            )
+            rows.setdefault(searcher, []).append(figures(study, evaluator))
+            print(searcher, seed, rows[searcher][-1], flush=True)
+            if not uniform:
+                policy = Policy.from_dict(study.meta["uniform"]["policy"])
+                uniform.append({"validation": 100 * study.meta["uniform"]["score"]} | on_test(evaluator, policy))
+    print(f"dense test accuracy {dense:.2f} %")
+    for name, found in (rows | {"uniform": uniform}).items():
+        test = [r["test"] for r in found]
+        spread = statistics.stdev(test) if len(test) > 1 else 0.0
+        print(
+            f"{name:8s} test {statistics.fmean(test):.2f} +- {spread:.2f} %, drop {dense - statistics.fmean(test):.2f}"
+        )
+    name = "resnet56_" + re.sub(r"[^a-z0-9]+", "_", arguments.budget.lower().replace("<=", "")).strip("_")
+    write(name, {"budget": arguments.budget, "dense_test": dense, "uniform": uniform, **rows}, seeds=arguments.seeds)
+
+
+if __name__ == "__main__":
+    main()

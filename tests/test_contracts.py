@@ -1,0 +1,80 @@
+"""Everything registered keeps its contract; the packs themselves can fail."""
+
+import numpy as np
+import pytest
+import torch
+
+from automc.budget import Budget
+from automc.criteria.criterion import Criterion
+from automc.evaluation import Evaluation
+from automc.graph.trace import trace_model
+from automc.policy import Policy
+from automc.projection import Projector
+from automc.registry import AGENTS, COSTS, CRITERIA, SEARCHERS, SPACES
+from automc.searcher import Problem
+from automc.space import SearchSpace
+from automc.tasks.resnet import ResNet
+from automc.testing import check_agent, check_cost, check_criterion, check_searcher, check_space
+
+
+@pytest.fixture(scope="module")
+def facts():
+    model = ResNet(14, widths=(8, 16, 32), classes=5).eval()
+    return trace_model(model, (torch.zeros(2, 3, 8, 8),), verify=False).facts
+
+
+def problem_of(facts, name: str, budget: str) -> Problem:
+    space = SearchSpace(facts, SPACES.load(name)(facts))
+    errors = tuple(np.linspace(1.0, 0.0, n) ** 2 * o for n, o in zip(space.sizes, space.ordered, strict=True))
+    return Problem(space, Projector(space, Budget.parse(budget)), 0.9, lambda: errors)
+
+
+@pytest.mark.parametrize("name", list(CRITERIA))
+def test_criterion_keeps_its_contract(name):
+    check_criterion(CRITERIA.load(name))
+
+
+@pytest.mark.parametrize("name", list(COSTS))
+def test_cost_keeps_its_contract(name, facts):
+    axes = {a.key: a for space in ("joint", "channels-all", "sparsity") for a in SPACES.load(space)(facts)}
+    check_cost(COSTS.load(name), SearchSpace(facts, tuple(axes.values())))
+
+
+@pytest.mark.parametrize("name", list(SPACES))
+def test_space_keeps_its_contract(name, facts):
+    check_space(SPACES.load(name), facts)
+
+
+@pytest.mark.parametrize("name", list(AGENTS))
+def test_agent_keeps_its_contract(name):
+    check_agent(AGENTS.load(name)(13, 2, seed=0, warmup=3), 13, 2)
+
+
+@pytest.mark.parametrize(("space", "budget"), [("criteria", "macs<=50%"), ("joint", "macs<=60%,size<=40%")])
+@pytest.mark.parametrize("name", list(SEARCHERS))
+def test_searcher_keeps_its_contract(name, space, budget, facts):
+    check_searcher(SEARCHERS.load(name), problem_of(facts, space, budget))
+
+
+def test_a_pack_finds_a_broken_criterion():
+    with pytest.raises(AssertionError, match="must not be negative"):
+        check_criterion(Criterion("broken", lambda view: view.weight))
+    with pytest.raises(AssertionError, match="scores for"):
+        check_criterion(Criterion("broken", lambda view: view.weight.flatten(1).sum(dim=1)))
+
+
+def test_a_pack_finds_a_searcher_that_ignores_the_budget(facts):
+    class Dense:
+        def __init__(self, problem: Problem, seed: int) -> None:
+            self.space = problem.space
+
+        def ask(self) -> Policy:
+            return self.space.decode(self.space.largest)
+
+        def tell(self, evaluation: Evaluation) -> None: ...
+
+        def state_dict(self) -> dict[str, object]:
+            return {}
+
+    with pytest.raises(AssertionError, match="must meet the budget"):
+        check_searcher(Dense, problem_of(facts, "criteria", "macs<=50%"))
