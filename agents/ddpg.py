@@ -16,17 +16,19 @@ warm-up.
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from statistics import NormalDist
 from typing import Any, TypeVar
 
 import numpy as np
 import torch
-from scipy.stats import truncnorm
 from torch import Tensor, nn
 
 from automc.agent import FloatArray, Transition
 
 from .replay import Replay
 
+PARTS = ("actor", "critic", "target_actor", "target_critic", "actor_optimizer", "critic_optimizer", "replay")
+"""Attributes that carry state of their own."""
 _Network = TypeVar("_Network", bound=nn.Module)
 
 
@@ -136,11 +138,7 @@ class DDPGAgent:
         mean = output.numpy().astype(np.float64)
         if not explore:
             return mean
-        deviation = max(self.deviation, 1e-6)
-        low, high = -mean / deviation, (1.0 - mean) / deviation
-        return np.asarray(truncnorm.rvs(low, high, loc=mean, scale=deviation, size=mean.shape, random_state=rng)).clip(
-            0.0, 1.0
-        )
+        return np.array([truncated_normal(m, self.deviation, rng) for m in mean.tolist()])
 
     def observe(self, episode: Sequence[Transition], rng: np.random.Generator, *, updates: int | None = None) -> None:
         """Remembers an episode, its final reward in every transition, then updates, once a transition by default."""
@@ -153,22 +151,13 @@ class DDPGAgent:
 
     def state_dict(self) -> dict[str, Any]:
         """Networks, targets, optimizers, replay buffer, baseline, episode count: tensors and JSON values only."""
-        parts = ("actor", "critic", "target_actor", "target_critic", "actor_optimizer", "critic_optimizer", "replay")
-        state: dict[str, Any] = {name: copy.deepcopy(getattr(self, name).state_dict()) for name in parts}
+        state: dict[str, Any] = {name: copy.deepcopy(getattr(self, name).state_dict()) for name in PARTS}
         return state | {"baseline": self.reward_baseline, "episodes": self._episodes}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restores what `state_dict` gave."""
-        for name in (
-            "actor",
-            "critic",
-            "target_actor",
-            "target_critic",
-            "actor_optimizer",
-            "critic_optimizer",
-            "replay",
-        ):
-            getattr(self, name).load_state_dict(state[name])
+        for name in PARTS:
+            getattr(self, name).load_state_dict(copy.deepcopy(state[name]))
         self.reward_baseline, self._episodes = state["baseline"], int(state["episodes"])
 
     def _update(self, rng: np.random.Generator) -> None:
@@ -192,6 +181,15 @@ class DDPGAgent:
             parameter.grad = gradient
         self.actor_optimizer.step()
         torch._foreach_lerp_(self._targets, [p.detach() for p in self._online], s.tau)
+
+
+def truncated_normal(mean: float, deviation: float, rng: np.random.Generator) -> float:
+    """A draw from N(mean, deviation^2) cut to [0, 1], by the inverse of its distribution; `mean` lies in [0, 1]."""
+    if deviation < 1e-6:
+        return mean
+    normal = NormalDist(mean, deviation)
+    share = float(rng.uniform(normal.cdf(0.0), normal.cdf(1.0)))
+    return min(max(normal.inv_cdf(min(max(share, 1e-12), 1.0 - 1e-12)), 0.0), 1.0)
 
 
 def _initialised(module: _Network, generator: torch.Generator) -> _Network:

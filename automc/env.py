@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from automc.episode import Walk
+from automc.errors import PolicyError
 from automc.evaluation import Evaluation
 from automc.policy import Policy
 from automc.rewards import REWARDS, Reward
@@ -76,7 +77,9 @@ class CompressionEnv(gym.Env[Observation, Observation]):
         return self._observation(), {}
 
     def step(self, action: Observation) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
-        """Executes an action at the current layer."""
+        """Executes an action at the current layer; PolicyError after the end of an episode."""
+        if self._index >= len(self.walk.steps):
+            raise PolicyError(f"An episode has {len(self.walk.steps)} steps; this one is over: call reset first.")
         step = self.walk.steps[self._index]
         self._levels = self.walk.execute(self._levels, step, np.asarray(action, dtype=np.float64))
         info: dict[str, Any] = {"executed": self.walk.executed(self._levels, step)}

@@ -5,10 +5,13 @@ of the budget allows. Deviations:
 * Several decisions at a layer: the action is a vector, one entry a field the agent owns; a field the layer does not
   offer is ignored and counts as 1. Decisions of others at the layer are part of the state.
 * A group of coupled channels is decided at the first layer that makes them.
-* reduced, rest and the layer's share are of one metric, the first limited one; the reference code mixes two.
+* reduced, rest and the layer's cost are of one metric, macs where limited, else the first limited one; the reference
+  code mixes two.
+* A layer with several groups or decisions of one kind takes one step for each.
 * The clip keeps every limit after rounding (see `projection`), and what is remembered is the executed action.
 """
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -53,7 +56,8 @@ class Walk:
         self.other_fields = tuple(f for f in (*FIELDS, "criterion") if f in present and f not in self.owned)
         self.owned_axes = np.array([a.field in self.owned for a in self.space.axes])
         self.steps = self._find_steps()
-        self.metric = next(iter(self.projector.limits))
+        limits = self.projector.limits
+        self.metric = "macs" if "macs" in limits else next(iter(limits))
 
     @property
     def action_size(self) -> int:
@@ -73,7 +77,11 @@ class Walk:
     def execute(self, levels: IntArray, step: Step, action: FloatArray) -> IntArray:
         """The levels after a step: the action's, as far as the budget allows with all undecided axes at their
         lowest."""
-        result = levels.copy()
+        if action.shape != (self.action_size,) or not np.isfinite(action).all():
+            raise PolicyError(
+                f"An action must be {self.action_size} finite numbers in [0, 1]; {action} is not: mend it."
+            )
+        action, result = action.clip(0.0, 1.0), levels.copy()
         for entry, name in enumerate(self.owned):
             axis = step.axes.get(name)
             if axis is not None:
@@ -112,21 +120,19 @@ class Walk:
 
     def _find_steps(self) -> tuple[Step, ...]:
         order = {x.name: i for i, x in enumerate(self.space.facts.layers)}
-        places = [_layer_of(axis, self.space.facts, order) for axis in self.space.axes]
-        steps = []
-        for layer in sorted({p for p, a in zip(places, self.space.axes, strict=True) if a.field in self.owned}):
-            here = [i for i, p in enumerate(places) if p == layer]
-            named: dict[str, int] = {}
-            for i in here:
-                named.setdefault(self.space.axes[i].field, i)
-            steps.append(
-                Step(
-                    layer,
-                    {f: i for f, i in named.items() if f in self.owned},
-                    {f: i for f, i in named.items() if f not in self.owned},
-                )
-            )
-        return tuple(steps)
+        steps: dict[tuple[int, int], Step] = {}
+        seen: Counter[tuple[int, str]] = Counter()
+        others: dict[int, dict[str, int]] = {}
+        for index, axis in enumerate(self.space.axes):
+            layer = _layer_of(axis, self.space.facts, order)
+            if self.owned_axes[index]:
+                turn = seen[layer, axis.field]
+                seen[layer, axis.field] += 1
+                step = steps.setdefault((layer, turn), Step(layer, {}, others.setdefault(layer, {})))
+                step.axes[axis.field] = index
+            else:
+                others.setdefault(layer, {}).setdefault(axis.field, index)
+        return tuple(steps[key] for key in sorted(steps))
 
     @cached_property
     def _decided_at(self) -> IntArray:
@@ -181,8 +187,7 @@ def _layer_of(axis: Axis, facts: ModelFacts, order: dict[str, int]) -> int:
     if axis.kind == "layer":
         return order[axis.place]
     group = facts.group(axis.place)
-    places = [order[name] for name in (*group.producers, *group.consumers) if name in order]
-    return min(places)
+    return min(order[name] for name in (group.producers or group.consumers))
 
 
 def _level(axis: Axis, action: float) -> int:

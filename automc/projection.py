@@ -103,7 +103,12 @@ class Projector:
 
     def feasible(self, levels: IntArray) -> bool:
         """Whether a point meets every limit."""
-        return bool(self._fits(levels[None])[0])
+        return bool(self.fits(levels[None])[0])
+
+    def fits(self, levels: IntArray) -> NDArray[np.bool_]:
+        """Which of several points (B, A) meet every limit (B,)."""
+        costs = self.costing.batch(levels, self._names)
+        return np.asarray((costs <= self._bounds).all(axis=1))
 
     def project(self, levels: IntArray, *, fill: bool = False) -> IntArray:
         """The feasible point nearest below `levels` on the line to the smallest one, its slack then spent.
@@ -119,7 +124,7 @@ class Projector:
         """The highest feasible level of one axis while all others stay; `levels` must be feasible at its level 0."""
         points = np.repeat(levels[None], int(self.space.sizes[axis]), axis=0)
         points[:, axis] = np.arange(len(points))
-        return max(int(self._fits(points).sum()) - 1, 0)
+        return max(int(self.fits(points).sum()) - 1, 0)
 
     def tightened(self, factor: float) -> "Projector":
         """The same projection for every limit times `factor`, but never below the smallest reachable value."""
@@ -130,27 +135,23 @@ class Projector:
         other.limits = dict(zip(self._names, other._bounds.tolist(), strict=True))
         return other
 
-    def _fits(self, levels: IntArray) -> NDArray[np.bool_]:
-        costs = self.costing.batch(levels, self._names)
-        return np.asarray((costs <= self._bounds).all(axis=1))
-
     def _rise(self, start: IntArray, goal: IntArray) -> IntArray:
         """From a feasible `start` as far towards `goal` as fits: along the line first, then axis by axis."""
         line = start + np.floor(_LINE[:, None] * (goal - start)).astype(np.int64)
-        point: IntArray = line[int(self._fits(line).sum()) - 1]
+        point: IntArray = line[int(self.fits(line).sum()) - 1]
         while True:
             gaps = np.flatnonzero(goal > point)
             if gaps.size:
                 single = np.repeat(point[None], gaps.size, axis=0)
                 single[np.arange(gaps.size), gaps] += 1
-                gaps = gaps[self._fits(single)]
+                gaps = gaps[self.fits(single)]
             if not gaps.size:
                 return point
             order = gaps[np.argsort(-(goal - point)[gaps] / self.space.sizes[gaps], kind="stable")]
             steps = np.zeros((len(order), len(point)), dtype=np.int64)
             steps[np.arange(len(order)), order] = 1
             together = point + np.cumsum(steps, axis=0)
-            point = together[int(self._fits(together).sum()) - 1]
+            point = together[int(self.fits(together).sum()) - 1]
 
     def _refuse_unreachable(self) -> None:
         smallest = self.costing.batch(self.space.smallest[None], self._names)[0]

@@ -66,8 +66,9 @@ class UniformSearcher:
 
 def uniform_point(problem: Problem, projector: Projector) -> IntArray:
     """The largest feasible point with the same share of each ordered axis's levels; criteria at their first value."""
-    points = [np.floor(share * problem.space.largest).astype(np.int64) for share in _SHARES]
-    return max((p for p in points if projector.feasible(p)), key=lambda p: int(p.sum()), default=problem.space.smallest)
+    points = np.floor(_SHARES[:, None] * problem.space.largest).astype(np.int64)
+    fitting = np.flatnonzero(projector.fits(points))
+    return points[fitting[-1]] if len(fitting) else problem.space.smallest
 
 
 def random_searcher(problem: Problem, seed: int) -> RandomSearcher:

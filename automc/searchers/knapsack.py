@@ -1,10 +1,14 @@
-"""Dynamic programming on the layers' own errors, and a search over how to weigh them.
+"""Dynamic programming on the layers' own errors, and what told scores say about how to weigh them.
 
 SPDY (Frantar and Alistarh 2022, section 3): each layer's error at each level is additive by assumption, a
 multiple-choice knapsack picks levels within the budget, and what is searched is one error coefficient a layer, scored
-by the real model. Deviations: errors are measured on calibration data instead of assumed quadratic in the level;
-costs that are no sum over decisions (bits times channels) are made additive around the last solution, twice; the
-projection guarantees all limits, however many; some solutions aim below the budget to populate the front.
+by the real model. Deviations:
+* Errors are measured on calibration data instead of assumed quadratic in the level.
+* Coefficients come from the told scores by regression and Thompson sampling (see `coefficients`) once there are
+  enough of them, and from random mutations of the best point's before.
+* Several limits are met by prices (see `relaxation`); with a single one the dynamic program is exact for additive
+  costs. Others are made additive around the relaxed solution, and the projection guarantees every limit.
+* Some solutions aim below the budget to populate the front.
 """
 
 from typing import Any
@@ -16,58 +20,50 @@ from automc.policy import Policy
 from automc.projection import Projector
 from automc.searcher import Problem
 from automc.searchers.baselines import uniform_point
+from automc.searchers.coefficients import implied, regression
 from automc.searchers.history import History
+from automc.searchers.relaxation import additive, padded, prices, relaxed
 from automc.space import FloatArray, IntArray
 
 BUCKETS = 1000
 SPREAD = 0.5
 """Deviation of the logarithm of a mutated coefficient."""
-FRONT_EVERY = 6
+ENOUGH = 8
+"""Scored points before the regression is asked."""
+FRONT_EVERY = 10
 """One in so many proposals aims at a tighter budget."""
 
 
 class KnapsackSearcher:
-    """Proposes knapsack solutions under mutated error coefficients."""
+    """Proposes knapsack solutions under coefficients that the told scores make likely."""
 
     proposer = "knapsack"
 
     def __init__(self, problem: Problem, seed: int) -> None:
         self.history = History(problem, seed)
         self._errors: list[FloatArray] | None = None
-        self._coefficients: dict[str, FloatArray] = {}
-        self._best = np.ones(len(problem.space.axes)), -np.inf
-        self.proposals = 0
 
     def ask(self) -> Policy:
-        """The plain solution first, then mutations of the best coefficients."""
-        coefficients, policy = self._draw()
-        self._coefficients[policy.digest] = coefficients
-        return policy
+        """The plain solution where nothing is told; then one under drawn coefficients."""
+        rng, problem = self.history.rng(), self.history.problem
+        best = self.history.ranked()
+        if not best:
+            return self.history.propose(solve(problem, problem.projector, self.errors()), rng)
+        projector = problem.projector
+        if rng.random() < 1.0 / FRONT_EVERY:
+            projector = projector.tightened(float(rng.uniform(0.6, 0.95)))
+        draw = self._regressed if len(best) >= ENOUGH else self._mutated
+        coefficients, criteria = draw(best, rng)
+        weighted = [c * e for c, e in zip(coefficients, self.errors(), strict=True)]
+        return self.history.propose(solve(problem, projector, weighted, criteria), rng)
 
     def tell(self, evaluation: Evaluation) -> None:
-        """Keeps the coefficients whose solution scored best; on resume they are drawn again as they were."""
-        digest = evaluation.policy.digest
-        if digest not in self._coefficients and evaluation.proposer == self.proposer:
-            coefficients, policy = self._draw()
-            self._coefficients[policy.digest] = coefficients
+        """Takes note of a score, whoever proposed the policy."""
         self.history.tell(evaluation)
-        known = self._coefficients.pop(digest, None)
-        if known is not None and self.history.scores[-1] > self._best[1]:
-            self._best = known, self.history.scores[-1]
-
-    def _draw(self) -> tuple[FloatArray, Policy]:
-        """Coefficients and their solution: a function of the seed, of what was told and of earlier draws."""
-        rng, problem = self.history.rng(), self.history.problem
-        coefficients = self._mutated(rng) if self.proposals else self._best[0]
-        projector = problem.projector
-        if self.proposals and self.proposals % FRONT_EVERY == 0:
-            projector = projector.tightened(float(rng.uniform(0.6, 0.95)))
-        self.proposals += 1
-        return coefficients, self.history.propose(solve(problem, projector, self.errors(), coefficients), rng)
 
     def state_dict(self) -> dict[str, Any]:
-        """The best coefficients."""
-        return {"coefficients": self._best[0].tolist(), "told": len(self.history.points)}
+        """How much was told."""
+        return {"told": len(self.history.points)}
 
     def errors(self) -> list[FloatArray]:
         """Error per axis and level, never rising with the level; a fallback of the lost share where none are known."""
@@ -80,49 +76,49 @@ class KnapsackSearcher:
             ]
         return self._errors
 
-    def _mutated(self, rng: np.random.Generator) -> FloatArray:
-        """A random tenth to all of the best coefficients moved (SPDY's shrinking neighbourhoods, drawn at random)."""
-        best = self._best[0]
-        share = rng.choice((0.1, 0.3, 1.0))
-        moved = rng.random(len(best)) < max(share, 1.0 / len(best))
-        return np.asarray(best * np.exp(SPREAD * rng.standard_normal(len(best)) * moved))
+    def _mutated(self, best: list[int], rng: np.random.Generator) -> tuple[FloatArray, IntArray]:
+        """Coefficients that make the best point a solution, a tenth to all of them moved, and its criteria."""
+        problem, point = self.history.problem, self.history.points[best[0]]
+        table, errors = additive(problem, point), self.errors()
+        rows = padded(table, errors)
+        price = prices(table, rows, table.spare(problem.projector))
+        coefficients = np.ones(len(point))
+        coefficients[table.axes] = implied(table, rows, price, point[table.axes])
+        moved = rng.random(len(point)) < max(float(rng.choice((0.1, 0.3, 1.0))), 1.0 / len(point))
+        return coefficients * np.exp(SPREAD * rng.standard_normal(len(point)) * moved), point
+
+    def _regressed(self, best: list[int], rng: np.random.Generator) -> tuple[FloatArray, IntArray]:
+        """Coefficients and criteria drawn from what the told scores leave likely."""
+        points = [self.history.points[i] for i in best]
+        model = regression(self.history.problem, self.errors(), points, [self.history.scores[i] for i in best])
+        return model.draw(rng)
 
 
-def solve(problem: Problem, projector: Projector, errors: list[FloatArray], coefficients: FloatArray) -> IntArray:
-    """The feasible point with about the least weighted error sum; criteria at their first value."""
-    weighted = [c * e for c, e in zip(coefficients, errors, strict=True)]
-    best: tuple[float, IntArray] | None = None
-    for metric in projector.limits:
-        point = uniform_point(problem, projector)
-        for _ in range(2):
-            point = _additive(problem, projector, metric, weighted, point)
-            point = projector.project(point, fill=True)
-            error = sum(float(e[level]) for e, level in zip(weighted, point, strict=True))
-            if best is None or error < best[0]:
-                best = error, point
-    assert best is not None  # a budget has at least one limit
-    return best[1]
-
-
-def _additive(
-    problem: Problem, projector: Projector, metric: str, errors: list[FloatArray], around: IntArray
+def solve(
+    problem: Problem, projector: Projector, errors: list[FloatArray], criteria: IntArray | None = None
 ) -> IntArray:
-    """The knapsack whose costs are those of moving one axis at a time away from `around`."""
-    axes = np.flatnonzero(problem.space.ordered)
-    points = np.repeat(around[None], int(problem.space.sizes[axes].sum()), axis=0)
-    owner = np.repeat(axes, problem.space.sizes[axes])
-    points[np.arange(len(points)), owner] = np.concatenate([np.arange(n) for n in problem.space.sizes[axes]])
-    cost = projector.costing.batch(points, (metric,))[:, 0]
-    base = float(projector.costing.batch(around[None], (metric,))[0, 0])
-    each = [cost[owner == axis] for axis in axes]
-    lowest = np.array([c[0] for c in each])
-    spare = (
-        projector.limits[metric] - base - float((lowest - base).sum())
-    )  # what lies above every axis's cheapest level
-    levels = knapsack_levels([errors[a] for a in axes], [c - c[0] for c in each], spare)
-    point = around.copy()
-    point[axes] = levels
-    return point
+    """The feasible point with about the least error sum, its axes without an order as in `criteria` (default: 0)."""
+    start = uniform_point(problem, projector)
+    if criteria is not None:
+        start = np.where(problem.space.ordered, start, criteria)
+    point = start
+    for _ in range(2 if len(projector.limits) > 1 else 1):
+        table = additive(problem, point)
+        point = relaxed(problem, projector, table, padded(table, errors))
+    if len(projector.limits) > 1:
+        return point
+    exact = start.copy()
+    exact[table.axes] = knapsack_levels(
+        [errors[a] for a in table.axes],
+        [c[k] for c, k in zip(table.costs[0], table.known, strict=True)],
+        float(table.spare(projector)[0]),
+    )
+    exact = projector.project(exact, fill=True)
+    return min(point, exact, key=lambda p: _total(errors, p))
+
+
+def _total(errors: list[FloatArray], point: IntArray) -> float:
+    return sum(float(e[level]) for e, level in zip(errors, point, strict=True))
 
 
 def knapsack_levels(

@@ -135,7 +135,7 @@ def nsga2(problem: Problem, seed: int) -> OptunaSearcher:
     front."""
 
     def sampler(draw: int) -> BaseSampler:
-        return NSGAIISampler(population_size=POPULATION, seed=draw)
+        return _NSGAII(population_size=POPULATION, seed=draw)
 
     return OptunaSearcher(problem, seed, sampler, name="nsga2", costs=tuple(problem.projector.limits), fill=False)
 
@@ -144,7 +144,27 @@ def tpe_sampler(seed: int) -> TPESampler:
     """The TPE every searcher here uses."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        return TPESampler(seed=seed, multivariate=True, n_startup_trials=10, constant_liar=False)
+        return _TPE(seed=seed, multivariate=True, n_startup_trials=10, constant_liar=False)
+
+
+class _WholeSpace:
+    """Skips the search through all trials for the parameters they share: here every trial has all of them.
+
+    That search compares every value of every trial, and a fresh sampler makes it anew: most of an ask otherwise.
+    """
+
+    def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
+        """The last trial's parameters, single-valued ones left out."""
+        told = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+        return {name: r for name, r in told[-1].distributions.items() if not r.single()} if told else {}
+
+
+class _TPE(_WholeSpace, TPESampler):
+    """TPE over the whole space."""
+
+
+class _NSGAII(_WholeSpace, NSGAIISampler):
+    """NSGA-II over the whole space."""
 
 
 def memory_study(objectives: int) -> optuna.Study:
