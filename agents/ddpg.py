@@ -63,8 +63,8 @@ class Actor(nn.Module):
 
     def __init__(self, state_size: int, action_size: int, hidden: int) -> None:
         super().__init__()
-        self.first, self.second = nn.Linear(state_size, hidden), nn.Linear(hidden, hidden)
-        self.last = nn.Linear(hidden, action_size)
+        self.first, self.second = _linear(state_size, hidden), _linear(hidden, hidden)
+        self.last = _linear(hidden, action_size)
 
     def logits(self, state: Tensor) -> Tensor:
         """Before the sigmoid (B, A)."""
@@ -82,8 +82,8 @@ class Critic(nn.Module):
 
     def __init__(self, state_size: int, action_size: int, hidden: int) -> None:
         super().__init__()
-        self.of_state, self.of_action = nn.Linear(state_size, hidden), nn.Linear(action_size, hidden)
-        self.second, self.last = nn.Linear(hidden, hidden), nn.Linear(hidden, 1)
+        self.of_state, self.of_action = _linear(state_size, hidden), _linear(action_size, hidden)
+        self.second, self.last = _linear(hidden, hidden), _linear(hidden, 1)
 
     def forward(self, state: Tensor, action: Tensor) -> Tensor:
         """Values (B, 1)."""
@@ -190,6 +190,11 @@ def truncated_normal(mean: float, deviation: float, rng: np.random.Generator) ->
     normal = NormalDist(mean, deviation)
     share = float(rng.uniform(normal.cdf(0.0), normal.cdf(1.0)))
     return min(max(normal.inv_cdf(min(max(share, 1e-12), 1.0 - 1e-12)), 0.0), 1.0)
+
+
+def _linear(inputs: int, outputs: int) -> nn.Linear:
+    """A layer without values yet: the usual constructor would draw them from the global generator."""
+    return nn.utils.skip_init(nn.Linear, inputs, outputs)  # type: ignore[no-any-return, no-untyped-call]
 
 
 def _initialised(module: _Network, generator: torch.Generator) -> _Network:

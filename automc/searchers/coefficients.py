@@ -19,6 +19,8 @@ from automc.space import FloatArray, IntArray, SearchSpace
 
 LEAST, MOST = 0.02, 50.0
 """Bounds on a coefficient, relative to the common one."""
+TIE = 1e-6
+"""How far a coefficient stays from where a neighbouring level is as good."""
 FITTED = 2 / 3
 """Share of the told points, the best, that the regression sees; far below them scores are not additive."""
 SPREADS, NOISES = (0.3, 0.7, 1.5), (0.15, 0.4, 0.8)
@@ -41,7 +43,8 @@ def implied(table: Additive, errors: FloatArray, price: FloatArray, levels: IntA
     low = np.where(below, ratio, 0.0).max(axis=1, initial=0.0)
     broken = low > high  # on no convex hull: no coefficient makes it optimal
     middle = np.sqrt(np.maximum(low * np.where(np.isfinite(high), high, 1.0), 1e-12))
-    return np.asarray(np.where(broken, middle, np.clip(1.0, low, high)).clip(LEAST, MOST))
+    inside = np.clip(1.0, low * (1.0 + TIE), high * (1.0 - TIE))
+    return np.asarray(np.where(broken, middle, inside).clip(LEAST, MOST))
 
 
 @dataclass(frozen=True, eq=False)

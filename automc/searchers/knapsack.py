@@ -22,10 +22,12 @@ from automc.searcher import Problem
 from automc.searchers.baselines import uniform_point
 from automc.searchers.coefficients import implied, regression
 from automc.searchers.history import History
-from automc.searchers.relaxation import additive, padded, prices, relaxed
+from automc.searchers.relaxation import Additive, additive, padded, prices, relaxed
 from automc.space import FloatArray, IntArray
 
 BUCKETS = 1000
+ROUNDS = 2
+"""How often costs are made additive: around the uniform policy, then around the best solution."""
 SPREAD = 0.5
 """Deviation of the logarithm of a mutated coefficient."""
 ENOUGH = 8
@@ -98,23 +100,25 @@ def solve(
     problem: Problem, projector: Projector, errors: list[FloatArray], criteria: IntArray | None = None
 ) -> IntArray:
     """The feasible point with about the least error sum, its axes without an order as in `criteria` (default: 0)."""
-    start = uniform_point(problem, projector)
+    point = uniform_point(problem, projector)
     if criteria is not None:
-        start = np.where(problem.space.ordered, start, criteria)
-    point = start
-    for _ in range(2 if len(projector.limits) > 1 else 1):
+        point = np.where(problem.space.ordered, point, criteria)
+    found = []
+    for _ in range(ROUNDS):
         table = additive(problem, point)
-        point = relaxed(problem, projector, table, padded(table, errors))
-    if len(projector.limits) > 1:
-        return point
-    exact = start.copy()
-    exact[table.axes] = knapsack_levels(
-        [errors[a] for a in table.axes],
-        [c[k] for c, k in zip(table.costs[0], table.known, strict=True)],
-        float(table.spare(projector)[0]),
-    )
-    exact = projector.project(exact, fill=True)
-    return min(point, exact, key=lambda p: _total(errors, p))
+        found.append(relaxed(problem, projector, table, padded(table, errors)))
+        if len(projector.limits) == 1:
+            found.append(_exact(projector, table, errors))
+        point = min(found, key=lambda p: _total(errors, p))
+    return point
+
+
+def _exact(projector: Projector, table: Additive, errors: list[FloatArray]) -> IntArray:
+    """The dynamic program's point for a single limit."""
+    point = table.around.copy()
+    costs = [c[known] for c, known in zip(table.costs[0], table.known, strict=True)]
+    point[table.axes] = knapsack_levels([errors[a] for a in table.axes], costs, float(table.spare(projector)[0]))
+    return projector.project(point, fill=True)
 
 
 def _total(errors: list[FloatArray], point: IntArray) -> float:

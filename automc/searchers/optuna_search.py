@@ -97,9 +97,9 @@ class SearcherSampler(BaseSampler):
     def sample_relative(
         self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
     ) -> dict[str, Any]:
-        """A policy from the searcher, where the trial is about its space."""
+        """A policy from the searcher, where the trial is about its space; random values for any other space."""
         if search_space != self._ranges:
-            return {}
+            return {n: self.sample_independent(study, trial, n, r) for n, r in search_space.items()}
         policy = self._searcher.ask()
         return parameters(self._problem.space.axes, self._problem.space.encode(policy))
 

@@ -1,0 +1,73 @@
+"""Problems whose scores are looked up: a small residual network, additive errors, no forward pass."""
+
+from collections.abc import Callable
+from functools import cache
+
+import numpy as np
+import torch
+
+from automc.budget import Budget
+from automc.evaluation import Evaluation
+from automc.graph.facts import ModelFacts
+from automc.graph.trace import trace_model
+from automc.policy import Policy
+from automc.projection import Projector
+from automc.registry import SPACES
+from automc.searcher import Problem, Searcher
+from automc.space import FloatArray, SearchSpace
+from automc.tasks.resnet import ResNet
+
+DENSE = 0.95
+
+
+@cache
+def facts(depth: int = 14) -> ModelFacts:
+    model = ResNet(depth, widths=(8, 16, 32), classes=5).eval()
+    return trace_model(model, (torch.zeros(2, 3, 8, 8),), verify=False).facts
+
+
+def problem(space: str = "criteria", budget: str = "macs<=50%", depth: int = 14) -> Problem:
+    opened = SearchSpace(facts(depth), SPACES.load(space)(facts(depth)))
+    return Problem(opened, Projector(opened, Budget.parse(budget)), DENSE, lambda: calibrated(opened))
+
+
+def calibrated(space: SearchSpace) -> tuple[FloatArray, ...]:
+    """What calibration says of the layers: the same curve for all of them."""
+    return tuple(np.linspace(1.0, 0.0, n) ** 2 * o for n, o in zip(space.sizes, space.ordered, strict=True))
+
+
+def lookup(of: Problem, seed: int = 0, noise: float = 0.0) -> Callable[[Policy], Evaluation]:
+    """Scores additive in the layers, some of which matter ten times more than others; every second criterion hurts."""
+    rng = np.random.default_rng(seed)
+    weights = np.exp(rng.uniform(-1.2, 1.2, len(of.space.axes)))
+    errors = [
+        w * e if o else 0.1 * rng.uniform(size=len(e))
+        for w, e, o in zip(weights, calibrated(of.space), of.space.ordered, strict=True)
+    ]
+
+    def evaluate(policy: Policy) -> Evaluation:
+        point = of.space.encode(policy)
+        lost = sum(float(e[level]) for e, level in zip(errors, point, strict=True))
+        jitter = noise * np.random.default_rng(point).standard_normal()
+        costs = tuple(of.projector.costing.of(point).items())
+        return Evaluation(policy, "ok", DENSE - 0.02 * lost + jitter, costs)
+
+    return evaluate
+
+
+def search(searcher: Searcher, evaluate: Callable[[Policy], Evaluation], trials: int) -> list[Evaluation]:
+    """The loop without a record."""
+    told = []
+    for _ in range(trials):
+        policy = searcher.ask()
+        found = evaluate(policy)
+        named = Evaluation(
+            policy, found.state, found.score, found.costs, proposer=str(getattr(searcher, "proposer", ""))
+        )
+        searcher.tell(named)
+        told.append(named)
+    return told
+
+
+def best(told: list[Evaluation]) -> float:
+    return max(e.score for e in told if e.score is not None)

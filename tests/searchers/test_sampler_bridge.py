@@ -1,0 +1,60 @@
+"""Optuna's own suite on `SearcherSampler`, and what it hands to a real study."""
+
+from collections.abc import Callable
+
+import optuna
+import pytest
+from optuna.samplers import BaseSampler
+from optuna.testing.pytest_samplers import BasicSamplerTestCase, MultiObjectiveSamplerTestCase, RelativeSamplerTestCase
+from optuna.trial import TrialState
+
+from automc.distributions import distributions, levels_of
+from automc.registry import SEARCHERS
+from automc.searchers.baselines import random_searcher
+from automc.searchers.optuna_search import SearcherSampler
+from automc.searchers.rl import AgentSearcher
+from tests.searchers import table
+
+
+class TestRandomSearcher(BasicSamplerTestCase, RelativeSamplerTestCase, MultiObjectiveSamplerTestCase):
+    @pytest.fixture
+    def sampler(self) -> Callable[[], BaseSampler]:
+        problem = table.problem(depth=8)
+        return lambda: SearcherSampler(random_searcher(problem, 0), problem, seed=0)
+
+
+class TestAgent(BasicSamplerTestCase, RelativeSamplerTestCase):
+    """The reinforcement-learning agent as an Optuna sampler."""
+
+    @pytest.fixture
+    def sampler(self) -> Callable[[], BaseSampler]:
+        problem = table.problem("channels", depth=8)
+        return lambda: SearcherSampler(AgentSearcher(problem, 0, warmup=2), problem, seed=0)
+
+
+@pytest.mark.parametrize("name", ["amc", "joint", "knapsack"])
+def test_a_study_over_the_space_gets_feasible_policies_and_teaches_the_searcher(name: str) -> None:
+    problem = table.problem()
+    evaluate = table.lookup(problem)
+    searcher = SEARCHERS.load(name)(problem, 0)
+    ranges = distributions(problem.space.axes)
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    study = optuna.create_study(direction="maximize", sampler=SearcherSampler(searcher, problem, seed=0))
+    for number in range(6):
+        trial = study.ask(ranges)
+        point = levels_of(problem.space.axes, trial.params)
+        assert problem.projector.feasible(point)
+        if number == 2:
+            study.tell(trial, state=TrialState.FAIL)
+        else:
+            study.tell(trial, evaluate(problem.space.decode(point)).score)
+    assert len(searcher.history.points) == 6
+    assert sum(s != s for s in searcher.history.scores) == 1  # the failed one, as NaN
+
+
+def test_a_minimising_study_tells_the_searcher_the_negated_value() -> None:
+    problem = table.problem()
+    searcher = random_searcher(problem, 0)
+    study = optuna.create_study(direction="minimize", sampler=SearcherSampler(searcher, problem))
+    study.tell(study.ask(distributions(problem.space.axes)), 0.25)
+    assert searcher.history.scores == [-0.25]

@@ -1,0 +1,149 @@
+"""What the searchers share: no repeats, determinism, failures that teach, and better results than chance."""
+
+import itertools
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from automc.evaluation import Evaluation
+from automc.registry import SEARCHERS
+from automc.searchers.bandit import Bandit
+from automc.searchers.baselines import uniform_point
+from automc.searchers.history import History
+from automc.searchers.rl import AgentSearcher, transitions
+from tests.searchers import table
+
+ALL = list(SEARCHERS)
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_same_seed_same_trials_and_no_policy_twice(name: str) -> None:
+    problem = table.problem()
+    runs = [table.search(SEARCHERS.load(name)(problem, 3), table.lookup(problem), 14) for _ in range(2)]
+    assert [e.policy for e in runs[0]] == [e.policy for e in runs[1]]
+    assert len({e.policy for e in runs[0]}) == 14
+
+
+@pytest.mark.parametrize("name", [n for n in ALL if n != "uniform"])
+def test_another_seed_gives_other_trials(name: str) -> None:
+    problem = table.problem()
+    runs = [table.search(SEARCHERS.load(name)(problem, seed), table.lookup(problem), 6) for seed in (0, 1)]
+    assert [e.policy for e in runs[0]] != [e.policy for e in runs[1]]
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_a_search_of_failures_goes_on(name: str) -> None:
+    problem = table.problem()
+
+    def fails(policy: object) -> Evaluation:
+        return replace(table.lookup(problem)(policy), state="failed", score=None, reason="out of memory")  # type: ignore[arg-type]
+
+    assert len(table.search(SEARCHERS.load(name)(problem, 0), fails, 8)) == 8
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_a_space_with_a_handful_of_points_is_searched_to_its_end(name: str) -> None:
+    """More trials than feasible points: proposals repeat, nothing hangs or raises."""
+    from automc.budget import Budget
+    from automc.projection import Projector
+    from automc.searcher import Problem
+    from automc.space import Axis, SearchSpace
+
+    group = table.facts(8).groups[0].name
+    space = SearchSpace(table.facts(8), (Axis(group, "group", "keep", (0.25, 0.5, 1.0)),))
+    problem = Problem(
+        space, Projector(space, Budget.parse("macs<=99.9%")), table.DENSE, lambda: table.calibrated(space)
+    )
+    told = table.search(SEARCHERS.load(name)(problem, 0), table.lookup(problem), 8)
+    assert {e.policy.groups[0][1].keep for e in told} <= {0.25, 0.5}
+
+
+@pytest.mark.parametrize("name", ["joint", "knapsack", "tpe"])
+def test_beats_random_search_with_as_many_trials(name: str) -> None:
+    problem = table.problem()
+
+    def mean(searcher: str) -> float:
+        evaluate = table.lookup(problem, noise=0.001)
+        found = (table.search(SEARCHERS.load(searcher)(problem, seed), evaluate, 40) for seed in range(3))
+        return float(np.mean([table.best(told) for told in found]))
+
+    assert mean(name) > mean("random")
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_several_open_asks_differ(name: str) -> None:
+    searcher = SEARCHERS.load(name)(table.problem(), 0)
+    assert len({searcher.ask() for _ in range(5)}) == 5
+
+
+def test_what_one_arm_found_reaches_every_other() -> None:
+    problem = table.problem()
+    joint = SEARCHERS.load("joint")(problem, 0)
+    told = table.search(joint, table.lookup(problem), 30)
+    for arm in (joint.tpe, joint.knapsack, joint.evolution):
+        assert len(arm.history.points) == 30
+    assert len(joint.agent.agent.replay) == 30 * len(joint.agent.walk.steps)
+    assert {"uniform", "knapsack"} <= {e.proposer for e in told[:2]}
+    assert len({e.proposer for e in told}) >= 4  # the bandit tries all
+
+
+def test_joint_decides_shares_by_the_agent_and_criteria_by_the_sampler(monkeypatch: pytest.MonkeyPatch) -> None:
+    problem = table.problem()
+    joint = SEARCHERS.load("joint")(problem, 0)
+    table.search(joint, table.lookup(problem), 14)
+    owned = joint.agent.walk.owned_axes
+    assert {problem.space.axes[i].field for i in np.flatnonzero(owned)} == {"keep"}
+    rng = np.random.default_rng(0)
+    given = joint.tpe.suggest(np.random.default_rng(5))
+    monkeypatch.setattr(joint.tpe, "suggest", lambda rng: given)
+    assert np.array_equal(joint._sampler_first(rng)[~owned], given[~owned])
+    walked = joint.agent.episode(problem.space.largest, np.random.default_rng(1))
+    monkeypatch.setattr(joint.agent, "episode", lambda start, rng: walked)
+    assert np.array_equal(joint._agent_first(rng)[owned], walked[owned])
+
+
+def test_bandit_prefers_what_pays_and_forgets() -> None:
+    bandit = Bandit(("a", "b"))
+    rng = np.random.default_rng(0)
+    for _ in range(60):
+        arm = bandit.choose(rng)
+        bandit.update(arm, won=arm == "b")
+    assert sum(bandit.choose(rng) == "b" for _ in range(200)) > 150
+    for _ in range(60):
+        arm = bandit.choose(rng)
+        bandit.update(arm, won=arm == "a")
+    assert sum(bandit.choose(rng) == "a" for _ in range(200)) > 150
+    before = dict(bandit.wins)
+    bandit.update("uniform", won=True)
+    assert bandit.wins == before
+
+
+def test_history_moves_a_repeated_proposal_to_a_feasible_neighbour() -> None:
+    problem = table.problem()
+    history = History(problem, 0)
+    point = uniform_point(problem, problem.projector)
+    seen = [history.propose(point, np.random.default_rng(i)) for i in range(6)]
+    assert len(set(seen)) == 6
+    assert all(problem.projector.feasible(problem.space.encode(p)) for p in seen)
+
+
+def test_uniform_is_the_same_share_everywhere() -> None:
+    problem = table.problem("channels")
+    point = uniform_point(problem, problem.projector)
+    shares = point / problem.space.largest
+    assert shares.max() - shares.min() < 2 / problem.space.sizes.min()
+    assert not problem.projector.feasible(np.minimum(point + 1, problem.space.largest))
+
+
+def test_any_policy_becomes_an_episode_of_executed_actions() -> None:
+    problem = table.problem()
+    searcher = AgentSearcher(problem, 0, owned=("keep",))
+    point = uniform_point(problem, problem.projector)
+    steps = transitions(searcher.walk, point, 0.25)
+    assert [t.done for t in steps] == [False] * (len(steps) - 1) + [True]
+    assert all(t.reward == 0.25 for t in steps)
+    for before, after in itertools.pairwise(steps):
+        assert np.array_equal(before.next_state, after.state)
+    keeps = [problem.space.axes[s.axes["keep"]].values[point[s.axes["keep"]]] for s in searcher.walk.steps]
+    assert [float(t.action[0]) for t in steps] == [float(k) for k in keeps]
