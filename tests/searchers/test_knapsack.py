@@ -131,6 +131,24 @@ def test_regression_finds_the_criterion_that_helps_and_survives_equal_scores() -
     assert np.isfinite(coefficients).all()
 
 
+def test_draws_are_those_of_the_posterior_shrunk_towards_its_mean() -> None:
+    """Against the closed form of Bayesian linear regression; a share s ~ U(0, 1) scales a draw's distance."""
+    problem = table.problem("channels")
+    rng = np.random.default_rng(0)
+    errors = list(table.calibrated(problem.space))
+    points = [problem.space.sample(rng) for _ in range(30)]
+    scores = [-0.01 * sum(float(e[i]) for e, i in zip(errors, p, strict=True)) + 0.003 * rng.normal() for p in points]
+    model = regression(problem, errors, points, scores)
+    variance, noise, _ = model._fit()
+    precision = model.features.T @ model.features / noise**2 + np.diag(1 / variance)
+    covariance = np.linalg.inv(precision)
+    mean = covariance @ (model.features.T @ model.scores / noise**2 + model.prior / variance)
+    drawn = np.array([model._weights(rng) for _ in range(4000)])
+    deviation = np.sqrt(np.diag(covariance))
+    assert np.abs((drawn.mean(axis=0) - mean) / deviation).max() < 0.05
+    assert drawn.std(axis=0) == pytest.approx(deviation / 3**0.5, rel=0.06)
+
+
 def test_searcher_learns_what_calibration_does_not_know() -> None:
     problem = table.problem()
     evaluate = table.lookup(problem, noise=0.001)

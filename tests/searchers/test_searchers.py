@@ -84,6 +84,9 @@ def test_what_one_arm_found_reaches_every_other() -> None:
     for arm in (joint.tpe, joint.knapsack, joint.evolution):
         assert len(arm.history.points) == 30
     assert len(joint.agent.agent.replay) == 30 * len(joint.agent.walk.steps)
+    own = sum(e.proposer == "agent+tpe" for e in told)
+    updates = {int(s["step"]) for s in joint.agent.agent.critic_optimizer.state_dict()["state"].values()}
+    assert updates == {own * len(joint.agent.walk.steps)}  # it learns after its own episodes, one update a step
     assert {"uniform", "knapsack"} <= {e.proposer for e in told[:2]}
     assert len({e.proposer for e in told}) >= 4  # the bandit tries all
 
