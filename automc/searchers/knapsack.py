@@ -26,8 +26,6 @@ from automc.searchers.relaxation import Additive, additive, padded, prices, rela
 from automc.space import FloatArray, IntArray
 
 BUCKETS = 1000
-ROUNDS = 2
-"""How often costs are made additive: around the uniform policy, then around the best solution."""
 SPREAD = 0.5
 """Deviation of the logarithm of a mutated coefficient."""
 ENOUGH = 8
@@ -44,20 +42,24 @@ class KnapsackSearcher:
     def __init__(self, problem: Problem, seed: int) -> None:
         self.history = History(problem, seed)
         self._errors: list[FloatArray] | None = None
+        self._table = additive(problem, uniform_point(problem, problem.projector))
 
     def ask(self) -> Policy:
         """The plain solution where nothing is told; then one under drawn coefficients."""
         rng, problem = self.history.rng(), self.history.problem
         best = self.history.ranked()
         if not best:
-            return self.history.propose(solve(problem, problem.projector, self.errors()), rng)
+            return self.history.propose(plain_solution(problem, self.errors()), rng)
         projector = problem.projector
         if rng.random() < 1.0 / FRONT_EVERY:
             projector = projector.tightened(float(rng.uniform(0.6, 0.95)))
-        draw = self._regressed if len(best) >= ENOUGH else self._mutated
-        coefficients, criteria = draw(best, rng)
+        table = self._additive_around(self.history.points[best[0]])
+        if len(best) >= ENOUGH:
+            coefficients, criteria = self._regressed(best, rng)
+        else:
+            coefficients, criteria = self._mutated(table, rng), table.around
         weighted = [c * e for c, e in zip(coefficients, self.errors(), strict=True)]
-        return self.history.propose(solve(problem, projector, weighted, criteria), rng)
+        return self.history.propose(solve(problem, projector, table.with_criteria(criteria), weighted), rng)
 
     def tell(self, evaluation: Evaluation) -> None:
         """Takes note of a score, whoever proposed the policy."""
@@ -78,16 +80,20 @@ class KnapsackSearcher:
             ]
         return self._errors
 
-    def _mutated(self, best: list[int], rng: np.random.Generator) -> tuple[FloatArray, IntArray]:
-        """Coefficients that make the best point a solution, a tenth to all of them moved, and its criteria."""
-        problem, point = self.history.problem, self.history.points[best[0]]
-        table, errors = additive(problem, point), self.errors()
-        rows = padded(table, errors)
-        price = prices(table, rows, table.spare(problem.projector))
-        coefficients = np.ones(len(point))
-        coefficients[table.axes] = implied(table, rows, price, point[table.axes])
-        moved = rng.random(len(point)) < max(float(rng.choice((0.1, 0.3, 1.0))), 1.0 / len(point))
-        return coefficients * np.exp(SPREAD * rng.standard_normal(len(point)) * moved), point
+    def _additive_around(self, point: IntArray) -> Additive:
+        """Additive costs around a point; the best point changes less often than it is asked for."""
+        if not np.array_equal(self._table.around, point):
+            self._table = additive(self.history.problem, point)
+        return self._table
+
+    def _mutated(self, table: Additive, rng: np.random.Generator) -> FloatArray:
+        """Coefficients that make the table's point a solution, a tenth to all of them moved."""
+        rows = padded(table, self.errors())
+        price = prices(table, rows, table.spare(self.history.problem.projector))
+        coefficients = np.ones(len(table.around))
+        coefficients[table.axes] = implied(table, rows, price, table.around[table.axes])
+        moved = rng.random(len(coefficients)) < max(float(rng.choice((0.1, 0.3, 1.0))), 1.0 / len(coefficients))
+        return np.asarray(coefficients * np.exp(SPREAD * rng.standard_normal(len(coefficients)) * moved))
 
     def _regressed(self, best: list[int], rng: np.random.Generator) -> tuple[FloatArray, IntArray]:
         """Coefficients and criteria drawn from what the told scores leave likely."""
@@ -96,21 +102,21 @@ class KnapsackSearcher:
         return model.draw(rng)
 
 
-def solve(
-    problem: Problem, projector: Projector, errors: list[FloatArray], criteria: IntArray | None = None
-) -> IntArray:
-    """The feasible point with about the least error sum, its axes without an order as in `criteria` (default: 0)."""
-    point = uniform_point(problem, projector)
-    if criteria is not None:
-        point = np.where(problem.space.ordered, point, criteria)
-    found = []
-    for _ in range(ROUNDS):
-        table = additive(problem, point)
-        found.append(relaxed(problem, projector, table, padded(table, errors)))
-        if len(projector.limits) == 1:
-            found.append(_exact(projector, table, errors))
-        point = min(found, key=lambda p: _total(errors, p))
+def plain_solution(problem: Problem, errors: list[FloatArray]) -> IntArray:
+    """The feasible point with about the least error sum: costs made additive around the uniform policy, then around
+    the first solution."""
+    point = uniform_point(problem, problem.projector)
+    for _ in range(2):
+        point = solve(problem, problem.projector, additive(problem, point), errors)
     return point
+
+
+def solve(problem: Problem, projector: Projector, table: Additive, errors: list[FloatArray]) -> IntArray:
+    """The feasible point with about the least error sum for additive costs; axes without an order as in the table."""
+    found = [relaxed(problem, projector, table, padded(table, errors))]
+    if len(projector.limits) == 1:
+        found.append(_exact(projector, table, errors))
+    return min(found, key=lambda point: sum(float(e[level]) for e, level in zip(errors, point, strict=True)))
 
 
 def _exact(projector: Projector, table: Additive, errors: list[FloatArray]) -> IntArray:
@@ -119,10 +125,6 @@ def _exact(projector: Projector, table: Additive, errors: list[FloatArray]) -> I
     costs = [c[known] for c, known in zip(table.costs[0], table.known, strict=True)]
     point[table.axes] = knapsack_levels([errors[a] for a in table.axes], costs, float(table.spare(projector)[0]))
     return projector.project(point, fill=True)
-
-
-def _total(errors: list[FloatArray], point: IntArray) -> float:
-    return sum(float(e[level]) for e, level in zip(errors, point, strict=True))
 
 
 def knapsack_levels(

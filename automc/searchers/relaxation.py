@@ -6,7 +6,7 @@ spent greedily, by error saved per share of the slack. Costs that are no sum ove
 made additive around a point; the caller projects the result.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -36,6 +36,12 @@ class Additive:
     def known(self) -> np.ndarray:
         """Which levels exist (O, V)."""
         return np.asarray(np.isfinite(self.costs[0]))
+
+    def with_criteria(self, point: IntArray) -> "Additive":
+        """The same costs; axes without an order as in `point`, which changes no cost."""
+        around = point.copy()
+        around[self.axes] = self.around[self.axes]
+        return replace(self, around=around)
 
     def spare(self, projector: Projector) -> FloatArray:
         """What the limits leave above the cheapest levels (M,)."""

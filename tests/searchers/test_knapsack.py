@@ -11,7 +11,7 @@ from automc.budget import Budget
 from automc.projection import Projector
 from automc.searcher import Problem
 from automc.searchers.coefficients import LEAST, MOST, implied, regression
-from automc.searchers.knapsack import BUCKETS, KnapsackSearcher, knapsack_levels, solve
+from automc.searchers.knapsack import BUCKETS, KnapsackSearcher, knapsack_levels, plain_solution
 from automc.searchers.relaxation import additive, padded, priced_levels, prices, relaxed
 from automc.space import SearchSpace
 from tests.searchers import table
@@ -56,7 +56,7 @@ def test_one_limit_is_solved_to_the_optimum(seed: int) -> None:
     problem = Problem(space, Projector(space, Budget.parse("macs<=70%")), table.DENSE)
     rng = np.random.default_rng(seed)
     errors = [w * e for w, e in zip(rng.uniform(0.1, 3, len(space.axes)), table.calibrated(space), strict=True)]
-    found = solve(problem, problem.projector, errors)
+    found = plain_solution(problem, errors)
 
     ordered = np.flatnonzero(space.ordered)
     grids = np.meshgrid(*[np.arange(space.sizes[a]) for a in ordered], indexing="ij")
@@ -152,7 +152,7 @@ def test_draws_are_those_of_the_posterior_shrunk_towards_its_mean() -> None:
 def test_searcher_learns_what_calibration_does_not_know() -> None:
     problem = table.problem()
     evaluate = table.lookup(problem, noise=0.001)
-    plain = evaluate(problem.space.decode(solve(problem, problem.projector, list(table.calibrated(problem.space)))))
+    plain = evaluate(problem.space.decode(plain_solution(problem, list(table.calibrated(problem.space)))))
     told = table.search(KnapsackSearcher(problem, 0), evaluate, 40)
     assert table.best(told[20:]) > float(plain.score or 0) + 0.002
 
