@@ -16,14 +16,15 @@ from torch import Tensor, nn
 from automc.scoring.evaluator import fused
 
 Inputs = tuple[Tensor, ...]
-_ROUNDS = 15
+_ROUNDS, _LEAST, _SECONDS = 15, 5, 5.0
+"""Rounds a batch size gets, and how many at least where they take longer than so many seconds."""
 
 
 @torch.no_grad()
-def compare(modules: Mapping[str, nn.Module], example: Inputs, batches: tuple[int, ...] = (1, 32)) -> dict[str, Any]:
+def compare(modules: Mapping[str, nn.Module], example: Inputs, batches: tuple[int, ...] = (1, 32, 128)) -> dict[str, Any]:
     """Seconds per batch of each module, by batch size, with the form that was fastest and the threads used."""
     forms = {f"{name}/{form}": m for name, module in modules.items() for form, m in _forms(module).items()}
-    measured: dict[str, Any] = {"threads": torch.get_num_threads(), "rounds": _ROUNDS, "unit": "seconds"}
+    measured: dict[str, Any] = {"threads": torch.get_num_threads(), "rounds": f"{_LEAST} to {_ROUNDS}", "unit": "seconds"}
     for size in batches:
         medians = _medians(forms, _batch(example, size))
         measured[f"batch_{size}"] = {name: _best(name, medians) for name in modules}
@@ -44,7 +45,10 @@ def _batch(example: Inputs, size: int) -> Inputs:
 def _medians(forms: Mapping[str, nn.Module], inputs: Inputs) -> dict[str, float]:
     last = tuple(x.contiguous(memory_format=torch.channels_last) if x.dim() == 4 else x for x in inputs)
     times: dict[str, list[float]] = {name: [] for name in forms}
+    begin = time.perf_counter()
     for turn in range(_ROUNDS + 2):
+        if turn >= _LEAST + 2 and time.perf_counter() - begin > _SECONDS:
+            break
         for name, module in forms.items():
             given = last if "channels-last" in name else inputs
             start = time.perf_counter()

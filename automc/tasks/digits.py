@@ -29,7 +29,7 @@ from automc.tasks.resnet import ResNet
 TRAIN, VALIDATION = 897, 450  # and 450 test images
 BATCH = 150
 MEAN, DEVIATION = 0.305, 0.376  # of the training images, pixels in [0, 1]
-DEPTH, WIDTHS = 14, (8, 16, 32)
+DEPTH, WIDTHS = 14, (16, 32, 64)
 
 
 @dataclass(frozen=True, slots=True)

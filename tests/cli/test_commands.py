@@ -143,7 +143,7 @@ def test_digits_end_to_end(tmp_path: Path) -> None:
         assert done.returncode == 0, done.stderr
         return done.stdout
 
-    automc("search", "digits", "--budget", "macs<=50%", "--searcher", "tpe", "--trials", "6", "--study", "d")
+    automc("search", "digits", "--budget", "macs<=50%", "--searcher", "joint", "--trials", "6", "--study", "d")
     assert json.loads(automc("pareto", "d", "--json"))["front"]
     automc("apply", "d", "--out", "small")
     report = json.loads((tmp_path / "small" / "report.json").read_text())
