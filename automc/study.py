@@ -8,7 +8,6 @@ people read them; its user attributes are the evaluation's JSON form, from which
 import contextlib
 import json
 import math
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -19,11 +18,12 @@ from optuna.storages import BaseStorage
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
-from automc import journal, pareto
+from automc import pareto
 from automc.distributions import distributions
-from automc.errors import AutomcError, StudyError
+from automc.errors import StudyError
 from automc.evaluation import Evaluation
 from automc.space import Axis, Value
+from automc.storage import only_name, open_storage, owned, quiet, readable_errors
 
 _SETTLED = ("fingerprint", "budget", "axes", "recipe")
 """What may not change when a search goes on: scores or costs would no longer compare."""
@@ -53,8 +53,8 @@ class Study:
         """
         where = str(storage) if storage is not None else str(default_path(name))
         meta = json.loads(json.dumps({**meta, "axes": [[a.place, a.kind, a.field, a.values] for a in axes]}))
-        with _readable_errors(where), _quiet(), _owned(where):
-            found = _found_or_made(_storage(where, create=True), name, len(meta["limits"]))
+        with readable_errors(where), quiet(), owned(where):
+            found = _found_or_made(open_storage(where, create=True), name, len(meta["limits"]))
             if _RESERVED in found.user_attrs:
                 _check_same(found.user_attrs, meta, name, where)
             else:
@@ -65,9 +65,9 @@ class Study:
     def open(cls, storage: str | Path, name: str | None = None) -> "Study":
         """An existing study; `name` may be left out where the storage holds one."""
         where = str(storage)
-        with _readable_errors(where), _quiet():
-            backend = _storage(where, create=False)
-            found = optuna.load_study(study_name=name or _only_name(backend, where), storage=backend)
+        with readable_errors(where), quiet():
+            backend = open_storage(where, create=False)
+            found = optuna.load_study(study_name=name or only_name(backend, where), storage=backend)
             if _RESERVED not in found.user_attrs:
                 raise StudyError(f"A study must be automc's; {found.study_name!r} in {where} is not: name another.")
             axes = [Axis(place, kind, field, tuple(v)) for place, kind, field, v in found.user_attrs["axes"]]
@@ -75,7 +75,7 @@ class Study:
 
     def refresh(self) -> None:
         """Reads anew what the storage holds."""
-        with _readable_errors(self.storage):
+        with readable_errors(self.storage):
             trials = self.optuna.get_trials(deepcopy=False)
             self._meta = self.optuna.user_attrs
         self._count = len(trials)
@@ -128,7 +128,7 @@ class Study:
         """Appends a finished evaluation, durably, and returns it with its number; each one can be recorded once."""
         if evaluation.number >= 0:
             raise StudyError(f"An evaluation is recorded once; this one is trial {evaluation.number} already: drop it.")
-        with _readable_errors(self.storage), self._owned():
+        with readable_errors(self.storage), self._owned():
             self.optuna.add_trial(self._frozen(evaluation))
         recorded = replace(evaluation, number=self._count)
         self._count += 1
@@ -137,7 +137,7 @@ class Study:
 
     def note(self, key: str, value: Any) -> None:
         """Adds a fact about the whole study, such as the uniform baseline."""
-        with _readable_errors(self.storage), self._owned():
+        with readable_errors(self.storage), self._owned():
             self.optuna.set_user_attr(key, value)
         self._meta = {**self._meta, key: value}
 
@@ -154,7 +154,7 @@ class Study:
         if self._owning:
             yield
             return
-        with _owned(self.storage):
+        with owned(self.storage):
             self._owning = True
             try:
                 yield
@@ -227,94 +227,3 @@ def _check_same(known: Mapping[str, Any], meta: Mapping[str, Any], name: str, wh
 def _short(value: Any) -> str:
     text = str(value)
     return text[:12] if len(text) == 64 else text
-
-
-def _storage(where: str, *, create: bool) -> BaseStorage:
-    path = _file(where)
-    if path is not None and not create and not path.is_file():
-        raise StudyError(f"A study must exist; there is no {path}: run `automc search` first, or give its path.")
-    if "://" in where:
-        return _database(where)
-    return journal.open_storage(Path(where), writing=create)
-
-
-@contextlib.contextmanager
-def _owned(where: str) -> Iterator[None]:
-    """Keeps other searches from the file behind a storage; a server looks after itself."""
-    path = _file(where)
-    if path is None:
-        yield
-        return
-    with contextlib.ExitStack() as stack:
-        with _readable_errors(where):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            stack.enter_context(journal.exclusive(path))
-        yield
-
-
-def _database(url: str) -> BaseStorage:
-    """Optuna's database storage; SQLite with a write-ahead log, which is four times as fast and survives a kill."""
-    from sqlalchemy import event
-
-    storage = optuna.storages.RDBStorage(url)
-    if url.startswith("sqlite"):
-
-        @event.listens_for(storage.engine, "connect")
-        def _set_pragmas(connection: Any, _record: Any) -> None:
-            connection.execute("PRAGMA journal_mode=WAL")
-            connection.execute("PRAGMA synchronous=NORMAL")
-
-        storage.engine.dispose()
-    return storage
-
-
-def _file(where: str) -> Path | None:
-    """The file behind a storage; None for a server."""
-    if "://" not in where:
-        return Path(where)
-    return Path(where.partition(":///")[2]) if where.startswith("sqlite") else None
-
-
-def _only_name(storage: BaseStorage, where: str) -> str:
-    names = [s.study_name for s in storage.get_all_studies()]
-    if len(names) == 1:
-        return names[0]
-    if not names:
-        raise StudyError(f"A study must exist; {where} holds none: run `automc search` first.")
-    raise StudyError(f"A study must be named where there are several; {where} holds {', '.join(names)}: give --study.")
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Optuna's notes on studies made and on its experimental calls are no news to the user."""
-    level = optuna.logging.get_verbosity()
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-            yield
-    finally:
-        optuna.logging.set_verbosity(level)
-
-
-@contextlib.contextmanager
-def _readable_errors(where: str) -> Iterator[None]:
-    """Turns what a storage raises into one StudyError that names it."""
-    from sqlalchemy.exc import SQLAlchemyError
-
-    try:
-        yield
-    except AutomcError:
-        raise
-    except OSError as error:
-        raise StudyError(
-            f"{error.filename or where} must be readable and writable; the system says {error.strerror or error}: free "
-            "space or mend its rights, then repeat the command (nothing recorded is lost)."
-        ) from error
-    except KeyError as error:
-        raise StudyError(f"A study must exist; {where} has none of that name: see its names with --study.") from error
-    except (SQLAlchemyError, optuna.exceptions.OptunaError, ImportError, *journal.BROKEN) as error:
-        text = " ".join(str(error.__cause__ or error).split())[:200]
-        raise StudyError(
-            f"{where} must be a study's storage; it cannot be used ({text}): give a journal file or a URL."
-        ) from error

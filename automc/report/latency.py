@@ -16,15 +16,22 @@ from torch import Tensor, nn
 from automc.scoring.evaluator import fused
 
 Inputs = tuple[Tensor, ...]
+_BATCHES = (1, 32, 128)
 _ROUNDS, _LEAST, _SECONDS = 15, 5, 5.0
 """Rounds a batch size gets, and how many at least where they take longer than so many seconds."""
 
 
 @torch.no_grad()
-def compare(modules: Mapping[str, nn.Module], example: Inputs, batches: tuple[int, ...] = (1, 32, 128)) -> dict[str, Any]:
+def compare(
+    modules: Mapping[str, nn.Module], example: Inputs, batches: tuple[int, ...] = (1, 32, 128)
+) -> dict[str, Any]:
     """Seconds per batch of each module, by batch size, with the form that was fastest and the threads used."""
     forms = {f"{name}/{form}": m for name, module in modules.items() for form, m in _forms(module).items()}
-    measured: dict[str, Any] = {"threads": torch.get_num_threads(), "rounds": f"{_LEAST} to {_ROUNDS}", "unit": "seconds"}
+    measured: dict[str, Any] = {
+        "threads": torch.get_num_threads(),
+        "rounds": f"{_LEAST} to {_ROUNDS}",
+        "unit": "seconds",
+    }
     for size in batches:
         medians = _medians(forms, _batch(example, size))
         measured[f"batch_{size}"] = {name: _best(name, medians) for name in modules}

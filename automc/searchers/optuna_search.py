@@ -5,9 +5,7 @@ part of the objective. A fresh sampler with a seed of its own for every ask make
 the history, so a resumed search goes on as an uninterrupted one.
 """
 
-import contextlib
-import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -23,6 +21,7 @@ from automc.policy import Policy
 from automc.searcher import Problem, Searcher
 from automc.searchers.history import History
 from automc.space import IntArray
+from automc.storage import quiet
 
 SamplerFactory = Callable[[int], BaseSampler]
 """From a seed to a sampler."""
@@ -142,8 +141,7 @@ def nsga2(problem: Problem, seed: int) -> OptunaSearcher:
 
 def tpe_sampler(seed: int) -> TPESampler:
     """The TPE every searcher here uses."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+    with quiet():
         return _TPE(seed=seed, multivariate=True, n_startup_trials=10, constant_liar=False)
 
 
@@ -169,7 +167,7 @@ class _NSGAII(_WholeSpace, NSGAIISampler):
 
 def memory_study(objectives: int) -> optuna.Study:
     """An in-memory study: the score is maximised, costs are minimised."""
-    with quiet_optuna():
+    with quiet():
         directions = [StudyDirection.MAXIMIZE, *[StudyDirection.MINIMIZE] * (objectives - 1)]
         return optuna.create_study(directions=directions, sampler=RandomSampler(seed=0))
 
@@ -177,7 +175,7 @@ def memory_study(objectives: int) -> optuna.Study:
 def suggested(study: optuna.Study, sampler: BaseSampler, ranges: dict[str, BaseDistribution]) -> dict[str, Any]:
     """One suggestion of a sampler for a study; the trial it needs is closed at once and never counts."""
     study.sampler = sampler
-    with quiet_optuna():
+    with quiet():
         trial = study.ask(ranges)
         params = dict(trial.params)
         study.tell(trial, state=TrialState.FAIL)
@@ -192,14 +190,3 @@ def finished_trial(
         return create_trial(state=TrialState.FAIL, params=params, distributions=ranges)
     attributes = {NSGAIISampler._get_generation_key(): generation}
     return create_trial(params=params, distributions=ranges, values=list(values), system_attrs=attributes)
-
-
-@contextlib.contextmanager
-def quiet_optuna() -> Iterator[None]:
-    """Silences Optuna's line a trial; in-memory studies are nobody's business."""
-    before = optuna.logging.get_verbosity()
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    try:
-        yield
-    finally:
-        optuna.logging.set_verbosity(before)
