@@ -19,7 +19,6 @@ from functools import cached_property
 import numpy as np
 
 from automc.errors import PolicyError
-from automc.graph.facts import ModelFacts
 from automc.searcher import Problem
 from automc.space import Axis, Field, FloatArray, IntArray
 
@@ -119,12 +118,11 @@ class Walk:
         return float(levels[axis]) / max(int(self.space.sizes[axis]) - 1, 1)
 
     def _find_steps(self) -> tuple[Step, ...]:
-        order = {x.name: i for i, x in enumerate(self.space.facts.layers)}
         steps: dict[tuple[int, int], Step] = {}
         seen: Counter[tuple[int, str]] = Counter()
         others: dict[int, dict[str, int]] = {}
         for index, axis in enumerate(self.space.axes):
-            layer = _layer_of(axis, self.space.facts, order)
+            layer = int(self.space.layers[index])
             if self.owned_axes[index]:
                 turn = seen[layer, axis.field]
                 seen[layer, axis.field] += 1
@@ -181,13 +179,6 @@ def run_episode(walk: Walk, given: IntArray, act: Act) -> IntArray:
         state = walk.states(levels, index, index + 1)[0]
         levels = walk.execute(levels, step, act(state))
     return levels
-
-
-def _layer_of(axis: Axis, facts: ModelFacts, order: dict[str, int]) -> int:
-    if axis.kind == "layer":
-        return order[axis.place]
-    group = facts.group(axis.place)
-    return min(order[name] for name in (group.producers or group.consumers))
 
 
 def _level(axis: Axis, action: float) -> int:

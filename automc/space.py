@@ -71,6 +71,14 @@ class SearchSpace:
         """Which axes have an order (A,)."""
         return np.array([a.ordered for a in self.axes], dtype=np.bool_)
 
+    @cached_property
+    def layers(self) -> IntArray:
+        """Index of the layer every axis belongs to (A,): a group's first producer, or reader where it has none."""
+        order = {x.name: i for i, x in enumerate(self.facts.layers)}
+        groups = {g.name: min(order[n] for n in (g.producers or g.consumers)) for g in self.facts.groups}
+        places = {"layer": order, "group": groups}
+        return np.array([places[a.kind][a.place] for a in self.axes], dtype=np.int64)
+
     @property
     def smallest(self) -> IntArray:
         """The cheapest point; criteria at their first value."""

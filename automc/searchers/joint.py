@@ -44,10 +44,11 @@ class JointSearcher:
         self.proposer = ""
         fields = {a.field for a in problem.space.axes}
         owned = tuple(f for f in AGENT_FIELDS if f in fields) or None
-        self.agent = AgentSearcher(problem, seed, agent=agent, owned=owned)
-        self.tpe: OptunaSearcher = tpe(problem, seed)
-        self.knapsack = KnapsackSearcher(problem, seed)
-        self.evolution = EvolutionSearcher(problem, seed)
+        own = [int(s) for s in np.random.default_rng(seed).integers(2**31, size=4)]  # no arm repeats another's draws
+        self.agent = AgentSearcher(problem, own[0], agent=agent, owned=owned)
+        self.tpe: OptunaSearcher = tpe(problem, own[1])
+        self.knapsack = KnapsackSearcher(problem, own[2])
+        self.evolution = EvolutionSearcher(problem, own[3])
         self.bandit = Bandit(("agent+tpe", "tpe", "knapsack", "evolution"))
         self._arms: dict[str, str] = {}
         """Arm by policy digest, for proposals not yet told."""

@@ -139,10 +139,9 @@ def test_draws_are_those_of_the_posterior_shrunk_towards_its_mean() -> None:
     points = [problem.space.sample(rng) for _ in range(30)]
     scores = [-0.01 * sum(float(e[i]) for e, i in zip(errors, p, strict=True)) + 0.003 * rng.normal() for p in points]
     model = regression(problem, errors, points, scores)
-    variance, noise, _ = model._fit()
-    precision = model.features.T @ model.features / noise**2 + np.diag(1 / variance)
-    covariance = np.linalg.inv(precision)
-    mean = covariance @ (model.features.T @ model.scores / noise**2 + model.prior / variance)
+    before, noise, _ = model._fit()
+    covariance = np.linalg.inv(model.features.T @ model.features / noise**2 + np.linalg.inv(before))
+    mean = covariance @ (model.features.T @ model.scores / noise**2 + np.linalg.solve(before, model.prior))
     drawn = np.array([model._weights(rng) for _ in range(4000)])
     deviation = np.sqrt(np.diag(covariance))
     assert np.abs((drawn.mean(axis=0) - mean) / deviation).max() < 0.05
