@@ -161,3 +161,19 @@ def test_searcher_works_without_layer_errors() -> None:
 
     problem = replace(table.problem(), errors=None)
     assert len(table.search(KnapsackSearcher(problem, 0), table.lookup(problem), 12)) == 12
+
+
+def test_few_scores_teach_about_neighbouring_layers_too() -> None:
+    """Deep layers matter ten times more; eight scores suffice to see which half of the network that is."""
+    problem = table.problem("channels", depth=32)
+    space = problem.space
+    errors, deep = list(table.calibrated(space)), space.layers > np.median(space.layers)
+    rng = np.random.default_rng(0)
+    points = [space.sample(rng) for _ in range(8)]
+    scores = [
+        -0.01 * sum(float((10 if d else 1) * e[i]) for d, e, i in zip(deep, errors, p, strict=True)) for p in points
+    ]
+    model = regression(problem, errors, points, scores)
+    found = np.mean([model.draw(np.random.default_rng(s))[0] for s in range(30)], axis=0)
+    assert found[deep].min() > found[~deep].max() * 0.8
+    assert found[deep].mean() > 2 * found[~deep].mean()
