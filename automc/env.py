@@ -98,6 +98,9 @@ class CompressionEnv(gym.Env[Observation, Observation]):
 
 
 def register() -> None:
-    """Registers the environment with Gymnasium as "automc/Compression-v0"; calling it again changes nothing."""
+    """Makes the environment known to Gymnasium as "automc/Compression-v0"; calling it again changes nothing."""
     if ENV_ID not in gym.registry:
         gym.register(id=ENV_ID, entry_point="automc.env:CompressionEnv")
+
+
+register()  # `gym.make("automc.env:automc/Compression-v0")` imports this module and expects it done

@@ -21,6 +21,7 @@ from automc.api import evaluator_of
 from automc.evaluation import Evaluation
 from automc.policy import Policy
 from automc.projection import within
+from automc.report import latency
 from automc.scoring.evaluator import Evaluator
 from automc.study import Study
 from automc.tasks import load_task
@@ -29,12 +30,23 @@ TASK = "cifar10-resnet56"
 
 
 def on_test(evaluator: Evaluator, policy: Policy) -> dict[str, Any]:
-    """What the applied module scores on the test split, and what is counted on the module and its file."""
+    """What the applied module scores on the test split, and what is counted and timed on the module and its file."""
     small = evaluator.compressor.compress(policy)
     with tempfile.TemporaryDirectory() as folder:
         size = automc.save(small, folder)
-    counted = automc.cost(small, evaluator.task.example_inputs)
-    return {"test": 100 * evaluator.score(small, "test"), "macs": counted["macs"], "bytes": size}
+    task = evaluator.task
+    counted = automc.cost(small, task.example_inputs)
+    times = latency.compare({"dense": task.model, "compressed": small}, task.example_inputs)
+    return {
+        "test": 100 * evaluator.score(small, "test"),
+        "macs": counted["macs"],
+        "bytes": size,
+        "speed_up": {
+            key: timed["dense"]["median"] / timed["compressed"]["median"]
+            for key, timed in times.items()
+            if key.startswith("batch")
+        },
+    }
 
 
 def figures(study: Study, evaluator: Evaluator) -> dict[str, Any]:

@@ -7,7 +7,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 
-from automc.env import ENV_ID, CompressionEnv, register
+from automc.env import ENV_ID, CompressionEnv
 from automc.episode import run_episode
 from automc.errors import PolicyError
 from tests.searchers import table
@@ -24,9 +24,8 @@ def make(space: str = "channels", budget: str = "macs<=50%", **options: object) 
 def test_gymnasiums_checker_finds_nothing(case: tuple[str, str]) -> None:
     from gymnasium.utils.env_checker import check_env
 
-    register()
     problem = table.problem(*case)
-    env = gym.make(ENV_ID, problem=problem, evaluate=table.lookup(problem))
+    env = gym.make(f"automc.env:{ENV_ID}", problem=problem, evaluate=table.lookup(problem))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         check_env(env.unwrapped, skip_render_check=True)
