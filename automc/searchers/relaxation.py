@@ -77,7 +77,7 @@ def prices(table: Additive, errors: FloatArray, spare: FloatArray) -> FloatArray
     """A price per metric (M,) at which the levels of least error plus priced cost meet every limit."""
     found = np.zeros(len(table.costs))
     finite = np.where(table.known, errors, 0.0)
-    scale = max(float(np.ptp(finite)), 1e-12) / np.maximum(np.abs(spare), 1e-12)
+    scale = max(float(finite.max(initial=0.0)), 1e-12) / np.maximum(np.abs(spare), 1e-12)
     for _ in range(ROUNDS if len(found) > 1 else 1):
         for metric in range(len(found)):
             found[metric] = _price(table, errors, spare, found, metric, float(scale[metric]))

@@ -6,12 +6,17 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from automc.budget import Budget
+from automc.errors import PolicyError
 from automc.evaluation import Evaluation
+from automc.projection import Projector
 from automc.registry import SEARCHERS
+from automc.searcher import Problem
 from automc.searchers.bandit import Bandit
 from automc.searchers.baselines import uniform_point
 from automc.searchers.history import History
 from automc.searchers.rl import AgentSearcher, transitions
+from automc.space import Axis, SearchSpace
 from tests.searchers import table
 
 ALL = list(SEARCHERS)
@@ -45,11 +50,6 @@ def test_a_search_of_failures_goes_on(name: str) -> None:
 @pytest.mark.parametrize("name", ALL)
 def test_a_space_with_a_handful_of_points_is_searched_to_its_end(name: str) -> None:
     """More trials than feasible points: proposals repeat, nothing hangs or raises."""
-    from automc.budget import Budget
-    from automc.projection import Projector
-    from automc.searcher import Problem
-    from automc.space import Axis, SearchSpace
-
     group = table.facts(8).groups[0].name
     space = SearchSpace(table.facts(8), (Axis(group, "group", "keep", (0.25, 0.5, 1.0)),))
     problem = Problem(
@@ -57,6 +57,18 @@ def test_a_space_with_a_handful_of_points_is_searched_to_its_end(name: str) -> N
     )
     told = table.search(SEARCHERS.load(name)(problem, 0), table.lookup(problem), 8)
     assert {e.policy.groups[0][1].keep for e in told} <= {0.25, 0.5}
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_a_space_of_criteria_alone_is_searched_or_refused_in_a_sentence(name: str) -> None:
+    axes = tuple(Axis(g.name, "group", "criterion", ("l1", "obs")) for g in table.facts(8).groups)
+    space = SearchSpace(table.facts(8), axes)
+    problem = Problem(space, Projector(space, Budget.parse("macs<=100%")), table.DENSE, lambda: table.calibrated(space))
+    if name in ("amc", "joint"):
+        with pytest.raises(PolicyError, match="open keep or bits"):
+            SEARCHERS.load(name)(problem, 0)
+    else:
+        assert len(table.search(SEARCHERS.load(name)(problem, 0), table.lookup(problem), 10)) == 10
 
 
 @pytest.mark.parametrize("name", ["joint", "knapsack", "tpe"])
