@@ -91,14 +91,19 @@ def main() -> None:
                 policy = Policy.from_dict(study.meta["uniform"]["policy"])
                 uniform.append({"validation": 100 * study.meta["uniform"]["score"]} | on_test(evaluator, policy))
     print(f"dense test accuracy {dense:.2f} %")
-    for name, found in (rows | {"uniform": uniform}).items():
-        test = [r["test"] for r in found]
-        spread = statistics.stdev(test) if len(test) > 1 else 0.0
-        print(
-            f"{name:8s} test {statistics.fmean(test):.2f} +- {spread:.2f} %, drop {dense - statistics.fmean(test):.2f}"
-        )
+    tested = {name: [r["test"] for r in found] for name, found in (rows | {"uniform": uniform}).items()}
+    summary = {name: summarised(test, dense) for name, test in tested.items()}
+    for name, of in summary.items():
+        print(f"{name:8s} test {of['mean']:.2f} +- {of['deviation']:.2f} %, drop {of['drop']:.2f}")
     name = "resnet56_" + re.sub(r"[^a-z0-9]+", "_", arguments.budget.lower().replace("<=", "")).strip("_")
-    write(name, {"budget": arguments.budget, "dense_test": dense, "uniform": uniform, **rows}, seeds=arguments.seeds)
+    found_figures = {"budget": arguments.budget, "dense_test": dense, "test": summary, "uniform": uniform, **rows}
+    write(name, found_figures, seeds=arguments.seeds)
+
+
+def summarised(test: list[float], dense: float) -> dict[str, float]:
+    """Mean test accuracy over seeds, its standard deviation, and the drop from the dense model, in points."""
+    mean = statistics.fmean(test)
+    return {"mean": mean, "deviation": statistics.stdev(test) if len(test) > 1 else 0.0, "drop": dense - mean}
 
 
 if __name__ == "__main__":
