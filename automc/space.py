@@ -45,10 +45,10 @@ class Axis:
 
     def level(self, value: Value) -> int:
         """The level of `value`, the nearest one for numbers; an unknown word raises PolicyError."""
-        if isinstance(value, str) or isinstance(self.values[0], str):
-            if value not in self.values:
-                raise PolicyError(f"{self.key} must be one of {self.values}; it is {value!r}: choose one of them.")
+        if value in self.values:
             return self.values.index(value)
+        if isinstance(value, str) or isinstance(self.values[0], str):
+            raise PolicyError(f"{self.key} must be one of {self.values}; it is {value!r}: choose one of them.")
         numbers = np.array(self.values, dtype=np.float64)
         return int(np.abs(numbers - float(value)).argmin())
 
