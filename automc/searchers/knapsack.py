@@ -7,7 +7,7 @@ by the real model. Deviations:
 * Coefficients come from the told scores by regression and Thompson sampling (see `coefficients`) once there are
   enough of them, and from random mutations of the best point's before.
 * Several limits are met by prices (see `relaxation`); with a single one the dynamic program is exact for additive
-  costs. Others are made additive around the relaxed solution, and the projection guarantees every limit.
+  costs. Others are made additive around the best point, and the projection guarantees every limit.
 * Some solutions aim below the budget to populate the front.
 """
 
