@@ -64,10 +64,15 @@ CRITERIA = Registry(
     {
         "l1": "automc.criteria.magnitude:L1",
         "l2": "automc.criteria.magnitude:L2",
+        "lamp": "automc.criteria.magnitude:LAMP",
+        "probabilistic": "automc.criteria.magnitude:PROBABILISTIC",
         "random": "automc.criteria.magnitude:RANDOM",
         "bn_scale": "automc.criteria.magnitude:BN_SCALE",
         "fpgm": "automc.criteria.geometry:FPGM",
         "activation": "automc.criteria.activation:ACTIVATION",
+        "mean_activation": "automc.criteria.activation:MEAN_ACTIVATION",
+        "apoz": "automc.criteria.activation:APOZ",
+        "obd": "automc.criteria.curvature:OBD",
         "obs": "automc.criteria.curvature:OBS",
     },
 )

@@ -166,7 +166,7 @@ class LayerBank:
         return total
 
     def _has_needs(self, member: Member, criterion: Criterion) -> bool:
-        if criterion.needs_gram and member.target not in self.moments:
+        if criterion.needs_inputs and member.target not in self.moments:
             return False
         return not criterion.needs_norm or self._norm_scale(member.target) is not None
 
@@ -177,8 +177,9 @@ class LayerBank:
 
     def _view(self, name: str, generator: torch.Generator) -> LayerView:
         known = self.moments.get(name)
-        gram = known.gram.to(torch.float32) if known else None
-        return LayerView(self._weight(name), gram, self._norm_scale(name), generator)
+        inputs = (known.gram, known.mean, known.active) if known else (None, None, None)
+        gram, mean, active = (None if x is None else x.to(torch.float32) for x in inputs)
+        return LayerView(self._weight(name), gram, mean, active, self._norm_scale(name), generator)
 
     def _axis_errors(self, axis: Axis) -> FloatArray:
         if axis.field == "keep":

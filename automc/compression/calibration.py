@@ -25,6 +25,8 @@ class Moments:
     """X^T X / rows (groups, n, n), n = in / groups * kernel area, in the weight's own order."""
     mean: Tensor
     """(groups, n)"""
+    active: Tensor
+    """Share of rows where an input is not zero (groups, n)."""
 
     @property
     def centred(self) -> Tensor:
@@ -91,7 +93,8 @@ def moments(rows: Tensor) -> Moments:
     mean = rows.mean(dim=1, dtype=torch.float64)
     blocks = rows.split(8192, dim=1)  # type: ignore[no-untyped-call]
     gram = torch.stack([(b.transpose(1, 2) @ b).to(torch.float64) for b in blocks]).sum(dim=0)
-    return Moments(gram / rows.shape[1], mean)
+    active = (rows != 0).to(torch.float64).mean(dim=1)
+    return Moments(gram / rows.shape[1], mean, active)
 
 
 @contextmanager

@@ -29,7 +29,7 @@ from automc.compression.reconstruct import (
 from automc.compression.segments import SegmentedRun
 from automc.compression.structure import Structure, build, interpretable, kept_channels
 from automc.criteria.criterion import LayerView
-from automc.errors import GraphError
+from automc.errors import GraphError, PolicyError
 from automc.graph.facts import ModelFacts
 from automc.graph.model_graph import ModelGraph
 from automc.policy import FULL_BITS, LayerDecision, Policy, Recipe
@@ -183,7 +183,7 @@ class _FittingPass:
             return
         if self._narrowed(name) and self.recipe.reconstruct == "layerwise" and name in self.bank.moments:
             self._fit_layerwise(name, layer)
-        _mask_and_round(layer, holder, decision, None)
+        _mask_and_round(layer, holder, decision, None, self.recipe)
 
     def _fit_sequential(
         self, name: str, decision: LayerDecision, holder: nn.Module, layer: nn.Module, chunks: list[Tensor]
@@ -200,7 +200,7 @@ class _FittingPass:
         weight = layer.weight
         assert isinstance(weight, Tensor)
         weight.copy_(fit.solve(self.recipe.ridge).reshape(weight.shape))
-        _mask_and_round(layer, holder, decision, fit)
+        _mask_and_round(layer, holder, decision, fit, self.recipe)
         set_intercept(layer, norm, fit)
         if point.norm:
             self.settled.add(point.norm)
@@ -219,18 +219,25 @@ class _FittingPass:
             self.module.get_submodule(norm).running_mean -= shift  # type: ignore[operator]
 
 
-def _mask_and_round(layer: nn.Module, holder: nn.Module, decision: LayerDecision, fit: Regression | None) -> None:
+def _mask_and_round(
+    layer: nn.Module, holder: nn.Module, decision: LayerDecision, fit: Regression | None, recipe: Recipe
+) -> None:
     """Zeroes the lowest-scored weights, then rounds the rest; zeros stay zero."""
     weight = layer.weight
     assert isinstance(weight, Tensor)
     if decision.sparsity > 0:
         gram = None if fit is None else (fit.gram + fit.mean_x[:, :, None] * fit.mean_x[:, None, :]).to(weight.dtype)
         criterion = CRITERIA.load(decision.criterion)
-        if criterion.needs_gram and gram is None:
+        if not criterion.tells_weights_apart:
+            raise PolicyError(
+                f"A criterion for sparsity must tell weights apart; {criterion.name!r} ranks channels: choose l1."
+            )
+        if criterion.needs_inputs and gram is None:
             raise GraphError(
                 f"Criterion {criterion.name!r} must have input statistics; this layer has none: choose l1."
             )
-        weight *= keep_largest(criterion.score(LayerView(weight, gram)), decision.sparsity)
+        view = LayerView(weight, gram, generator=torch.Generator().manual_seed(recipe.seed))
+        weight *= keep_largest(criterion.score(view), decision.sparsity)
     if isinstance(holder, QuantizedLayer):
         holder.quantize_()
 
@@ -242,7 +249,7 @@ def _round_untraced(small: nn.Module, policy: Policy, inputs: tuple[Tensor, ...]
         layer = holder.layer if isinstance(holder, QuantizedLayer) else holder
         assert isinstance(layer, nn.Module)
         with torch.no_grad():
-            _mask_and_round(layer, holder, decision, None)
+            _mask_and_round(layer, holder, decision, None, policy.recipe)
     observed = tuple(name for name, d in policy.layers if d.activation_bits < FULL_BITS)
 
     def see(name: str, module: nn.Module, x: Tensor) -> None:

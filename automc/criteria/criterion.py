@@ -16,6 +16,10 @@ class LayerView:
     """(out, in / groups, *kernel)"""
     gram: Tensor | None = None
     """Second moment of the layer's inputs per conv-group (groups, n, n), n = in / groups * kernel area."""
+    mean: Tensor | None = None
+    """Mean of the layer's inputs per conv-group (groups, n)."""
+    active: Tensor | None = None
+    """Share of the layer's inputs that are not zero, per conv-group (groups, n)."""
     norm_scale: Tensor | None = None
     """Scale of the batch norm behind the layer (out,)."""
     generator: torch.Generator | None = None
@@ -34,10 +38,12 @@ class Criterion:
     """From a layer to one non-negative score per weight, of the weight's shape."""
     side: Side = "both"
     """Which layers of a group count for a channel: those that make it (out), those that read it (in), or both."""
-    needs_gram: bool = False
-    """Whether the layer's input statistics are needed."""
+    needs_inputs: bool = False
+    """Whether the statistics of the layer's inputs are needed: gram, mean, active."""
     needs_norm: bool = False
     """Whether a batch norm behind the layer is needed."""
+    tells_weights_apart: bool = True
+    """Whether weights of one channel get scores of their own; if not, it ranks channels and no single weights."""
     second_order: bool = False
     """Whether channels are ranked by eliminating them one by one with compensation, not by summed scores."""
 

@@ -1,8 +1,10 @@
-"""Optimal Brain Surgeon from a layer's Gram matrix (Hassibi and Stork 1993; layer-wise: Frantar and Alistarh 2022).
+"""Optimal Brain Damage and Surgeon from a layer's Gram matrix.
 
-The layer's output error is quadratic in its weights with Hessian G = X X^T, the same for every row. Removing one
-weight and adjusting the others costs w_j^2 / [G^-1]_jj. Removing a whole input channel (a block p of columns)
-costs tr(W_p ([G^-1]_pp)^-1 W_p^T); the block form is used for channels, one at a time, W and G^-1 downdated after each.
+The layer's output error is quadratic in its weights with Hessian G = X X^T, the same for every row (layer-wise:
+Frantar and Alistarh 2022). Removing one weight costs w_j^2 G_jj (OBD, LeCun et al. 1990, eq. 5: the diagonal alone);
+adjusting the others, w_j^2 / [G^-1]_jj (OBS, Hassibi and Stork 1993). Removing a whole input channel (a block p of
+columns) costs tr(W_p ([G^-1]_pp)^-1 W_p^T); the block form is used for channels, one at a time, W and G^-1 downdated
+after each. Without the factor 1/2 of the papers, which changes no ranking.
 """
 
 from collections.abc import Sequence
@@ -99,11 +101,19 @@ class _State:
         return loss
 
 
+def _obd(view: LayerView) -> Tensor:
+    assert view.gram is not None  # the caller checks needs_inputs
+    diagonal = view.gram.diagonal(dim1=1, dim2=2).clamp_min(0)  # (groups, n)
+    rows = fan_in_view(view.weight).reshape(diagonal.shape[0], -1, diagonal.shape[1])
+    return (rows.square() * diagonal[:, None]).reshape(view.weight.shape)
+
+
 def _obs(view: LayerView) -> Tensor:
-    assert view.gram is not None  # the caller checks needs_gram
+    assert view.gram is not None  # the caller checks needs_inputs
     diagonal = torch.stack([damped_inverse(g).diagonal() for g in view.gram]).to(view.weight.dtype)  # (groups, n)
     rows = fan_in_view(view.weight).reshape(diagonal.shape[0], -1, diagonal.shape[1])
     return (rows.square() / diagonal[:, None]).reshape(view.weight.shape)
 
 
-OBS = Criterion("obs", _obs, side="in", needs_gram=True, second_order=True)
+OBD = Criterion("obd", _obd, side="in", needs_inputs=True)
+OBS = Criterion("obs", _obs, side="in", needs_inputs=True, second_order=True)

@@ -16,4 +16,4 @@ def _fpgm(view: LayerView) -> Tensor:
     return share.reshape(-1, *[1] * (view.weight.dim() - 1)).expand_as(view.weight)
 
 
-FPGM = Criterion("fpgm", _fpgm, side="out")
+FPGM = Criterion("fpgm", _fpgm, side="out", tells_weights_apart=False)

@@ -23,11 +23,14 @@ def check_criterion(criterion: Criterion) -> None:
         n = weight[0].numel()
         x = torch.randn(groups, 4 * n, n, generator=generator)
         before = weight.clone()
-        score = criterion.score(LayerView(weight, x.transpose(1, 2) @ x, weight.flatten(1).norm(dim=1), generator))
+        inputs = x.transpose(1, 2) @ x, x.mean(dim=1), (x > 0).float().mean(dim=1)
+        score = criterion.score(LayerView(weight, *inputs, weight.flatten(1).norm(dim=1), generator))
         assert score.shape == weight.shape, f"{criterion.name}: {tuple(score.shape)} scores for {tuple(weight.shape)}"
         assert bool(torch.isfinite(score).all()), f"{criterion.name}: scores must be finite"
         assert bool((score >= 0).all()), f"{criterion.name}: scores must not be negative"
         assert torch.equal(weight, before), f"{criterion.name}: the weight was changed"
+        apart = bool((score.flatten(1) != score.flatten(1)[:, :1]).any())
+        assert apart or not criterion.tells_weights_apart, f"{criterion.name}: says it tells weights apart; it does not"
 
 
 def check_cost(cost: Cost, space: SearchSpace) -> None:

@@ -115,7 +115,7 @@ def test_single_weight_obs_score_is_the_error_of_losing_it():
 def test_magnitude_and_activation_scores_are_their_formulas():
     w = rand(4, 3, 2, 2)
     x = rand(50, 12, seed=1)
-    view = LayerView(w, (x.T @ x)[None] / 50, torch.arange(1.0, 5.0), torch.Generator().manual_seed(0))
+    view = LayerView(w, (x.T @ x)[None] / 50, norm_scale=torch.arange(1.0, 5.0))
     assert torch.equal(CRITERIA.load("l1").score(view), w.abs())
     assert torch.equal(CRITERIA.load("l2").score(view), w * w)
     norms = (x.square().mean(dim=0)).sqrt().reshape(3, 2, 2)
