@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal, TypeVar
 
 from automc.errors import PolicyError
+from automc.pattern import parse
 
 FORMAT = "automc-policy"
 VERSION = 1
@@ -37,6 +38,8 @@ class LayerDecision:
     """Bits of the layer's quantized input, 4-8, or 32 for float."""
     sparsity: float = 0.0
     """Share of the kept weights set to zero, in [0, 1)."""
+    pattern: str = "element"
+    """Which weights leave together: element, N:M or RxC (see `automc.pattern`); unused at sparsity 0."""
     criterion: str = "l1"
     """Registered criterion that ranks single weights; unused at sparsity 0."""
 
@@ -55,6 +58,8 @@ class Recipe:
     """Sampled positions per layer used by the refit, at most."""
     ridge: float = 1e-3
     """Ridge of the refit, relative to the mean of the Gram matrix's diagonal."""
+    rounding: Literal["nearest", "gptq"] = "gptq"
+    """How weights are rounded: each to the nearest, or column by column with errors handed on."""
     seed: int = 0
     """Seed of the sampled positions and of the random criterion."""
 
@@ -183,3 +188,8 @@ def _check_layer(name: str, decision: LayerDecision) -> None:
         )
     if not 0.0 <= decision.sparsity < 1.0:
         raise PolicyError(f"sparsity must lie in [0, 1); layer {name!r} has {decision.sparsity}: keep some weights.")
+    share = parse(decision.pattern).share
+    if share is not None and decision.sparsity not in (0.0, share):
+        raise PolicyError(
+            f"Pattern {decision.pattern} makes sparsity {share}; layer {name!r} has {decision.sparsity}: write {share}."
+        )

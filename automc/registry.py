@@ -74,6 +74,7 @@ CRITERIA = Registry(
         "apoz": "automc.criteria.activation:APOZ",
         "obd": "automc.criteria.curvature:OBD",
         "obs": "automc.criteria.curvature:OBS",
+        "sparsegpt": "automc.criteria.curvature:SPARSEGPT",
     },
 )
 

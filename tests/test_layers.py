@@ -16,6 +16,7 @@ SOURCES = {"automc": ROOT / "automc", "automc.agents": ROOT / "agents", "automc.
 ROWS = {
     "automc.errors": 0,
     "automc.registry": 0,
+    "automc.pattern": 0,
     "automc.policy": 0,
     "automc.budget": 0,
     "automc.evaluation": 0,
@@ -58,7 +59,8 @@ ROW_0 = {name for name, row in ROWS.items() if row == 0}
 # Neighbours in the same row that may be imported nevertheless, one way only.
 SIDEWAYS = {
     "automc.registry": {"automc.errors"},
-    "automc.policy": {"automc.errors"},
+    "automc.pattern": {"automc.errors"},
+    "automc.policy": {"automc.errors", "automc.pattern"},
     "automc.files": {"automc.errors"},
     "automc.budget": {"automc.errors", "automc.registry"},
     "automc.evaluation": {"automc.errors", "automc.policy"},

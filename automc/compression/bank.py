@@ -1,9 +1,10 @@
 """The layer bank: everything about single layers that many candidates share, computed once and memoised.
 
 It holds input moments of the dense model, the order in which each group's units leave under each criterion, the
-relative output error at each level, and each layer's least-squares refit for a set of kept inputs. A refit needs
-only the moments: W' = W G[:, S] (G[S, S] + lambda I)^-1, with the inputs' means for the intercept. AMC solves the same
-regression from 30,000 fresh rows per layer and candidate.
+relative output error at each level, the order in which each layer's single weights leave under each pattern, and each
+layer's least-squares refit for a set of kept inputs. A refit needs only the moments: W' = W G[:, S] (G[S, S] + lambda
+I)^-1, with the inputs' means for the intercept. AMC solves the same regression from 30,000 fresh rows per layer and
+candidate.
 """
 
 from collections import OrderedDict
@@ -23,11 +24,16 @@ from automc.compression.calibration import (
     sampled_positions,
     watched,
 )
+from automc.compression.patterns import layout, mask_by_score
+from automc.compression.prune import eliminations
 from automc.compression.quantize import dequantize, weight_codes, weight_scale
+from automc.compression.reconstruct import Regression
+from automc.compression.structure import Sides
 from automc.criteria.criterion import Criterion, LayerView, fan_in_view
-from automc.criteria.curvature import Reader, eliminate
+from automc.criteria.surgeon import Reader, Traces, eliminate
 from automc.errors import PolicyError
 from automc.graph.facts import Group, Member, ModelFacts
+from automc.pattern import parse
 from automc.policy import FULL_BITS, Recipe
 from automc.registry import CRITERIA
 from automc.space import Axis, SearchSpace
@@ -47,7 +53,7 @@ class LayerBank:
         self._inputs = inputs
         self._moments: dict[str, Moments] | None = None
         self._orders: dict[tuple[str, str], tuple[IntArray, FloatArray]] = {}
-        self._refits = _Recent(memory_bytes)
+        self._recent = _Recent(memory_bytes)
 
     @property
     def moments(self) -> dict[str, Moments]:
@@ -72,19 +78,34 @@ class LayerBank:
         """Per axis of the space, the relative output error at each level; zeros for criteria."""
         return tuple(self._axis_errors(axis) for axis in space.axes)
 
-    def refit(self, name: str, inputs: IntArray) -> tuple[Tensor, Tensor]:
-        """A layer's dense rows refitted on the kept `inputs` channels: weight (out, n') and intercept shift (out,).
+    def regression(self, name: str, sides: Sides) -> Regression:
+        """What is left of a layer, towards its own dense output."""
+        facts, known = self.facts.layer(name), self.moments[name]
+        rows = fan_in_view(self._weight(name))[sides.outputs]
+        if facts.depthwise:
+            return Regression.of_moments(rows, known.of_groups(torch.from_numpy(sides.inputs)))
+        each = facts.in_channels // facts.groups  # conv-groups lose the same positions: the first one tells
+        return Regression.of_moments(rows, known, self.columns(name, sides.inputs[sides.inputs < each]))
 
-        Only for layers of one conv-group. The intercept shift is what the layer's bias, or the norm behind it, must
-        gain.
-        """
+    def refit(self, name: str, inputs: IntArray) -> Tensor:
+        """A layer's dense rows refitted on the kept `inputs` channels (out, n'); only for layers of one conv-group."""
         key = (name, inputs.tobytes())
-        found = self._refits.get(key)
+        found = self._recent.get(key)
         if found is None:
-            weight = fan_in_view(self._weight(name)).to(torch.float64)
-            found = refit_from_moments(weight, self.moments[name], self.columns(name, inputs), self.recipe.ridge)
-            self._refits.put(key, found)
-        return found
+            sides = Sides(inputs, np.arange(self.facts.layer(name).out_channels))
+            found = self._recent.put(key, (self.regression(name, sides).solve(self.recipe.ridge),))
+        return found[0]
+
+    def traces(self, name: str, pattern: str) -> Traces:
+        """The order in which a dense layer's weights or blocks leave, and the losses: every level from one pass."""
+        key = (name, pattern.encode())
+        found = self._recent.get(key)
+        if found is None:
+            weight, shape = self._weight(name), parse(pattern)
+            where = layout(tuple(weight.shape), self.facts.layer(name).groups, shape)
+            made = eliminations(weight, self.moments[name].centred, shape, where)
+            found = self._recent.put(key, (made.order.to(torch.int32), made.loss.to(torch.float32)))
+        return Traces(found[0].to(torch.int64), found[1].to(torch.float64))
 
     def columns(self, name: str, channels: IntArray) -> Tensor:
         """The columns of a layer's rows that belong to input channels."""
@@ -203,33 +224,11 @@ class LayerBank:
             scale = weight_scale(weight, int(value))
             changed = dequantize(weight_codes(weight, scale, int(value)), scale)
         else:
-            changed = weight * keep_largest(weight.abs(), value)
+            element = parse("element")
+            groups = self.facts.layer(name).groups
+            changed = weight * mask_by_score(weight.abs(), value, element, layout(tuple(weight.shape), groups, element))
         gram = self.moments[name].gram if name in self.moments else None
         return _relative_error(weight, changed, gram)
-
-
-def refit_from_moments(weight: Tensor, known: Moments, columns: Tensor, ridge: float) -> tuple[Tensor, Tensor]:
-    """Least squares for weight (out, n) on the kept `columns`: refitted (out, n') and the intercept gained (out,),
-    float64.
-
-    W' = W C[:, S] (C[S, S] + lambda I)^-1 with the centred moments C, lambda = ridge * mean(diag C[S, S]).
-    """
-    centred = known.centred[0]
-    core = centred[columns][:, columns].clone()
-    diagonal = core.diagonal()
-    diagonal += ridge * diagonal.mean().clamp_min(1e-12)
-    fitted = torch.linalg.solve(core, (weight @ centred[:, columns]).T).T
-    mean = known.mean[0]
-    return fitted, weight @ mean - fitted @ mean[columns]
-
-
-def keep_largest(score: Tensor, sparsity: float) -> Tensor:
-    """1 for the weights that stay, 0 for the floor(n * sparsity) with the lowest scores; of the score's shape."""
-    drop = int(score.numel() * sparsity)
-    mask = torch.ones(score.numel(), dtype=score.dtype)
-    if drop:
-        mask[score.flatten().topk(drop, largest=False).indices] = 0
-    return mask.reshape(score.shape)
 
 
 def _sum_by_unit(score: Tensor, member: Member, conv_groups: int) -> FloatArray:
@@ -256,16 +255,17 @@ class _Recent:
 
     def __init__(self, memory_bytes: int) -> None:
         self._limit, self._bytes = memory_bytes, 0
-        self._entries: OrderedDict[tuple[str, bytes], tuple[Tensor, Tensor]] = OrderedDict()
+        self._entries: OrderedDict[tuple[str, bytes], tuple[Tensor, ...]] = OrderedDict()
 
-    def get(self, key: tuple[str, bytes]) -> tuple[Tensor, Tensor] | None:
+    def get(self, key: tuple[str, bytes]) -> tuple[Tensor, ...] | None:
         if key in self._entries:
             self._entries.move_to_end(key)
         return self._entries.get(key)
 
-    def put(self, key: tuple[str, bytes], value: tuple[Tensor, Tensor]) -> None:
+    def put(self, key: tuple[str, bytes], value: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         self._entries[key] = value
         self._bytes += sum(t.nbytes for t in value)
         while self._bytes > self._limit and len(self._entries) > 1:
             _, old = self._entries.popitem(last=False)
             self._bytes -= sum(t.nbytes for t in old)
+        return value

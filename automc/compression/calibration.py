@@ -33,6 +33,10 @@ class Moments:
         """Covariance (groups, n, n)."""
         return self.gram - self.mean[:, :, None] * self.mean[:, None, :]
 
+    def of_groups(self, groups: Tensor) -> "Moments":
+        """Those of some conv-groups only."""
+        return Moments(self.gram[groups], self.mean[groups], self.active[groups])
+
 
 def refittable(module: nn.Module) -> bool:
     """Whether rows of this layer's inputs can be formed: linear, and 1-d or 2-d convolutions with zero padding."""

@@ -85,15 +85,13 @@ class QuantizedLayer(nn.Module):
         return self.layer(x if self.input is None else self.input(x))  # type: ignore[no-any-return]
 
     @torch.no_grad()
-    def quantize_(self) -> None:
-        """Rounds the layer's weight in place to codes times scale; pruned zeros stay zero."""
-        if self.weight_bits == FULL_BITS:
-            return
+    def round_(self, scale: Tensor, codes: Tensor | None = None) -> None:
+        """Sets the weight to codes times scale (out,); codes of its shape, else the nearest ones."""
         weight = self.layer.weight
         assert isinstance(weight, Tensor)
-        scale = weight_scale(weight, self.weight_bits)
         self.weight_scale = scale
-        weight.copy_(dequantize(weight_codes(weight, scale, self.weight_bits), scale))
+        codes = weight_codes(weight, scale, self.weight_bits) if codes is None else codes
+        weight.copy_(dequantize(codes, scale))
 
 
 def quantized_layers(module: nn.Module) -> Iterator[tuple[str, QuantizedLayer]]:

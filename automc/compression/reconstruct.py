@@ -21,8 +21,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, fx, nn
 
-from automc.compression.calibration import input_rows, output_rows, output_shape, refittable, sampled_positions
+from automc.compression.calibration import Moments, input_rows, output_rows, output_shape, refittable, sampled_positions
 from automc.compression.segments import SegmentedRun
+from automc.compression.sweep import refit_masked
 from automc.graph.facts import ModelFacts
 from automc.policy import Recipe
 from automc.task import Inputs
@@ -130,13 +131,33 @@ class Regression:
         cross = moment[:, :, n:] - mean_x[:, :, None] * mean_y[:, None, :]
         return cls(gram, cross, mean_x, mean_y)
 
-    def solve(self, ridge: float) -> Tensor:
-        """Rows of the fitted weight (out, n)."""
+    @classmethod
+    def of_moments(cls, weight: Tensor, known: Moments, columns: Tensor | None = None) -> "Regression":
+        """For dense rows (out, n) that read only some columns of each conv-group from now on, or all as before."""
+        groups, n = known.mean.shape
+        columns = torch.arange(n) if columns is None else columns
+        rows = weight.to(torch.float64).reshape(groups, -1, n).transpose(1, 2)  # (groups, n, out / groups)
+        mean_y = (known.mean[:, None] @ rows)[:, 0]
+        covariance = known.centred
+        cross = covariance[:, columns] @ rows
+        return cls(covariance[:, columns][:, :, columns], cross, known.mean[:, columns], mean_y)
+
+    @property
+    def second_moment(self) -> Tensor:
+        """X^T X / rows (groups, n, n), not centred."""
+        return self.gram + self.mean_x[:, :, None] * self.mean_x[:, None, :]
+
+    def solve(self, ridge: float, mask: Tensor | None = None) -> Tensor:
+        """Rows of the fitted weight (out, n), zero where a mask (out, n) is."""
+        n = self.gram.shape[1]
+        if mask is not None:
+            parts = zip(self.gram, self.cross, mask.reshape(len(self.gram), -1, n), strict=True)
+            return torch.cat([refit_masked(gram, cross, kept, ridge) for gram, cross, kept in parts])
         core = self.gram.clone()
         diagonal = core.diagonal(dim1=1, dim2=2)
         diagonal += ridge * diagonal.mean(dim=1, keepdim=True).clamp_min(1e-12)
         fitted: Tensor = torch.linalg.solve(core, self.cross)  # (groups, n, out / groups)
-        return fitted.transpose(1, 2).reshape(-1, fitted.shape[1])
+        return fitted.transpose(1, 2).reshape(-1, n)
 
     def output(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and variance (out,) of the output of weight rows (out, n), before any intercept."""
@@ -171,6 +192,18 @@ def set_intercept(layer: nn.Module, norm: nn.Module | None, fit: Regression) -> 
     else:
         norm.running_mean.copy_(mean - target)
         norm.running_var.fill_(1.0 - norm.eps)
+
+
+@torch.no_grad()
+def shift_intercept(layer: nn.Module, norm: nn.Module | None, fit: Regression) -> None:
+    """Hands the shift of the output's mean to the layer's bias, or to the batch norm behind it; neither: it stays."""
+    weight, bias = layer.weight, layer.bias
+    assert isinstance(weight, Tensor)
+    shift = fit.mean_y.flatten() - fit.output(weight.flatten(1))[0]
+    if isinstance(bias, Tensor):
+        bias += shift.to(bias.dtype)
+    elif norm is not None and absorbs(norm):
+        norm.running_mean -= shift  # type: ignore[operator]
 
 
 def absorbs(norm: nn.Module) -> bool:

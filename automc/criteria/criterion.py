@@ -45,7 +45,9 @@ class Criterion:
     tells_weights_apart: bool = True
     """Whether weights of one channel get scores of their own; if not, it ranks channels and no single weights."""
     second_order: bool = False
-    """Whether channels are ranked by eliminating them one by one with compensation, not by summed scores."""
+    """Whether units are ranked by eliminating them one by one with compensation, not by summed scores."""
+    sweeps: bool = False
+    """Whether single weights are chosen column by column with compensation; no channels and no blocks."""
 
 
 def fan_in_view(weight: Tensor) -> Tensor:

@@ -1,0 +1,142 @@
+"""One forward-order pass that fits every changed layer of a compressed model just before it runs.
+
+A layer is fitted to what the dense model computes there (`reconstruct`), or from the dense model's moments alone; what
+then happens to its weights is in `settle`; the shift of the mean goes to an intercept.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, fx, nn
+
+from automc.compression.bank import LayerBank
+from automc.compression.place import Place
+from automc.compression.quantize import QuantizedLayer
+from automc.compression.reconstruct import (
+    DenseRows,
+    Regression,
+    absorbs,
+    gather_inputs,
+    gather_outputs,
+    reestimate,
+    set_intercept,
+    shift_intercept,
+)
+from automc.compression.segments import SegmentedRun
+from automc.compression.settle import settle
+from automc.compression.structure import Structure, kept_channels
+from automc.criteria.criterion import fan_in_view
+from automc.criteria.surgeon import Traces
+from automc.graph.facts import ModelFacts
+from automc.policy import FULL_BITS, LayerDecision, Policy
+
+
+class FittingPass:
+    """Runs the compressed model on the calibration data and fits what has changed.
+
+    A node is changed if its value can differ from the dense model's on the channels kept; unchanged layers keep
+    their weights bit by bit, so the dense policy gives the dense model.
+    """
+
+    def __init__(
+        self,
+        module: fx.GraphModule,
+        facts: ModelFacts,
+        policy: Policy,
+        structure: Structure,
+        dense: DenseRows | None,
+        bank: LayerBank,
+    ) -> None:
+        self.module, self.dense, self.bank, self.recipe = module, dense, bank, policy.recipe
+        self.layers = {x.name: x for x in facts.layers}
+        self.decisions = dict(policy.layers)
+        self.channels = kept_channels(facts, structure.kept)
+        self.nodes = {n.name: n for n in module.graph.nodes}
+        self.settled: set[str] = set()
+        """Layers fitted and norms that took their intercept."""
+
+    @torch.no_grad()
+    def run(self, inputs: tuple[Tensor, ...]) -> None:
+        """Fits everything in one pass."""
+        self.data = SegmentedRun(self.module, inputs)
+        self.data.execute(self._changed_modules(), self._visit)
+
+    def _changed_modules(self) -> set[fx.Node]:
+        """Layers and norms whose output can differ from the dense model's."""
+        changed: set[fx.Node] = set()
+        for node in self.module.graph.nodes:
+            own = node.op == "call_module" and str(node.target) in self.layers and self._changes(str(node.target))
+            if own or any(a in changed for a in node.all_input_nodes):
+                changed.add(node)
+        return {n for n in changed if n.op == "call_module" and self._fits_here(str(n.target))}
+
+    def _changes(self, name: str) -> bool:
+        """Whether a layer computes something else than the dense one even from the dense inputs."""
+        decision = self.decisions.get(name, LayerDecision())
+        own = min(decision.weight_bits, decision.activation_bits) < FULL_BITS or decision.sparsity > 0
+        return own or self._narrowed(name)
+
+    def _narrowed(self, name: str) -> bool:
+        return self.layers[name].groups == 1 and len(self.channels[name].inputs) < self.layers[name].in_channels
+
+    def _fits_here(self, name: str) -> bool:
+        return name in self.layers or absorbs(self.module.get_submodule(name))
+
+    def _visit(self, node: fx.Node) -> None:
+        name = str(node.target)
+        if name in self.settled:
+            return
+        chunks = self.data.values(node.args[0])  # type: ignore[arg-type]
+        if name in self.layers:
+            self.settled.add(name)
+            self._fit(name, chunks)
+        elif self.recipe.batchnorm == "reestimate":
+            reestimate(self.module.get_submodule(name), chunks)
+
+    def _fit(self, name: str, chunks: list[Tensor]) -> None:
+        place = Place(self.layers[name], self.decisions.get(name, LayerDecision()), self.module.get_submodule(name))
+        if isinstance(place.holder, QuantizedLayer) and place.holder.input is not None:
+            place.holder.input.calibrate(torch.cat([x.flatten() for x in chunks]))
+            chunks = [place.holder.input(x) for x in chunks]
+        if self.dense is not None and name in self.dense.targets:
+            self._fit_to_dense(place, self.dense, chunks)
+        elif name in self.bank.moments:
+            self._fit_alone(place)
+        else:
+            settle(place, self.recipe)
+
+    def _fit_to_dense(self, place: Place, dense: DenseRows, chunks: list[Tensor]) -> None:
+        """Towards what the dense model computes there, from the compressed model's own inputs."""
+        name, layer = place.facts.name, place.layer
+        point, positions = dense.points[name], dense.positions[name]
+        target = dense.targets[name][:, self.channels[name].outputs]
+        if point.other is not None:
+            other = self.data.values(self.nodes[point.other])
+            target = target - gather_outputs(other, positions, channels_last=isinstance(layer, nn.Linear))
+        norm = self.module.get_submodule(point.norm) if point.norm else None
+        intercept = norm is not None or layer.bias is not None
+        fit = Regression.of(gather_inputs(layer, chunks, positions), target, intercept=intercept)
+        settle(place, self.recipe, fit, fit.solve(self.recipe.ridge), self._traces(place))
+        set_intercept(layer, norm, fit)
+        if point.norm:
+            self.settled.add(point.norm)
+
+    def _fit_alone(self, place: Place) -> None:
+        """From the dense model's own moments of this layer."""
+        name = place.facts.name
+        sides = self.channels[name]
+        fit = self.bank.regression(name, sides)
+        if self.recipe.reconstruct == "none":
+            settle(place, self.recipe, fit, None, self._traces(place))
+            return
+        rows = self.bank.refit(name, sides.inputs)[sides.outputs] if self._narrowed(name) else fan_in_view(place.weight)
+        settle(place, self.recipe, fit, rows, self._traces(place))
+        norm = place.facts.norm
+        shift_intercept(place.layer, self.module.get_submodule(norm) if norm else None, fit)
+
+    def _traces(self, place: Place) -> Callable[[], Traces] | None:
+        """The bank's eliminations, which are those of the layer with all its channels."""
+        facts, sides = place.facts, self.channels[place.facts.name]
+        if len(sides.inputs) < facts.in_channels or len(sides.outputs) < facts.out_channels:
+            return None
+        return lambda: self.bank.traces(facts.name, place.decision.pattern)

@@ -1,0 +1,66 @@
+"""What happens to one layer's weights, in this order: refit, prune, refit within the mask, round with zeros kept.
+
+The order is that of OBC (Frantar and Alistarh 2022, section 5, "joint"): rounding last, on the weights pruning left.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from automc.compression.place import Place
+from automc.compression.prune import weight_mask
+from automc.compression.quantize import QuantizedLayer, weight_scale
+from automc.compression.reconstruct import Regression
+from automc.compression.sweep import round_rows
+from automc.criteria.criterion import LayerView, fan_in_view
+from automc.criteria.surgeon import Traces
+from automc.policy import FULL_BITS, Recipe
+
+
+@torch.no_grad()
+def settle(
+    place: Place,
+    recipe: Recipe,
+    fit: Regression | None = None,
+    rows: Tensor | None = None,
+    traces: Callable[[], Traces] | None = None,
+) -> None:
+    """Sets the weights of one layer.
+
+    fit: what the layer reads and should give, where that is known; rows (out, n): the weights refitted to it, or None
+    to leave weights as they are, save for what is decided; traces: the layer's eliminations, where somebody keeps them.
+    """
+    weight, decision = place.weight, place.decision
+    if rows is not None:
+        weight.copy_(rows.reshape(weight.shape))
+    mask = None
+    if decision.sparsity > 0:
+        mask = _mask(place, recipe, fit, traces)
+        if fit is not None and rows is not None:
+            weight.copy_(fit.solve(recipe.ridge, fan_in_view(mask)).reshape(weight.shape))
+        else:
+            weight *= mask
+    if isinstance(place.holder, QuantizedLayer) and decision.weight_bits < FULL_BITS:
+        _round(place.holder, weight, recipe, fit, mask)
+
+
+def _mask(place: Place, recipe: Recipe, fit: Regression | None, traces: Callable[[], Traces] | None) -> Tensor:
+    generator = torch.Generator().manual_seed(recipe.seed)
+    gram = None if fit is None else fit.second_moment.to(place.weight.dtype)
+    view = LayerView(place.weight, gram, generator=generator)
+    centred = None if fit is None else fit.gram
+    return weight_mask(place, view, centred, traces)
+
+
+def _round(holder: QuantizedLayer, weight: Tensor, recipe: Recipe, fit: Regression | None, mask: Tensor | None) -> None:
+    scale = weight_scale(weight, holder.weight_bits)
+    top = 2 ** (holder.weight_bits - 1) - 1
+    if fit is None or recipe.rounding == "nearest":
+        holder.round_(scale)
+        return
+    groups, n = fit.gram.shape[:2]
+    parts = [x.reshape(groups, -1, *x.shape[1:]) for x in (fan_in_view(weight), scale)]
+    masks = [None] * groups if mask is None else list(fan_in_view(mask).reshape(groups, -1, n))
+    codes = [round_rows(w, g, s, top, m) for w, g, s, m in zip(parts[0], fit.gram, parts[1], masks, strict=True)]
+    holder.round_(scale, torch.cat(codes).to(weight.dtype).reshape(weight.shape))
