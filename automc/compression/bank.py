@@ -9,6 +9,7 @@ candidate.
 
 from collections import OrderedDict
 from collections.abc import Sequence
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 
 from automc.compression.calibration import (
     Moments,
+    Spread,
     input_rows,
     moments,
     output_shape,
@@ -51,16 +53,18 @@ class LayerBank:
     ) -> None:
         self.facts, self.model, self.recipe = facts, model, recipe
         self._inputs = inputs
-        self._moments: dict[str, Moments] | None = None
         self._orders: dict[tuple[str, str], tuple[IntArray, FloatArray]] = {}
         self._recent = _Recent(memory_bytes)
 
     @property
     def moments(self) -> dict[str, Moments]:
         """Input moments of every layer whose input rows can be formed, from one pass of the dense model."""
-        if self._moments is None:
-            self._moments = self._collect()
-        return self._moments
+        return self._collected[0]
+
+    @property
+    def spreads(self) -> dict[str, Spread]:
+        """Mean and variance of every batch norm's input, from the same pass."""
+        return self._collected[1]
 
     def kept(self, group: Group, criterion: str, units: int) -> IntArray:
         """The `units` units of a group that stay, sorted."""
@@ -117,24 +121,31 @@ class LayerBank:
         assert isinstance(weight, Tensor)
         return weight.detach()
 
-    def _collect(self) -> dict[str, Moments]:
-        names = tuple(x.name for x in self.facts.layers if refittable(self.model.get_submodule(x.name)))
+    @cached_property
+    def _collected(self) -> tuple[dict[str, Moments], dict[str, Spread]]:
+        layers = tuple(x.name for x in self.facts.layers if refittable(self.model.get_submodule(x.name)))
         generator = torch.Generator().manual_seed(self.recipe.seed)
+        norms = tuple(x.name for x in self.facts.norms)
         found: dict[str, Moments] = {}
+        spreads: dict[str, Spread] = {}
 
         def see(name: str, module: nn.Module, x: Tensor) -> None:
-            if name not in found:  # a shared layer is described by its first call
-                positions = sampled_positions(output_shape(module, x), self.recipe.rows, generator)
-                found[name] = moments(input_rows(module, x, positions))
+            if name in found or name in spreads:  # a shared layer is described by its first call
+                return
+            if name in norms:
+                spreads[name] = Spread.of([x])
+                return
+            positions = sampled_positions(output_shape(module, x), self.recipe.rows, generator)
+            found[name] = moments(input_rows(module, x, positions))
 
         training = self.model.training
         self.model.eval()
         try:
-            with torch.no_grad(), watched(self.model, names, see):
+            with torch.no_grad(), watched(self.model, (*layers, *norms), see):
                 self.model(*self._inputs)
         finally:
             self.model.train(training)
-        return found
+        return found, spreads
 
     def _eliminate(self, group: Group, criterion: Criterion) -> tuple[IntArray, FloatArray]:
         readers = self._readers(group)

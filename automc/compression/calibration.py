@@ -4,7 +4,7 @@ A refit is a regression over (sample, position) rows. Neighbouring positions say
 of positions per layer stands for all of them; dense outputs are kept at exactly the same positions.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -36,6 +36,27 @@ class Moments:
     def of_groups(self, groups: Tensor) -> "Moments":
         """Those of some conv-groups only."""
         return Moments(self.gram[groups], self.mean[groups], self.active[groups])
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Spread:
+    """Mean and variance of each channel (channels,), float64."""
+
+    mean: Tensor
+    variance: Tensor
+
+    @classmethod
+    def of(cls, chunks: Sequence[Tensor]) -> "Spread":
+        """Of values (samples, channels, *positions)."""
+        dims = [d for d in range(chunks[0].dim()) if d != 1]
+        count = sum(x.numel() // x.shape[1] for x in chunks)
+        mean = torch.stack([x.sum(dim=dims, dtype=torch.float64) for x in chunks]).sum(dim=0) / count
+        square = torch.stack([x.square().sum(dim=dims, dtype=torch.float64) for x in chunks]).sum(dim=0) / count
+        return cls(mean, (square - mean.square()).clamp_min(0))
+
+    def of_channels(self, channels: Tensor) -> "Spread":
+        """Those of some channels only."""
+        return Spread(self.mean[channels], self.variance[channels])
 
 
 def refittable(module: nn.Module) -> bool:

@@ -24,7 +24,7 @@ from automc.compression.reconstruct import (
 )
 from automc.compression.segments import SegmentedRun
 from automc.compression.settle import settle
-from automc.compression.structure import Structure, kept_channels
+from automc.compression.structure import Structure, kept_channels, kept_of_norms
 from automc.criteria.criterion import fan_in_view
 from automc.criteria.surgeon import Traces
 from automc.graph.facts import ModelFacts
@@ -51,6 +51,7 @@ class FittingPass:
         self.layers = {x.name: x for x in facts.layers}
         self.decisions = dict(policy.layers)
         self.channels = kept_channels(facts, structure.kept)
+        self.norms = kept_of_norms(facts, structure.kept)
         self.nodes = {n.name: n for n in module.graph.nodes}
         self.settled: set[str] = set()
         """Layers fitted and norms that took their intercept."""
@@ -80,7 +81,7 @@ class FittingPass:
         return self.layers[name].groups == 1 and len(self.channels[name].inputs) < self.layers[name].in_channels
 
     def _fits_here(self, name: str) -> bool:
-        return name in self.layers or absorbs(self.module.get_submodule(name))
+        return name in self.layers or (name in self.norms and absorbs(self.module.get_submodule(name)))
 
     def _visit(self, node: fx.Node) -> None:
         name = str(node.target)
@@ -91,7 +92,8 @@ class FittingPass:
             self.settled.add(name)
             self._fit(name, chunks)
         elif self.recipe.batchnorm == "reestimate":
-            reestimate(self.module.get_submodule(name), chunks)
+            dense = self.bank.spreads[name].of_channels(torch.from_numpy(self.norms[name]))
+            reestimate(self.module.get_submodule(name), chunks, dense)
 
     def _fit(self, name: str, chunks: list[Tensor]) -> None:
         place = Place(self.layers[name], self.decisions.get(name, LayerDecision()), self.module.get_submodule(name))

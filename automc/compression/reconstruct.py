@@ -21,7 +21,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, fx, nn
 
-from automc.compression.calibration import Moments, input_rows, output_rows, output_shape, refittable, sampled_positions
+from automc.compression.calibration import (
+    Moments,
+    Spread,
+    input_rows,
+    output_rows,
+    output_shape,
+    refittable,
+    sampled_positions,
+)
 from automc.compression.segments import SegmentedRun
 from automc.compression.sweep import refit_masked
 from automc.graph.facts import ModelFacts
@@ -212,17 +220,19 @@ def absorbs(norm: nn.Module) -> bool:
 
 
 @torch.no_grad()
-def reestimate(norm: nn.Module, chunks: Sequence[Tensor]) -> None:
-    """Sets a batch norm's running statistics to those of its input over the calibration data (EagleEye, Li et al.
-    2020)."""
+def reestimate(norm: nn.Module, chunks: Sequence[Tensor], dense: Spread) -> None:
+    """Moves a batch norm's running statistics by as much as compression has moved its input's.
+
+    EagleEye (Li et al. 2020) takes the statistics of the calibration data as they are; a thousand images say them only
+    roughly, and over fifty layers that costs an intact ResNet-56 1.7 points. The dense model's statistics on the same
+    data say how far off they are: mean += m - m_dense, variance *= v / v_dense. An unchanged input changes nothing.
+    """
     if not absorbs(norm):
         return
-    dims = [d for d in range(chunks[0].dim()) if d != 1]
-    count = sum(x.numel() // x.shape[1] for x in chunks)
-    mean = torch.stack([x.sum(dim=dims, dtype=torch.float64) for x in chunks]).sum(dim=0) / count
-    square = torch.stack([x.square().sum(dim=dims, dtype=torch.float64) for x in chunks]).sum(dim=0) / count
-    norm.running_mean.copy_(mean)  # type: ignore[operator]
-    norm.running_var.copy_((square - mean.square()).clamp_min(0) * count / max(count - 1, 1))  # type: ignore[operator]
+    now = Spread.of(chunks)
+    norm.running_mean += now.mean - dense.mean  # type: ignore[operator]
+    ratio = torch.where(dense.variance > 0, now.variance / dense.variance.clamp_min(1e-30), torch.ones_like(now.mean))
+    norm.running_var *= ratio  # type: ignore[operator]
 
 
 def gather_inputs(layer: nn.Module, chunks: Sequence[Tensor], positions: Tensor) -> Tensor:

@@ -65,6 +65,18 @@ def kept_channels(facts: ModelFacts, kept: Mapping[str, IntArray]) -> dict[str, 
     return {name: Sides(np.flatnonzero(inputs[name]), np.flatnonzero(outputs[name])) for name in inputs}
 
 
+def kept_of_norms(facts: ModelFacts, kept: Mapping[str, IntArray]) -> dict[str, IntArray]:
+    """Every batch norm's kept channels, as sorted positions in the dense one."""
+    present = {x.name: np.ones(x.channels, dtype=np.bool_) for x in facts.norms}
+    for name, units in kept.items():
+        group = facts.group(name)
+        lost = np.setdiff1d(np.arange(group.units), units)
+        for member in group.members:
+            if member.kind == "norm":
+                present[member.target][member.index[lost].ravel()] = False
+    return {name: np.flatnonzero(flags) for name, flags in present.items()}
+
+
 def _replace(root: nn.Module, path: str, module: nn.Module) -> None:
     parent, _, child = path.rpartition(".")
     module.train(root.training)
