@@ -29,9 +29,9 @@ def grams(groups: int, n: int) -> Tensor:
 
 def channel_major(mask: Tensor, groups: int) -> Tensor:
     """(conv-groups, out / groups, kernel positions, in / groups): the order blocks are consecutive in."""
-    return (
-        mask.reshape(groups, -1, *mask.shape[1:]).flatten(3).transpose(2, 3) if mask.dim() > 2 else mask[None, :, None]
-    )
+    if mask.dim() == 2:
+        return mask[None, :, None]
+    return mask.reshape(groups, -1, *mask.shape[1:]).flatten(3).transpose(2, 3)
 
 
 def assert_shape(mask: Tensor, name: str, groups: int) -> None:
