@@ -47,6 +47,7 @@ def search(
     storage: str | Path | None = None,
     study: str | None = None,
     recipe: Recipe | None = None,
+    cache: str | Path | None = None,
     progress: bool | Callable[[Evaluation], None] = False,
     on_start: Callable[[Study], None] | None = None,
 ) -> Study:
@@ -54,12 +55,13 @@ def search(
 
     The same call again goes on where the study stopped: `trials` counts all of a study's trials. `space` "auto"
     opens bits only where the budget limits size or bops. `storage` is a journal file or a database URL; by default
-    `runs/<study>.journal`. `progress` shows a bar, or is called with each recorded evaluation.
+    `runs/<study>.journal`. `cache` is a folder where what is computed once per layer is kept. `progress` shows a bar,
+    or is called with each recorded evaluation.
     """
     limits = Budget.parse(budget) if isinstance(budget, str) else budget
     chosen = space_name(space, limits)
     SEARCHERS.check(searcher)
-    setting = prepare(task, limits, space if callable(space) else chosen, recipe)
+    setting = prepare(task, limits, space if callable(space) else chosen, recipe, cache)
     name = study or study_name(setting.task.name, limits, chosen, searcher, seed)
     record = Study.create(storage, name, _meta(setting, limits, chosen, searcher, seed), setting.problem.space.axes)
     if on_start is not None:
@@ -73,11 +75,11 @@ def search(
     return record
 
 
-def apply(task: Task | str, policy: Policy) -> nn.Module:
-    """The task's model compressed by `policy`, in eval mode; `task.model` is untouched."""
+def apply(task: Task | str, policy: Policy, *, cache: str | Path | None = None) -> nn.Module:
+    """The task's model compressed by `policy`, in eval mode; `task.model` is untouched. `cache` as in `search`."""
     found = _found(task)
     graph = trace_model(found.model, found.example_inputs)
-    return Compressor(graph, found.model, found).compress(policy)
+    return Compressor(graph, found.model, found, cache).compress(policy)
 
 
 def save(module: nn.Module, directory: str | Path, *, report: Mapping[str, Any] | None = None) -> int:
@@ -140,7 +142,13 @@ class Setting:
         return Problem(space, projector, self.evaluator.dense_score, lambda: compressor.errors(space))
 
 
-def prepare(task: Task | str, budget: Budget, space: str | SpaceBuilder, recipe: Recipe | None = None) -> Setting:
+def prepare(
+    task: Task | str,
+    budget: Budget,
+    space: str | SpaceBuilder,
+    recipe: Recipe | None = None,
+    cache: str | Path | None = None,
+) -> Setting:
     """Traces the model, opens the space and refuses a budget that cannot be met; nothing is scored yet."""
     build = SPACES.load(space) if isinstance(space, str) else space
     found = _found(task)
@@ -151,7 +159,7 @@ def prepare(task: Task | str, budget: Budget, space: str | SpaceBuilder, recipe:
             f"A search must have something to decide; this space opens nothing in {found.name!r}: try --space joint."
         )
     projector = Projector(opened, budget)
-    evaluator = Evaluator(found, Compressor(graph, found.model, found), projector.costing)
+    evaluator = Evaluator(found, Compressor(graph, found.model, found, cache), projector.costing)
     return Setting(found, _portable(task), graph, evaluator, (opened, projector))
 
 

@@ -32,6 +32,9 @@ StudyArgument = Annotated[str, typer.Argument(metavar="STUDY", help="A study's n
 NameOption = Annotated[str | None, typer.Option("--study", help="Name of the study, where STUDY holds several.")]
 TrialOption = Annotated[str, typer.Option("--trial", help="'best', or a trial's number.")]
 TaskOption = Annotated[str | None, typer.Option("--task", help="The task, where its recorded name does not find it.")]
+CacheOption = Annotated[
+    Path | None, typer.Option(help="Folder where what is computed once per layer is kept, for later runs.")
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
@@ -78,6 +81,7 @@ def search(
     seed: Annotated[int, typer.Option(min=0)] = 0,
     storage: Annotated[str | None, typer.Option(help="Journal file or URL; default runs/<study>.journal.")] = None,
     study: Annotated[str | None, typer.Option(help="Name of the study; default made from the other options.")] = None,
+    cache: CacheOption = None,
 ) -> None:
     """Search policies within a budget; the same command again goes on where it stopped."""
     from automc.registry import SEARCHERS, SPACES, TASKS
@@ -102,6 +106,7 @@ def search(
             seed=seed,
             storage=storage,
             study=study,
+            cache=cache,
             progress=True,
             on_start=lambda s: _announce(s, begun, trials),
         )
@@ -162,6 +167,7 @@ def apply(
     trial: TrialOption = "best",
     name: NameOption = None,
     task: TaskOption = None,
+    cache: CacheOption = None,
 ) -> None:
     """Compress the model by one trial's policy, measure it, and save it."""
     found = open_study(study, name)
@@ -172,7 +178,7 @@ def apply(
 
     reference = _reference(task or found.meta.get("task"))
     loaded = load_task(reference)
-    small = api.apply(loaded, chosen.policy)
+    small = api.apply(loaded, chosen.policy, cache=cache)
     origin = {"reference": reference, "study": found.name, "trial": chosen.number, "validation_score": chosen.score}
     report = summary.report(loaded, small, origin)
     size = api.save(small, out, report=report)

@@ -7,9 +7,10 @@ I)^-1, with the inputs' means for the intercept. AMC solves the same regression 
 candidate.
 """
 
-from collections import OrderedDict
+import hashlib
 from collections.abc import Sequence
 from functools import cached_property
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -30,6 +31,7 @@ from automc.compression.patterns import layout, mask_by_score
 from automc.compression.prune import eliminations
 from automc.compression.quantize import dequantize, weight_codes, weight_scale
 from automc.compression.reconstruct import Regression
+from automc.compression.store import Tensors, TensorStore
 from automc.compression.structure import Sides
 from automc.criteria.criterion import Criterion, LayerView, fan_in_view
 from automc.criteria.surgeon import Reader, Traces, eliminate
@@ -43,28 +45,39 @@ from automc.task import Inputs
 
 IntArray = NDArray[np.int64]
 FloatArray = NDArray[np.float64]
+MEMORY_BYTES = 2**30
+"""Default bound on what is memoised; the dense statistics themselves come on top."""
 
 
 class LayerBank:
     """Memoised layer facts of one dense model under one recipe's calibration settings."""
 
     def __init__(
-        self, facts: ModelFacts, model: nn.Module, inputs: Inputs, recipe: Recipe, memory_bytes: int = 2**30
+        self,
+        facts: ModelFacts,
+        model: nn.Module,
+        inputs: Inputs,
+        recipe: Recipe,
+        *,
+        memory_bytes: int = MEMORY_BYTES,
+        folder: Path | None = None,
     ) -> None:
         self.facts, self.model, self.recipe = facts, model, recipe
         self._inputs = inputs
-        self._orders: dict[tuple[str, str], tuple[IntArray, FloatArray]] = {}
-        self._recent = _Recent(memory_bytes)
+        own = None if folder is None else folder / _key(facts, inputs, recipe)
+        self._store = TensorStore(memory_bytes, own)
 
-    @property
+    @cached_property
     def moments(self) -> dict[str, Moments]:
         """Input moments of every layer whose input rows can be formed, from one pass of the dense model."""
-        return self._collected[0]
+        names = [x.name for x in self.facts.layers if f"{x.name}:gram" in self._statistics]
+        return {n: Moments(*(self._statistics[f"{n}:{part}"] for part in ("gram", "mean", "active"))) for n in names}
 
-    @property
+    @cached_property
     def spreads(self) -> dict[str, Spread]:
         """Mean and variance of every batch norm's input, from the same pass."""
-        return self._collected[1]
+        names = [x.name for x in self.facts.norms]
+        return {n: Spread(self._statistics[f"{n}:mean"], self._statistics[f"{n}:variance"]) for n in names}
 
     def kept(self, group: Group, criterion: str, units: int) -> IntArray:
         """The `units` units of a group that stay, sorted."""
@@ -73,10 +86,13 @@ class LayerBank:
 
     def elimination(self, group: Group, criterion: str) -> tuple[IntArray, FloatArray]:
         """The order in which units leave (U,), and the readers' relative output error after 0 ... U leave (U + 1,)."""
-        key = (group.name, criterion)
-        if key not in self._orders:
-            self._orders[key] = self._eliminate(group, CRITERIA.load(criterion))
-        return self._orders[key]
+
+        def make() -> dict[str, Tensor]:
+            order, error = self._eliminate(group, CRITERIA.load(criterion))
+            return {"order": torch.from_numpy(order), "error": torch.from_numpy(error)}
+
+        found = self._store.get(f"elimination {criterion} {group.name}", make)
+        return found["order"].numpy(), found["error"].numpy()
 
     def errors(self, space: SearchSpace) -> tuple[FloatArray, ...]:
         """Per axis of the space, the relative output error at each level; zeros for criteria."""
@@ -93,23 +109,24 @@ class LayerBank:
 
     def refit(self, name: str, inputs: IntArray) -> Tensor:
         """A layer's dense rows refitted on the kept `inputs` channels (out, n'); only for layers of one conv-group."""
-        key = (name, inputs.tobytes())
-        found = self._recent.get(key)
-        if found is None:
+
+        def make() -> dict[str, Tensor]:
             sides = Sides(inputs, np.arange(self.facts.layer(name).out_channels))
-            found = self._recent.put(key, (self.regression(name, sides).solve(self.recipe.ridge),))
-        return found[0]
+            return {"rows": self.regression(name, sides).solve(self.recipe.ridge)}
+
+        return self._store.get(f"refit {name} {inputs.tobytes().hex()}", make, on_disk=False)["rows"]
 
     def traces(self, name: str, pattern: str) -> Traces:
         """The order in which a dense layer's weights or blocks leave, and the losses: every level from one pass."""
-        key = (name, pattern.encode())
-        found = self._recent.get(key)
-        if found is None:
+
+        def make() -> dict[str, Tensor]:
             weight, shape = self._weight(name), parse(pattern)
             where = layout(tuple(weight.shape), self.facts.layer(name).groups, shape)
             made = eliminations(weight, self.moments[name].centred, shape, where)
-            found = self._recent.put(key, (made.order.to(torch.int32), made.loss.to(torch.float32)))
-        return Traces(found[0].to(torch.int64), found[1].to(torch.float64))
+            return {"order": made.order.to(torch.int32), "loss": made.loss.to(torch.float32)}
+
+        found = self._store.get(f"traces {pattern} {name}", make)
+        return Traces(found["order"].to(torch.int64), found["loss"].to(torch.float64))
 
     def columns(self, name: str, channels: IntArray) -> Tensor:
         """The columns of a layer's rows that belong to input channels."""
@@ -122,21 +139,27 @@ class LayerBank:
         return weight.detach()
 
     @cached_property
-    def _collected(self) -> tuple[dict[str, Moments], dict[str, Spread]]:
+    def _statistics(self) -> Tensors:
+        """The tensors of `moments` and `spreads`; not held in the store, since everything else is made from them."""
+        unbounded = TensorStore(0, self._store.folder)
+        return unbounded.get("statistics", self._collect)
+
+    def _collect(self) -> dict[str, Tensor]:
         layers = tuple(x.name for x in self.facts.layers if refittable(self.model.get_submodule(x.name)))
-        generator = torch.Generator().manual_seed(self.recipe.seed)
         norms = tuple(x.name for x in self.facts.norms)
-        found: dict[str, Moments] = {}
-        spreads: dict[str, Spread] = {}
+        generator = torch.Generator().manual_seed(self.recipe.seed)
+        found: dict[str, Tensor] = {}
 
         def see(name: str, module: nn.Module, x: Tensor) -> None:
-            if name in found or name in spreads:  # a shared layer is described by its first call
+            if f"{name}:mean" in found:  # a shared layer is described by its first call
                 return
             if name in norms:
-                spreads[name] = Spread.of([x])
+                spread = Spread.of([x])
+                found.update({f"{name}:mean": spread.mean, f"{name}:variance": spread.variance})
                 return
             positions = sampled_positions(output_shape(module, x), self.recipe.rows, generator)
-            found[name] = moments(input_rows(module, x, positions))
+            seen = moments(input_rows(module, x, positions))
+            found.update({f"{name}:gram": seen.gram, f"{name}:mean": seen.mean, f"{name}:active": seen.active})
 
         training = self.model.training
         self.model.eval()
@@ -145,7 +168,7 @@ class LayerBank:
                 self.model(*self._inputs)
         finally:
             self.model.train(training)
-        return found, spreads
+        return found
 
     def _eliminate(self, group: Group, criterion: Criterion) -> tuple[IntArray, FloatArray]:
         readers = self._readers(group)
@@ -261,22 +284,10 @@ def _relative_error(weight: Tensor, changed: Tensor, gram: Tensor | None) -> flo
     return float(((gap @ gram) * gap).sum() / ((before @ gram) * before).sum().clamp_min(1e-30))
 
 
-class _Recent:
-    """A dictionary of tensors bounded in bytes; the least recently used entries leave first."""
-
-    def __init__(self, memory_bytes: int) -> None:
-        self._limit, self._bytes = memory_bytes, 0
-        self._entries: OrderedDict[tuple[str, bytes], tuple[Tensor, ...]] = OrderedDict()
-
-    def get(self, key: tuple[str, bytes]) -> tuple[Tensor, ...] | None:
-        if key in self._entries:
-            self._entries.move_to_end(key)
-        return self._entries.get(key)
-
-    def put(self, key: tuple[str, bytes], value: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        self._entries[key] = value
-        self._bytes += sum(t.nbytes for t in value)
-        while self._bytes > self._limit and len(self._entries) > 1:
-            _, old = self._entries.popitem(last=False)
-            self._bytes -= sum(t.nbytes for t in old)
-        return value
+def _key(facts: ModelFacts, inputs: Inputs, recipe: Recipe) -> str:
+    """A folder name for what is known of one model, on this calibration data, under these settings."""
+    digest = hashlib.sha256(f"{facts.fingerprint}\0{recipe}\0".encode())
+    for x in inputs:
+        digest.update(f"{x.dtype}\0{tuple(x.shape)}\0".encode())
+        digest.update(x.detach().contiguous().cpu().numpy().tobytes())
+    return digest.hexdigest()[:32]

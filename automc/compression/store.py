@@ -1,0 +1,83 @@
+"""Tensors made once and looked up many times: in memory up to a bound, and on disk where a folder is given.
+
+In memory the least recently used entries leave first. On disk an entry is one safetensors file with a checksum in its
+header, written whole or not at all, so processes may share a folder; a file that is damaged is made again.
+"""
+
+import hashlib
+import json
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import safetensors
+from safetensors.torch import load, save
+from torch import Tensor
+
+from automc.files import sha256, write_atomic
+
+Tensors = Mapping[str, Tensor]
+
+
+class TensorStore:
+    """Named sets of tensors, bounded in memory, kept in `folder` if there is one."""
+
+    def __init__(self, memory_bytes: int, folder: Path | None = None) -> None:
+        self._limit, self.folder = memory_bytes, folder
+        self._entries: OrderedDict[str, Tensors] = OrderedDict()
+        self.bytes = 0
+        """Bytes of all tensors held in memory."""
+
+    def get(self, key: str, make: Callable[[], Tensors], *, on_disk: bool = True) -> Tensors:
+        """The tensors under `key`, made on first use."""
+        if key in self._entries:
+            self._entries.move_to_end(key)
+            return self._entries[key]
+        path = self._path(key) if on_disk else None
+        found = None if path is None else _read(path)
+        if found is None:
+            found = make()
+            if path is not None:
+                write_atomic(path, _packed(found))
+        self._hold(key, found)
+        return found
+
+    def _hold(self, key: str, tensors: Tensors) -> None:
+        self._entries[key] = tensors
+        self.bytes += _size(tensors)
+        while self.bytes > self._limit and len(self._entries) > 1:
+            _, old = self._entries.popitem(last=False)
+            self.bytes -= _size(old)
+
+    def _path(self, key: str) -> Path | None:
+        return None if self.folder is None else self.folder / f"{sha256(key.encode())[:32]}.safetensors"
+
+
+def _packed(tensors: Tensors) -> bytes:
+    contiguous = {name: x.contiguous() for name, x in tensors.items()}
+    return save(contiguous, metadata={"sha256": _digest(contiguous)})
+
+
+def _read(path: Path) -> Tensors | None:
+    """The tensors of a file, or None where there is no sound one."""
+    try:
+        data = path.read_bytes()
+        length = int.from_bytes(data[:8], "little")
+        expected = json.loads(data[8 : 8 + length])["__metadata__"]["sha256"]
+        tensors = load(data)
+    except (OSError, ValueError, KeyError, TypeError, safetensors.SafetensorError):
+        return None
+    return tensors if _digest(tensors) == expected else None
+
+
+def _digest(tensors: Tensors) -> str:
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        x = tensors[name]
+        digest.update(f"{name}\0{x.dtype}\0{tuple(x.shape)}\0".encode())
+        digest.update(x.detach().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _size(tensors: Tensors) -> int:
+    return sum(x.nbytes for x in tensors.values())
