@@ -86,6 +86,8 @@ SPACES = Registry(
         "criteria": "automc.search_spaces.criteria:criteria",
         "bits": "automc.search_spaces.bits:bits",
         "sparsity": "automc.search_spaces.weights:sparsity",
+        "weights": "automc.search_spaces.weights:weights",
+        "n:m": "automc.search_spaces.weights:semi_structured",
         "joint": "automc.search_spaces.joint:joint",
     },
 )

@@ -20,7 +20,7 @@ from automc.policy import GroupDecision, LayerDecision, Policy, Recipe
 IntArray = NDArray[np.int64]
 FloatArray = NDArray[np.float64]
 Value = float | int | str
-Field = Literal["keep", "criterion", "weight_bits", "activation_bits", "sparsity"]
+Field = Literal["keep", "criterion", "weight_bits", "activation_bits", "sparsity", "pattern"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +41,7 @@ class Axis:
     @property
     def ordered(self) -> bool:
         """Whether cost never falls from one level to the next."""
-        return self.field != "criterion"
+        return self.field not in ("criterion", "pattern")
 
     def level(self, value: Value) -> int:
         """The level of `value`, the nearest one for numbers; an unknown word raises PolicyError."""

@@ -7,6 +7,7 @@ of positions per layer stands for all of them; dense outputs are kept at exactly
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from math import prod
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +15,7 @@ from torch.nn import functional as F
 
 from automc.errors import GraphError
 
-Conv = nn.Conv1d | nn.Conv2d
+Conv = nn.Conv1d | nn.Conv2d | nn.Conv3d
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -60,10 +61,8 @@ class Spread:
 
 
 def refittable(module: nn.Module) -> bool:
-    """Whether rows of this layer's inputs can be formed: linear, and 1-d or 2-d convolutions with zero padding."""
-    if isinstance(module, nn.Linear):
-        return True
-    return isinstance(module, (nn.Conv1d, nn.Conv2d)) and module.padding_mode == "zeros"
+    """Whether rows of this layer's inputs can be formed: linear layers and convolutions, not transposed ones."""
+    return isinstance(module, (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d))
 
 
 def sampled_positions(output: tuple[int, ...], rows: int, generator: torch.Generator) -> Tensor:
@@ -78,32 +77,18 @@ def input_rows(module: nn.Module, x: Tensor, positions: Tensor) -> Tensor:
     """What a layer multiplies at sampled output positions (groups, rows, n); x is the layer's whole input."""
     if isinstance(module, nn.Linear):
         return x.reshape(-1, x.shape[-1])[positions][None]
-    if isinstance(module, nn.Conv1d):
-        return _patches(
-            x[:, :, None],
-            positions,
-            (1, *module.kernel_size),
-            (1, *module.stride),
-            (1, *module.dilation),
-            (0, *_padding(module)),
-            module.groups,
-        )
-    if isinstance(module, nn.Conv2d):
-        return _patches(
-            x, positions, module.kernel_size, module.stride, module.dilation, _padding(module), module.groups
-        )
-    raise GraphError(
-        f"Only linear and 1-d or 2-d convolution layers have input rows; got {type(module).__name__}: skip it."
-    )
+    if isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d)):
+        return _patches(module, x, positions)
+    raise GraphError(f"Only linear and convolution layers have input rows; got {type(module).__name__}: skip it.")
 
 
 def output_shape(module: nn.Module, x: Tensor) -> tuple[int, ...]:
     """(samples, *positions) of a layer's output for input x."""
     if isinstance(module, nn.Linear):
         return tuple(x.shape[:-1])
-    assert isinstance(module, (nn.Conv1d, nn.Conv2d))
+    assert isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d))
     sizes = zip(x.shape[2:], module.kernel_size, module.stride, module.dilation, _padding(module), strict=True)
-    return (x.shape[0], *((s + 2 * p - d * (k - 1) - 1) // t + 1 for s, k, t, d, p in sizes))
+    return (x.shape[0], *((s + sum(p) - d * (k - 1) - 1) // t + 1 for s, k, t, d, p in sizes))
 
 
 def output_rows(y: Tensor, positions: Tensor, *, channels_last: bool) -> Tensor:
@@ -137,33 +122,32 @@ def watched(model: nn.Module, names: tuple[str, ...], see: Callable[[str, nn.Mod
             handle.remove()
 
 
-def _padding(module: Conv) -> tuple[int, ...]:
-    """Zeros added on each side; "same" is symmetric here because odd kernels make it so."""
+def _padding(module: Conv) -> list[tuple[int, int]]:
+    """Entries added before and after each dimension; of an odd sum "same" adds the larger half behind."""
     if module.padding == "same":
-        return tuple(d * (k - 1) // 2 for d, k in zip(module.dilation, module.kernel_size, strict=True))
-    return (0,) * len(module.kernel_size) if isinstance(module.padding, str) else tuple(module.padding)
+        sums = [d * (k - 1) for d, k in zip(module.dilation, module.kernel_size, strict=True)]
+        return [(total // 2, total - total // 2) for total in sums]
+    sides = (0,) * len(module.kernel_size) if isinstance(module.padding, str) else module.padding
+    return [(side, side) for side in sides]
 
 
-def _patches(
-    x: Tensor,
-    positions: Tensor,
-    kernel: tuple[int, ...],
-    stride: tuple[int, ...],
-    dilation: tuple[int, ...],
-    padding: tuple[int, ...],
-    groups: int,
-) -> Tensor:
-    """Gathers only the sampled patches: (groups, rows, channels / groups * kernel area)."""
-    padded = F.pad(x, (padding[1], padding[1], padding[0], padding[0])).permute(0, 2, 3, 1).contiguous()
-    _, height, width, channels = padded.shape
-    out = [(s - d * (k - 1) - 1) // t + 1 for s, k, t, d in zip((height, width), kernel, stride, dilation, strict=True)]
-    sample = positions.div(out[0] * out[1], rounding_mode="floor")
-    row = positions.div(out[1], rounding_mode="floor") % out[0] * stride[0]
-    column = positions % out[1] * stride[1]
-    corner = (sample * height + row) * width + column  # (rows,)
-    taps = torch.tensor([i * dilation[0] * width + j * dilation[1] for i in range(kernel[0]) for j in range(kernel[1])])
+def _patches(module: Conv, x: Tensor, positions: Tensor) -> Tensor:
+    """Gathers only the sampled patches (groups, rows, channels / groups * kernel area), in any number of dimensions."""
+    sides = [side for pair in reversed(_padding(module)) for side in pair]
+    mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
+    padded = (F.pad(x, sides, mode=mode) if any(sides) else x).movedim(1, -1).contiguous()
+    _, *sizes, channels = padded.shape
+    pitches = [prod(sizes[i + 1 :]) for i in range(len(sizes))]
+    out = output_shape(module, x)[1:]
+    corner = positions.div(prod(out), rounding_mode="floor") * prod(sizes)  # (rows,)
+    taps = torch.zeros(1, dtype=torch.int64)
+    for i, pitch in enumerate(pitches):
+        along = positions.div(prod(out[i + 1 :]), rounding_mode="floor") % out[i]
+        corner = corner + along * module.stride[i] * pitch
+        steps = torch.arange(module.kernel_size[i]) * module.dilation[i] * pitch
+        taps = (taps[:, None] + steps).flatten()
     index = (corner[:, None] + taps).flatten()
-    gathered = (
-        padded.view(-1, channels).index_select(0, index).view(len(positions), len(taps), groups, channels // groups)
-    )
-    return gathered.permute(2, 0, 3, 1).reshape(groups, len(positions), -1)  # (groups, rows, channels / groups * taps)
+    groups = module.groups
+    gathered = padded.view(-1, channels).index_select(0, index)
+    split = gathered.view(len(positions), len(taps), groups, channels // groups)
+    return split.permute(2, 0, 3, 1).reshape(groups, len(positions), -1)  # (groups, rows, channels / groups * taps)

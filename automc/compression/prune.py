@@ -17,6 +17,7 @@ from automc.criteria.criterion import Criterion, LayerView
 from automc.criteria.curvature import damped_inverse
 from automc.criteria.surgeon import Traces, trace
 from automc.errors import PolicyError
+from automc.graph.facts import LayerFacts
 from automc.pattern import Pattern, parse
 from automc.registry import CRITERIA
 
@@ -36,7 +37,7 @@ def weight_mask(
     criterion: Criterion = CRITERIA.load(decision.criterion)
     pattern = parse(decision.pattern)
     shape = tuple(view.weight.shape)
-    check_fits(name, criterion, pattern, shape, place.conv_groups)
+    check_fits(place.facts, criterion, pattern)
     if criterion.needs_inputs and (view.gram is None or gram is None):
         raise PolicyError(
             f"Criterion {criterion.name!r} must have input statistics; layer {name!r} has none: choose l1."
@@ -50,21 +51,25 @@ def weight_mask(
     return mask_by_score(criterion.score(view), decision.sparsity, pattern, where)
 
 
-def check_fits(name: str, criterion: Criterion, pattern: Pattern, shape: tuple[int, ...], conv_groups: int) -> None:
-    """Raises PolicyError unless this criterion can choose single weights of such a layer in this pattern."""
+def check_fits(layer: LayerFacts, criterion: Criterion, pattern: Pattern) -> None:
+    """Raises PolicyError unless this criterion can choose single weights of the dense layer in this pattern.
+
+    A layer that channel pruning has made narrower than a block keeps the pattern, with smaller blocks.
+    """
     if not criterion.tells_weights_apart:
         raise PolicyError(
             f"A criterion for sparsity must tell weights apart; {criterion.name!r} ranks channels: choose l1."
         )
     if criterion.sweeps and pattern.rows * pattern.columns > 1:
         raise PolicyError(
-            f"Criterion {criterion.name!r} must have pattern element or N:M; layer {name!r} has {pattern.name}: "
+            f"Criterion {criterion.name!r} must have pattern element or N:M; layer {layer.name!r} has {pattern.name}: "
             "choose obs."
         )
-    if not pattern.fits(shape[0] // conv_groups, shape[1]):
+    outputs, inputs = layer.out_channels // layer.groups, layer.in_channels // layer.groups
+    if not pattern.fits(outputs, inputs):
         raise PolicyError(
-            f"Pattern {pattern.name} must find {pattern.rows} outputs and {pattern.span} inputs; layer {name!r} has "
-            f"{shape[0] // conv_groups} and {shape[1]}: choose element."
+            f"Pattern {pattern.name} must find {pattern.rows} outputs and {pattern.span} inputs; layer {layer.name!r} "
+            f"has {outputs} and {inputs}: choose element."
         )
 
 

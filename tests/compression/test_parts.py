@@ -54,12 +54,18 @@ def test_regression_equals_a_direct_least_squares_solve_per_conv_group():
         nn.Conv2d(4, 8, (1, 3), groups=2),
         nn.Conv2d(4, 4, 3, groups=4, padding=1),
         nn.Conv2d(4, 6, 3, padding="same"),
+        nn.Conv2d(4, 6, (2, 4), padding="same"),
+        nn.Conv2d(4, 6, 3, padding=(2, 1), padding_mode="reflect"),
+        nn.Conv2d(4, 6, 3, stride=2, padding=1, padding_mode="circular"),
+        nn.Conv2d(4, 6, 3, padding="same", padding_mode="replicate"),
         nn.Conv1d(4, 6, 3, padding=1),
+        nn.Conv3d(4, 6, (2, 3, 1), stride=(1, 2, 1), padding=(1, 1, 0), groups=2),
         nn.Linear(5, 6),
     ],
 )
 def test_input_rows_times_weight_is_the_layers_output(layer):
-    x = {nn.Linear: rand(3, 7, 5), nn.Conv1d: rand(3, 4, 9)}.get(type(layer), rand(3, 4, 9, 8))
+    shapes = {nn.Linear: (3, 7, 5), nn.Conv1d: (3, 4, 9), nn.Conv3d: (3, 4, 5, 6, 4)}
+    x = rand(*shapes.get(type(layer), (3, 4, 9, 8)))
     y = layer(x)
     assert output_shape(layer, x) == (tuple(y.shape[:-1]) if isinstance(layer, nn.Linear) else (3, *y.shape[2:]))
     positions = sampled_positions(output_shape(layer, x), 40, torch.Generator().manual_seed(0))
