@@ -7,7 +7,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from automc.api import apply, cost, load, save, search
+    from automc.api import apply, cost, distill, load, save, search
     from automc.budget import Budget
     from automc.errors import AutomcError
     from automc.evaluation import Evaluation
@@ -26,6 +26,7 @@ _EXPORTS = {
     "Task": "automc.task",
     "apply": "automc.api",
     "cost": "automc.api",
+    "distill": "automc.api",
     "load": "automc.api",
     "save": "automc.api",
     "search": "automc.api",
@@ -40,6 +41,7 @@ __all__ = [
     "Task",
     "apply",
     "cost",
+    "distill",
     "load",
     "save",
     "search",

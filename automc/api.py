@@ -1,4 +1,4 @@
-"""The public calls: search, apply, save, load, cost, inspect. The command line is a thin layer over them.
+"""The public calls: search, apply, distill, save, load, cost, inspect. The command line is a thin layer over them.
 
 A task is given as a `Task`, or as a reference: a registered name, `path/to/file.py:attribute`, or `module:attribute`.
 """
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from automc import artifact, loop
 from automc.budget import Budget
+from automc.compression import provenance
 from automc.compression.compress import Compressor
 from automc.errors import AutomcError, TaskError
 from automc.evaluation import Evaluation
@@ -23,6 +24,8 @@ from automc.graph.facts import ModelFacts
 from automc.graph.trace import ModelGraph, trace_model
 from automc.policy import Policy, Recipe
 from automc.projection import Costing, Projector
+from automc.recovery import distill as recovery
+from automc.recovery.distill import Schedule
 from automc.registry import SEARCHERS, SPACES
 from automc.scoring.evaluator import Evaluator
 from automc.searcher import Problem
@@ -80,6 +83,27 @@ def apply(task: Task | str, policy: Policy, *, cache: str | Path | None = None) 
     found = _found(task)
     graph = trace_model(found.model, found.example_inputs)
     return Compressor(graph, found.model, found, cache).compress(policy)
+
+
+def distill(
+    module: nn.Module,
+    task: Task | str,
+    *,
+    schedule: Schedule | None = None,
+    samples: int = 2048,
+    progress: Callable[[int, float], None] | None = None,
+) -> nn.Module:
+    """Trains what `apply` returned, in place, to compute what the task's dense model computes; returns it.
+
+    Needs no labels: the first `samples` calibration inputs are used, changed by the task's `augment` if it has one.
+    What the policy decided stays as it is. `progress` is told each epoch's number and mean loss.
+    """
+    found = _found(task)
+    provenance.of(module)
+    graph = trace_model(found.model, found.example_inputs, verify=False)
+    inputs = found.calibration_inputs(samples)
+    recovery.distill(module, found.model, graph, inputs, schedule, augment=found.augment, progress=progress)
+    return module
 
 
 def save(module: nn.Module, directory: str | Path, *, report: Mapping[str, Any] | None = None) -> int:

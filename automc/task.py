@@ -44,6 +44,8 @@ class Task:
     test: Sequence[Any] | None = None
     """Batches the report is made on, once; the search never sees them."""
     name: str = "task"
+    augment: Callable[[Tensor, torch.Generator], Tensor] | None = None
+    """Changes a batch of the first input in ways that do not change what it shows; for training only."""
     factory: Callable[[], nn.Module] | None = None
     """Builds the model with untrained weights, for loading a saved result; None where only the API is used."""
 

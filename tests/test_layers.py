@@ -40,6 +40,7 @@ ROWS = {
     "automc.agent": 4,
     "automc.episode": 4,
     "automc.rewards": 4,
+    "automc.recovery": 4,
     "automc.env": 5,
     "automc.searchers": 5,
     "automc.artifact": 6,

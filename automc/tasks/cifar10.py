@@ -29,6 +29,7 @@ from torch import Tensor
 
 from automc.errors import TaskError
 from automc.task import Task
+from automc.tasks.augment import flips_and_shifts
 from automc.tasks.resnet import ResNet
 
 CALIBRATION_IMAGES = 4096
@@ -66,6 +67,7 @@ def _task(depth: int) -> Task:
         validation=_batches("validation-00000-of-00001.parquet"),
         test=_batches("test-00000-of-00001.parquet"),
         name=f"cifar10-resnet{depth}",
+        augment=flips_and_shifts,
         factory=factory,
     )
 

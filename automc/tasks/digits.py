@@ -24,6 +24,7 @@ from torch.nn import functional as F
 from automc.errors import ArtifactError
 from automc.files import write_atomic
 from automc.task import Task
+from automc.tasks.augment import shifts
 from automc.tasks.resnet import ResNet
 
 TRAIN, VALIDATION = 897, 450  # and 450 test images
@@ -69,6 +70,7 @@ def digits() -> Task:
         train=_batches(train),
         test=_batches(test),
         name="digits",
+        augment=shifts,
         factory=factory,
     )
 

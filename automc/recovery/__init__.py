@@ -1,0 +1,1 @@
+"""Giving a compressed model back what it lost, by gradient descent."""
