@@ -8,7 +8,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, get_args, get_type_hints
 
 from automc.errors import PolicyError
 from automc.pattern import parse
@@ -60,8 +60,21 @@ class Recipe:
     """Ridge of the refit, relative to the mean of the Gram matrix's diagonal."""
     rounding: Literal["nearest", "gptq"] = "gptq"
     """How weights are rounded: each to the nearest, or column by column with errors handed on."""
+    activation_range: Literal["minmax", "percentile", "mse", "kl"] = "mse"
+    """How the range of a quantized input is chosen."""
     seed: int = 0
     """Seed of the sampled positions and of the random criterion."""
+
+    def __post_init__(self) -> None:
+        for name, kind in get_type_hints(Recipe).items():
+            choices, value = get_args(kind), getattr(self, name)
+            if choices and value not in choices:
+                raise PolicyError(f"A recipe's {name} must be one of {choices}; it is {value!r}: choose one of them.")
+        for name in ("images", "rows"):
+            if getattr(self, name) < 1:
+                raise PolicyError(f"A recipe's {name} must be at least 1; it is {getattr(self, name)}: raise it.")
+        if not 0 <= self.ridge < float("inf"):
+            raise PolicyError(f"A recipe's ridge must be finite and not negative; it is {self.ridge}: try 0.001.")
 
 
 @dataclass(frozen=True, slots=True)

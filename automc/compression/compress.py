@@ -115,7 +115,7 @@ def _round_untraced(small: nn.Module, policy: Policy, inputs: tuple[Tensor, ...]
 
     def see(name: str, module: nn.Module, x: Tensor) -> None:
         assert isinstance(module, QuantizedLayer) and module.input is not None
-        module.input.calibrate(x)
+        module.input.calibrate(x, policy.recipe.activation_range)
 
     if observed:
         with torch.no_grad(), watched(small, observed, see):

@@ -98,7 +98,7 @@ class FittingPass:
     def _fit(self, name: str, chunks: list[Tensor]) -> None:
         place = Place(self.layers[name], self.decisions.get(name, LayerDecision()), self.module.get_submodule(name))
         if isinstance(place.holder, QuantizedLayer) and place.holder.input is not None:
-            place.holder.input.calibrate(torch.cat([x.flatten() for x in chunks]))
+            place.holder.input.calibrate(torch.cat([x.flatten() for x in chunks]), self.recipe.activation_range)
             chunks = [place.holder.input(x) for x in chunks]
         if self.dense is not None and name in self.dense.targets:
             self._fit_to_dense(place, self.dense, chunks)

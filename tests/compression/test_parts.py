@@ -1,6 +1,7 @@
 """Single pieces against closed forms and brute force."""
 
 import itertools
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,11 +13,21 @@ from torch.nn import functional as F
 
 from automc.compression.calibration import input_rows, moments, output_rows, output_shape, sampled_positions
 from automc.compression.packing import pack_bitmap, pack_codes, unpack_bitmap, unpack_codes
-from automc.compression.quantize import ActivationQuantizer, QuantizedLayer, dequantize, weight_codes, weight_scale
+from automc.compression.quantize import (
+    RANGES,
+    ActivationQuantizer,
+    QuantizedLayer,
+    activation_range,
+    dequantize,
+    weight_codes,
+    weight_scale,
+)
 from automc.compression.reconstruct import Regression
 from automc.criteria.criterion import LayerView
 from automc.criteria.curvature import damped_inverse
 from automc.criteria.surgeon import Reader, eliminate
+from automc.errors import PolicyError
+from automc.policy import Recipe
 from automc.registry import CRITERIA
 
 
@@ -193,3 +204,39 @@ def test_activation_quantizer_rounds_to_its_levels_and_keeps_zero(bits):
     assert len(y.unique()) <= 2**bits
     assert float(quantizer(torch.zeros(1))) == 0
     assert float((y - x).square().mean()) < 4.0 ** (3 - bits)
+
+
+@pytest.mark.parametrize("method", RANGES)
+@pytest.mark.parametrize("bits", [4, 8])
+def test_an_activation_range_holds_zero_and_lies_within_what_occurs(method: str, bits: int) -> None:
+    for x in (rand(5000), rand(5000).relu(), rand(5000).abs() + 1, -rand(5000).abs() - 1, torch.zeros(50)):
+        low, high = activation_range(x, bits, method).tolist()
+        assert min(float(x.min()), 0) <= low <= 0 <= high <= max(float(x.max()), 0)
+
+
+def test_an_outlier_moves_minmax_only() -> None:
+    x = torch.cat((rand(20000).relu(), torch.tensor([100.0])))
+    tops = {method: float(activation_range(x, 4, method)[1]) for method in RANGES}
+    assert tops["minmax"] == 100
+    assert tops["percentile"] < 5
+    assert tops["mse"] < 100 and tops["kl"] < 100
+
+
+def test_percentile_is_numpys() -> None:
+    x = rand(30000)
+    low, high = activation_range(x, 8, "percentile").tolist()
+    assert (low, high) == pytest.approx(np.quantile(x.numpy(), [1e-4, 1 - 1e-4]), rel=1e-4)
+
+
+def test_kl_keeps_the_whole_range_of_evenly_filled_levels() -> None:
+    """With as many distinct values as levels nothing is lost by rounding, so every clipped candidate is worse."""
+    x = torch.arange(1, 16).repeat(40) / 15
+    assert float(activation_range(x, 4, "kl")[1]) == 1.0
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"reconstruct": "sideways"}, {"rounding": "up"}, {"images": 0}, {"rows": -1}, {"ridge": float("nan")}]
+)
+def test_a_recipe_that_cannot_be_followed_is_refused(wrong: dict[str, Any]) -> None:
+    with pytest.raises(PolicyError, match=next(iter(wrong))):
+        Recipe(**wrong)
