@@ -219,4 +219,5 @@ def _structure(metadata: dict[str, Any], units: dict[str, int]) -> Structure:
         name: np.flatnonzero(unpack_bitmap(np.frombuffer(bytes.fromhex(bitmap), dtype=np.uint8), units[name]))
         for name, bitmap in metadata["kept"].items()
     }
-    return Structure(kept, {name: (int(w), int(a)) for name, (w, a) in metadata["bits"].items()})
+    bits = {name: (int(w), int(a)) for name, (w, a) in metadata["bits"].items()}
+    return Structure(kept, bits, tuple(metadata["without"]))

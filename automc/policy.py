@@ -45,6 +45,14 @@ class LayerDecision:
 
 
 @dataclass(frozen=True, slots=True)
+class BlockDecision:
+    """What is decided for one residual block."""
+
+    keep: float = 1.0
+    """1 keeps the block, 0 leaves only its shortcut."""
+
+
+@dataclass(frozen=True, slots=True)
 class Recipe:
     """How decisions are carried out; part of the policy, so that applying it later repeats the scored model."""
 
@@ -86,13 +94,17 @@ class Policy:
     groups: tuple[tuple[str, GroupDecision], ...] = ()
     layers: tuple[tuple[str, LayerDecision], ...] = ()
     recipe: Recipe = field(default_factory=Recipe)
+    blocks: tuple[tuple[str, BlockDecision], ...] = ()
 
     def __post_init__(self) -> None:
         for name, group in self.groups:
             _check_group(name, group)
         for name, layer in self.layers:
             _check_layer(name, layer)
-        for kind, pairs in (("group", self.groups), ("layer", self.layers)):
+        for name, block in self.blocks:
+            if block.keep not in (0.0, 1.0):
+                raise PolicyError(f"keep of a block must be 0 or 1; block {name!r} has {block.keep}: choose one.")
+        for kind, pairs in (("group", self.groups), ("layer", self.layers), ("block", self.blocks)):
             names = [name for name, _ in pairs]
             if len(set(names)) != len(names):
                 raise PolicyError(f"Each {kind} must stand once in a policy; {names} repeats one: remove it.")
@@ -104,6 +116,15 @@ class Policy:
     def layer(self, name: str) -> LayerDecision:
         """The decision for layer `name`; dense float where the policy says nothing."""
         return dict(self.layers).get(name, LayerDecision())
+
+    def block(self, name: str) -> BlockDecision:
+        """The decision for residual block `name`; kept where the policy says nothing."""
+        return dict(self.blocks).get(name, BlockDecision())
+
+    @property
+    def dropped(self) -> tuple[str, ...]:
+        """Residual blocks left out."""
+        return tuple(name for name, decision in self.blocks if not decision.keep)
 
     def with_recipe(self, recipe: Recipe) -> "Policy":
         """The same decisions, carried out by another recipe."""
@@ -123,6 +144,7 @@ class Policy:
             "recipe": _plain(self.recipe),
             "groups": {name: _plain(decision) for name, decision in self.groups},
             "layers": {name: _plain(decision) for name, decision in self.layers},
+            "blocks": {name: _plain(decision) for name, decision in self.blocks},
         }
 
     def to_json(self) -> str:
@@ -143,6 +165,7 @@ class Policy:
             groups=tuple((n, _read(GroupDecision, d, n)) for n, d in _section(data, "groups").items()),
             layers=tuple((n, _read(LayerDecision, d, n)) for n, d in _section(data, "layers").items()),
             recipe=_read(Recipe, data.get("recipe", {}), "recipe"),
+            blocks=tuple((n, _read(BlockDecision, d, n)) for n, d in _section(data, "blocks").items()),
         )
 
     @classmethod
@@ -157,7 +180,7 @@ class Policy:
         return cls.from_dict(data)
 
 
-_Decision = TypeVar("_Decision", GroupDecision, LayerDecision, Recipe)
+_Decision = TypeVar("_Decision", GroupDecision, LayerDecision, BlockDecision, Recipe)
 
 
 def _plain(decision: Any) -> dict[str, Any]:

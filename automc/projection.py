@@ -17,7 +17,7 @@ from automc.costs.table import Candidates, Cost, CostTable, FloatArray, total
 from automc.errors import BudgetError
 from automc.policy import Policy
 from automc.registry import COSTS
-from automc.space import IntArray, SearchSpace, check_policy, kept_units
+from automc.space import Axis, IntArray, SearchSpace, check_policy, kept_units
 
 _LINE = np.linspace(0.0, 1.0, 65)
 
@@ -64,20 +64,23 @@ class Costing:
             "weight_bits": np.repeat(dense.weight_bits, batch, axis=0),
             "activation_bits": np.repeat(dense.activation_bits, batch, axis=0),
             "sparsity": np.repeat(dense.sparsity, batch, axis=0),
+            "blocks": np.repeat(dense.blocks, batch, axis=0),
         }
         for name, (axes, columns, values) in self._columns.items():
             arrays[name][:, columns] = values[np.arange(len(axes)), levels[:, axes]]
-        return Candidates(arrays["keep"], arrays["weight_bits"], arrays["activation_bits"], arrays["sparsity"])
+        names = ("keep", "weight_bits", "activation_bits", "sparsity", "blocks")
+        return Candidates(*(arrays[name] for name in names))
 
     def _locate_axes(self) -> dict[str, tuple[IntArray, IntArray, FloatArray]]:
         """Per field: its axes, the columns they set, and a padded table of values by level."""
         facts = self.space.facts
         columns = {("group", g.name): i for i, g in enumerate(facts.groups)}
         columns |= {("layer", x.name): i for i, x in enumerate(facts.layers)}
+        columns |= {("block", b.name): i for i, b in enumerate(facts.blocks)}
         units = {g.name: g.units for g in facts.groups}
         located = {}
-        for name in ("keep", "weight_bits", "activation_bits", "sparsity"):
-            chosen = [(i, a) for i, a in enumerate(self.space.axes) if a.field == name]
+        for name in ("keep", "weight_bits", "activation_bits", "sparsity", "blocks"):
+            chosen = [(i, a) for i, a in enumerate(self.space.axes) if _sets(a) == name]
             if not chosen:
                 continue
             values = np.zeros((len(chosen), max(len(a.values) for _, a in chosen)))
@@ -167,12 +170,18 @@ class Projector:
                 )
 
 
+def _sets(axis: Axis) -> str:
+    """What of a candidate an axis sets."""
+    return "blocks" if axis.kind == "block" else axis.field
+
+
 def _policy_candidates(policy: Policy, table: CostTable) -> Candidates:
     facts = table.facts
     groups, layers = dict(policy.groups), dict(policy.layers)
     dense = table.dense
     units, bits = dense.units.copy(), dense.weight_bits.copy()
     activations, sparsity = dense.activation_bits.copy(), dense.sparsity.copy()
+    blocks = np.array([[policy.block(b.name).keep for b in facts.blocks]], dtype=np.float64).reshape(1, -1)
     for i, group in enumerate(facts.groups):
         if group.name in groups:
             units[0, i] = kept_units(np.array(groups[group.name].keep), group.units)
@@ -181,7 +190,7 @@ def _policy_candidates(policy: Policy, table: CostTable) -> Candidates:
             decision = layers[layer.name]
             bits[0, i], activations[0, i] = decision.weight_bits, decision.activation_bits
             sparsity[0, i] = decision.sparsity
-    return Candidates(units, bits, activations, sparsity)
+    return Candidates(units, bits, activations, sparsity, blocks)
 
 
 def within(costs: Mapping[str, float], limits: Mapping[str, float]) -> bool:

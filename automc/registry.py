@@ -85,6 +85,8 @@ SPACES = Registry(
         "channels-all": "automc.search_spaces.channels:all_channels",
         "criteria": "automc.search_spaces.criteria:criteria",
         "bits": "automc.search_spaces.bits:bits",
+        "depth": "automc.search_spaces.depth:depth",
+        "depth-channels": "automc.search_spaces.depth:depth_and_channels",
         "sparsity": "automc.search_spaces.weights:sparsity",
         "weights": "automc.search_spaces.weights:weights",
         "n:m": "automc.search_spaces.weights:semi_structured",

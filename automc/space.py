@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from automc.errors import PolicyError
 from automc.graph.facts import ModelFacts
-from automc.policy import GroupDecision, LayerDecision, Policy, Recipe
+from automc.policy import BlockDecision, GroupDecision, LayerDecision, Policy, Recipe
 
 IntArray = NDArray[np.int64]
 FloatArray = NDArray[np.float64]
@@ -28,8 +28,8 @@ class Axis:
     """One open decision."""
 
     place: str
-    """Name of the group or layer."""
-    kind: Literal["group", "layer"]
+    """Name of the group, layer or block."""
+    kind: Literal["group", "layer", "block"]
     field: Field
     values: tuple[Value, ...]
 
@@ -76,7 +76,8 @@ class SearchSpace:
         """Index of the layer every axis belongs to (A,): a group's first producer, or reader where it has none."""
         order = {x.name: i for i, x in enumerate(self.facts.layers)}
         groups = {g.name: min(order[n] for n in (g.producers or g.consumers)) for g in self.facts.groups}
-        places = {"layer": order, "group": groups}
+        blocks = {b.name: order[b.layers[0]] for b in self.facts.blocks}
+        places = {"layer": order, "group": groups, "block": blocks}
         return np.array([places[a.kind][a.place] for a in self.axes], dtype=np.int64)
 
     @property
@@ -93,18 +94,22 @@ class SearchSpace:
         """The policy at a point."""
         groups: dict[str, GroupDecision] = {}
         layers: dict[str, LayerDecision] = {}
+        blocks: dict[str, BlockDecision] = {}
         for axis, level in zip(self.axes, levels, strict=True):
             change = {axis.field: axis.values[int(level)]}
             if axis.kind == "group":
                 groups[axis.place] = replace(groups.get(axis.place, GroupDecision()), **change)  # type: ignore[arg-type]
+            elif axis.kind == "block":
+                blocks[axis.place] = replace(blocks.get(axis.place, BlockDecision()), **change)  # type: ignore[arg-type]
             else:
                 layers[axis.place] = replace(layers.get(axis.place, LayerDecision()), **change)  # type: ignore[arg-type]
-        return Policy(self.facts.fingerprint, tuple(groups.items()), tuple(layers.items()), self.recipe)
+        decided = tuple(groups.items()), tuple(layers.items())
+        return Policy(self.facts.fingerprint, *decided, self.recipe, tuple(blocks.items()))
 
     def encode(self, policy: Policy) -> IntArray:
         """The point nearest to a policy; a policy of another model or with unknown places raises PolicyError."""
         check_policy(policy, self.facts)
-        decisions = {"group": policy.group, "layer": policy.layer}
+        decisions = {"group": policy.group, "layer": policy.layer, "block": policy.block}
         return np.array([a.level(getattr(decisions[a.kind](a.place), a.field)) for a in self.axes], dtype=np.int64)
 
     def sample(self, rng: np.random.Generator) -> IntArray:
@@ -140,7 +145,8 @@ def check_policy(policy: Policy, facts: ModelFacts) -> None:
             f"differs from this model's {facts.fingerprint[:12]}: load the weights it was searched on."
         )
     known = {"group": {g.name for g in facts.groups}, "layer": {x.name for x in facts.layers}}
-    for kind, names in (("group", policy.groups), ("layer", policy.layers)):
+    known["block"] = {b.name for b in facts.blocks}
+    for kind, names in (("group", policy.groups), ("layer", policy.layers), ("block", policy.blocks)):
         for name, _ in names:
             if name not in known[kind]:
                 raise PolicyError(

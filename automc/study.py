@@ -185,8 +185,9 @@ def default_path(name: str) -> Path:
 
 def _parameters(evaluation: Evaluation, axes: Sequence[Axis]) -> dict[str, Value]:
     """The decisions by axis, as people read them."""
-    decided = {"group": dict(evaluation.policy.groups), "layer": dict(evaluation.policy.layers)}
-    defaults = {"group": evaluation.policy.group(""), "layer": evaluation.policy.layer("")}
+    policy = evaluation.policy
+    decided = {"group": dict(policy.groups), "layer": dict(policy.layers), "block": dict(policy.blocks)}
+    defaults = {"group": policy.group(""), "layer": policy.layer(""), "block": policy.block("")}
     params: dict[str, Value] = {}
     for axis in axes:
         decision = decided[axis.kind].get(axis.place, defaults[axis.kind])  # type: ignore[attr-defined]

@@ -237,6 +237,8 @@ class LayerBank:
         return LayerView(self._weight(name), gram, mean, active, self._norm_scale(name), generator)
 
     def _axis_errors(self, axis: Axis) -> FloatArray:
+        if axis.kind == "block":
+            return np.zeros(len(axis.values))  # the whole model's business: see Compressor.errors
         if axis.field == "keep":
             group = self.facts.group(axis.place)
             error = self.elimination(group, "obs")[1]

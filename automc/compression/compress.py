@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from automc.compression import provenance
 from automc.compression.bank import LayerBank
+from automc.compression.branches import branch_errors
 from automc.compression.calibration import watched
 from automc.compression.fitting import FittingPass
 from automc.compression.place import Place
@@ -70,7 +71,9 @@ class Compressor:
             if units < group.units:
                 kept[name] = bank.kept(group, decision.criterion, units)
         bits = {name: (d.weight_bits, d.activation_bits) for name, d in policy.layers}
-        return Structure(kept, {n: b for n, b in bits.items() if min(b) < FULL_BITS})
+        gone = {name for block in policy.dropped for name in self.graph.facts.block(block).layers}
+        narrow = {n: b for n, b in bits.items() if min(b) < FULL_BITS and n not in gone}
+        return Structure(kept, narrow, policy.dropped)
 
     def bank(self, recipe: Recipe) -> LayerBank:
         """The layer bank under a recipe's calibration settings."""
@@ -82,7 +85,17 @@ class Compressor:
 
     def errors(self, space: SearchSpace) -> tuple[FloatArray, ...]:
         """Per axis of a space, the layers' relative output error at each level."""
-        return self.bank(space.recipe).errors(space)
+        errors = self.bank(space.recipe).errors(space)
+        blocks = [a.place for a in space.axes if a.kind == "block"]
+        if not blocks:
+            return errors
+        module = interpretable(self.graph, build(self.graph, self.model, Structure({}, {})).eval())
+        chosen = [self.graph.facts.block(name) for name in blocks]
+        lost = branch_errors(module, chosen, self.inputs(space.recipe))
+        return tuple(
+            np.array([(1.0 - float(v)) * lost[a.place] for v in a.values]) if a.kind == "block" else e
+            for a, e in zip(space.axes, errors, strict=True)
+        )
 
     def inputs(self, recipe: Recipe) -> tuple[Tensor, ...]:
         """The calibration samples a recipe uses."""

@@ -51,6 +51,8 @@ class FittingPass:
         self.layers = {x.name: x for x in facts.layers}
         self.decisions = dict(policy.layers)
         self.channels = kept_channels(facts, structure.kept)
+        self.cut = {facts.block(name).at for name in structure.without}
+        """Additions that have lost their branch."""
         self.norms = kept_of_norms(facts, structure.kept)
         self.nodes = {n.name: n for n in module.graph.nodes}
         self.settled: set[str] = set()
@@ -67,7 +69,7 @@ class FittingPass:
         changed: set[fx.Node] = set()
         for node in self.module.graph.nodes:
             own = node.op == "call_module" and str(node.target) in self.layers and self._changes(str(node.target))
-            if own or any(a in changed for a in node.all_input_nodes):
+            if own or node.name in self.cut or any(a in changed for a in node.all_input_nodes):
                 changed.add(node)
         return {n for n in changed if n.op == "call_module" and self._fits_here(str(n.target))}
 

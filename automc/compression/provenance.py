@@ -33,6 +33,7 @@ class Provenance:
         return {
             "fingerprint": self.policy.fingerprint,
             "kept": kept,
+            "without": list(self.structure.without),
             "bits": {name: list(bits) for name, bits in self.structure.bits.items()},
             "inputs": [[list(shape), dtype] for shape, dtype in self.inputs],
         }

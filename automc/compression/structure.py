@@ -24,11 +24,13 @@ class Structure:
     """Sorted units per group; a group that is missing keeps all."""
     bits: Mapping[str, tuple[int, int]]
     """(weight bits, activation bits) per quantized layer."""
+    without: tuple[str, ...] = ()
+    """Residual blocks left out."""
 
 
 def build(graph: ModelGraph, model: nn.Module, structure: Structure) -> nn.Module:
     """A copy of `model` with the channels removed and quantized layers in place, values still unfitted."""
-    small = shrink(graph, model, structure.kept)
+    small = shrink(graph, model, structure.kept, structure.without)
     for name, (weight_bits, activation_bits) in structure.bits.items():
         if min(weight_bits, activation_bits) < FULL_BITS:
             _replace(small, name, QuantizedLayer(small.get_submodule(name), weight_bits, activation_bits))

@@ -11,7 +11,7 @@ class _Params:
 
     def rest(self, table: CostTable, shapes: Shapes) -> FloatArray:
         others: FloatArray = shapes.norm @ table.norm_parameters + shapes.parameters.sum(axis=1)
-        return others + table.constant_parameters
+        return others + table.constant_parameters - shapes.dropped
 
     def dense(self, table: CostTable) -> float:
         return float(total(self, table, table.shapes(table.dense))[0])

@@ -26,7 +26,7 @@ class _Size:
 
     def rest(self, table: CostTable, shapes: Shapes) -> FloatArray:
         norms = shapes.norm @ (table.norm_parameters + table.norm_buffers)
-        others = shapes.parameters.sum(axis=1) + table.constant_parameters
+        others = shapes.parameters.sum(axis=1) + table.constant_parameters - shapes.dropped
         stored: FloatArray = 4 * (norms + others) + table.constant_bytes + table.header_bytes
         return stored
 

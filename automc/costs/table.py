@@ -32,6 +32,8 @@ class Candidates:
     """(B, L)"""
     sparsity: FloatArray
     """Share of the kept weights that is zero (B, L)."""
+    blocks: FloatArray
+    """1 for residual blocks that stay, 0 for those left out (B, K)."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -46,6 +48,8 @@ class Shapes:
     """Channels of each batch norm (B, N)."""
     parameters: FloatArray
     """Entries of each other pruned parameter (B, P)."""
+    dropped: FloatArray
+    """Parameters outside layers and batch norms that left with their blocks (B,)."""
     candidates: Candidates
 
 
@@ -61,6 +65,7 @@ class CostTable:
         self._layers = {x.name: i for i, x in enumerate(facts.layers)}
         self._norms = {x.name: i for i, x in enumerate(facts.norms)}
         self._fill_slopes()
+        self._place_blocks()
         self._count_the_rest()
 
     @cached_property
@@ -69,19 +74,23 @@ class CostTable:
         layers = len(self.facts.layers)
         full = np.full((1, layers), 32.0)
         units = np.array([[g.units for g in self.facts.groups]], dtype=np.float64)
-        return Candidates(units.reshape(1, -1), full, full, np.zeros((1, layers)))
+        blocks = np.ones((1, len(self.facts.blocks)))
+        return Candidates(units.reshape(1, -1), full, full, np.zeros((1, layers)), blocks)
 
     def shapes(self, candidates: Candidates) -> Shapes:
         """The shrunk sizes of every candidate."""
         lost = self._units - candidates.units  # (B, G)
-        out = self._out - lost @ self._out_slope
+        gone = 1.0 - candidates.blocks  # (B, K)
+        there = 1.0 - gone @ self._in_block
+        out = there * (self._out - lost @ self._out_slope)
         fan_in = self._in - lost @ self._in_slope
         per_group = np.where(self._depthwise, 1.0, fan_in / self._conv_groups)
         return Shapes(
             out=out,
             weights=out * per_group * self.area,
-            norm=self._norm - lost @ self._norm_slope,
+            norm=(1.0 - gone @ self._norm_in_block) * (self._norm - lost @ self._norm_slope),
             parameters=self._parameter - lost @ self._parameter_slope,
+            dropped=gone @ self._block_others,
             candidates=candidates,
         )
 
@@ -112,6 +121,16 @@ class CostTable:
                 else:
                     slope = self._out_slope if member.axis == "out" else self._in_slope
                     slope[row, self._layers[member.target]] += per_unit
+
+    def _place_blocks(self) -> None:
+        """Which layer and which batch norm belongs to which residual block; none to two."""
+        blocks = self.facts.blocks
+        self._in_block = np.zeros((len(blocks), len(self.facts.layers)))
+        self._norm_in_block = np.zeros((len(blocks), len(self.facts.norms)))
+        for row, block in enumerate(blocks):
+            self._in_block[row, [self._layers[name] for name in block.layers]] = 1.0
+            self._norm_in_block[row, [self._norms[name] for name in block.norms]] = 1.0
+        self._block_others = np.array([float(b.others) for b in blocks])
 
     def _count_the_rest(self) -> None:
         """Norms per channel, and what no decision changes."""

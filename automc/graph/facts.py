@@ -119,6 +119,23 @@ class Group:
 
 
 @dataclass(frozen=True, slots=True)
+class Block:
+    """A residual branch the model can do without: one decision."""
+
+    name: str
+    """Path its layers share."""
+    at: str
+    """Node of the addition."""
+    side: int
+    """Which operand of the addition is the branch."""
+    layers: tuple[str, ...]
+    """In forward order; they serve nothing else."""
+    norms: tuple[str, ...]
+    others: int
+    """Parameters of the branch outside layers and batch norms."""
+
+
+@dataclass(frozen=True, slots=True)
 class Refusal:
     """What automc does not prune, and why."""
 
@@ -148,6 +165,8 @@ class ModelFacts:
     """Parameters outside layers and norms that groups prune."""
     other_tensors: tuple[str, ...] = ()
     """State tensors that belong to no layer: norms, bare parameters, buffers."""
+    blocks: tuple[Block, ...] = ()
+    """Residual branches, in forward order; empty for a model that cannot be traced."""
 
     def layer(self, name: str) -> LayerFacts:
         """One layer by name; GraphError for an unknown one."""
@@ -156,6 +175,15 @@ class ModelFacts:
                 return layer
         raise GraphError(
             f"A layer must be one of the model's {len(self.layers)}; {name!r} is none: see `automc inspect`."
+        )
+
+    def block(self, name: str) -> Block:
+        """One residual block by name; GraphError for an unknown one."""
+        for block in self.blocks:
+            if block.name == name:
+                return block
+        raise GraphError(
+            f"A block must be one of the model's {len(self.blocks)}; {name!r} is none: see `automc inspect`."
         )
 
     def group(self, name: str) -> Group:

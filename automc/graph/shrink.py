@@ -5,7 +5,7 @@ that shared a parameter still shares it.
 """
 
 import copy
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,21 +13,30 @@ import torch
 from torch import Tensor, fx, nn
 
 from automc.errors import GraphError
+from automc.graph.blocks import dropped
 from automc.graph.facts import Group, IntArray, Member, ModelFacts
 from automc.graph.model_graph import ModelGraph
 from automc.graph.rewrite import BoolArray, Edit, edits
 
 
-def shrink(graph: ModelGraph, model: nn.Module, kept: Mapping[str, IntArray]) -> nn.Module:
-    """A copy of the dense `model` that keeps only `kept` units (sorted) of each named group, all of the others.
+def shrink(graph: ModelGraph, model: nn.Module, kept: Mapping[str, IntArray], without: Sequence[str] = ()) -> nn.Module:
+    """A copy of the dense `model` that keeps only `kept` units (sorted) of each named group, all of the others, and is
+    `without` the named blocks.
 
     The user's own class when only modules change, else a GraphModule with rewritten constants. Raises GraphError for
-    an unknown group and for units that are empty, out of range, unsorted or repeated.
+    an unknown group or block and for units that are empty, out of range, unsorted or repeated.
     """
     checked = _checked(graph.facts, kept)
     small = _shrunk_copy(graph.facts, model, checked)
     changes = _changes(graph, checked)
-    return _graph_module(graph, small, changes) if changes else small
+    if without and graph.graph is not None:
+        changes = changes | dropped(graph.graph, [graph.facts.block(name) for name in without])
+    found = _graph_module(graph, small, changes) if changes else small
+    if without and isinstance(found, fx.GraphModule):
+        found.graph.eliminate_dead_code()
+        found.delete_all_unused_submodules()
+        found.recompile()
+    return found
 
 
 def shrunk_graph_module(graph: ModelGraph, model: nn.Module, kept: Mapping[str, IntArray]) -> fx.GraphModule:

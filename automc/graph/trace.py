@@ -15,6 +15,7 @@ from torch import Tensor, fx, nn
 
 from automc.errors import GraphError
 from automc.graph import describe
+from automc.graph.blocks import residual_blocks
 from automc.graph.channels import Classes, Lane, Lanes
 from automc.graph.facts import ModelFacts, Refusal
 from automc.graph.groups import form_groups
@@ -132,13 +133,16 @@ def _assemble(
     inputs: tuple[Tensor, ...],
 ) -> ModelGraph:
     grouping = form_groups(found.holders, found.classes)
+    layers = describe.layer_facts(model, seen, describe.folded_norms(graph, found.calls))
+    parameters = describe.parameter_facts(model, grouping.groups)
     facts = replace(
         blank,
-        layers=describe.layer_facts(model, seen, describe.folded_norms(graph, found.calls)),
+        layers=layers,
         groups=grouping.groups,
-        parameters=describe.parameter_facts(model, grouping.groups),
+        parameters=parameters,
         refused=(*found.refused, *grouping.refused),
         traceable=True,
+        blocks=residual_blocks(graph, found.lanes, model, layers, blank.norms, parameters),
     )
     settle = _Settled(found.classes)
     return ModelGraph(

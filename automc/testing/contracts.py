@@ -56,6 +56,7 @@ def check_space(build: SpaceBuilder, facts: ModelFacts) -> None:
     dense = space.decode(space.largest)
     for name, group in dense.groups:
         assert group.keep == 1.0, f"{name}: the top level must keep every channel"
+    assert not dense.dropped, "the top level must keep every block"
     for name, layer in dense.layers:
         top = (layer.weight_bits, layer.activation_bits, layer.sparsity)
         assert top == (32, 32, 0.0), f"{name}: the top level must be dense, it is {top}"

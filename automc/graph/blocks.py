@@ -1,0 +1,120 @@
+"""Residual blocks: branches that an addition adds to a shortcut, and that a model can do without.
+
+A branch is everything that serves one operand of an addition and nothing else. Without it the addition gives its
+other operand, so both must have the sum's shape. Of nested branches only the innermost are blocks.
+"""
+
+import operator
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from itertools import takewhile
+from typing import TypeVar
+
+import torch
+from torch import fx, nn
+
+from automc.graph.channels import Lane, Lanes
+from automc.graph.facts import Block, LayerFacts, NormFacts, ParameterFacts
+from automc.graph.rewrite import Edit
+
+ADDITIONS = frozenset({operator.add, operator.iadd, torch.add, "add", "add_"})
+_Value = TypeVar("_Value")
+
+
+def residual_blocks(
+    graph: fx.Graph,
+    lanes: Mapping[str, Lanes],
+    model: nn.Module,
+    layers: Sequence[LayerFacts],
+    norms: Sequence[NormFacts],
+    parameters: Sequence[ParameterFacts],
+) -> tuple[Block, ...]:
+    """Every branch with a layer in it, in forward order."""
+    found: list[tuple[Block, set[fx.Node]]] = []
+    for node in graph.nodes:
+        if node.target not in ADDITIONS or len(node.args) < 2 or len(node.all_input_nodes) != 2 or node.kwargs:
+            continue
+        sides = [_branch(node, side) for side in (0, 1)]
+        if any(_shape(lanes, n) != _shape(lanes, node) or _shape(lanes, n) is None for n in node.all_input_nodes):
+            continue
+        counts = [sum(x.name in _targets(side) for x in layers) for side in sides]
+        side = int(counts[1] >= counts[0])
+        shortcut = node.args[1 - side]
+        if counts[side] and isinstance(shortcut, fx.Node) and shortcut not in sides[side]:
+            block = _block(node, side, sides[side], model, layers, norms, parameters)
+            if block is not None:
+                found.append((block, sides[side]))
+    ends = {block.at for block, _ in found}
+    inner = [block for block, branch in found if not any(n.name in ends for n in branch)]
+    return tuple(_named(inner))
+
+
+def dropped(graph: fx.Graph, blocks: Sequence[Block]) -> dict[str, Edit]:
+    """What becomes of the additions, by node name, when these blocks' branches are gone."""
+    nodes = {n.name: n for n in graph.nodes}
+    return {b.at: Edit((nodes[b.at].args[1 - b.side],), {}, stays) for b in blocks}
+
+
+def stays(shortcut: _Value) -> _Value:
+    """What is left of an addition without its branch."""
+    return shortcut
+
+
+def _branch(node: fx.Node, side: int) -> set[fx.Node]:
+    """The nodes that serve this operand of an addition and nothing else, the addition's other operand included."""
+    end = node.args[side]
+    if not isinstance(end, fx.Node) or set(end.users) != {node} or end.op == "placeholder":
+        return set()
+    own = {end}
+    earlier = end.prev
+    while earlier.op != "root":  # backwards, so every user is decided before what it uses
+        if earlier.op != "placeholder" and earlier.users and set(earlier.users) <= own:
+            own.add(earlier)
+        earlier = earlier.prev
+    return own
+
+
+def _shape(lanes: Mapping[str, Lanes], node: fx.Node) -> tuple[int, ...] | None:
+    lane = lanes.get(node.name)
+    return lane.shape if isinstance(lane, Lane) else None
+
+
+def _targets(branch: set[fx.Node]) -> set[str]:
+    return {str(n.target) for n in branch if n.op == "call_module"}
+
+
+def _block(
+    node: fx.Node,
+    side: int,
+    branch: set[fx.Node],
+    model: nn.Module,
+    layers: Sequence[LayerFacts],
+    norms: Sequence[NormFacts],
+    parameters: Sequence[ParameterFacts],
+) -> Block | None:
+    """The block, or None where something of it lives on elsewhere or its parameters cannot be counted."""
+    targets = _targets(branch)
+    elsewhere = {str(n.target) for n in node.graph.nodes if n not in branch}
+    bare = {str(n.target) for n in branch if n.op == "get_attr"}
+    inside = tuple(x.name for x in layers if x.name in targets)
+    tied = any(x.tied for x in layers if x.name in targets)
+    if targets & elsewhere or tied or bare & {p.name for p in parameters}:
+        return None
+    batch_norms = tuple(x.name for x in norms if x.name in targets)
+    rest = targets - set(inside) - set(batch_norms)
+    others = sum(p.numel() for name in rest for p in model.get_submodule(name).parameters())
+    others += sum(model.get_parameter(name).numel() for name in bare if name in dict(model.named_parameters()))
+    return Block("", node.name, side, inside, batch_norms, others)
+
+
+def _named(blocks: Sequence[Block]) -> list[Block]:
+    """Names: the path that all layers of a block share; the addition's own name where that says too little."""
+    paths = [_shared_path(block.layers) for block in blocks]
+    unique = [path if path and paths.count(path) == 1 else block.at for path, block in zip(paths, blocks, strict=True)]
+    return [replace(block, name=name) for name, block in zip(unique, blocks, strict=True)]
+
+
+def _shared_path(names: Sequence[str]) -> str:
+    parts = [name.split(".")[:-1] for name in names]
+    shared = takewhile(lambda level: len(set(level)) == 1, zip(*parts, strict=False))
+    return ".".join(level[0] for level in shared)
