@@ -1,14 +1,14 @@
 """A compressed model on disk: model.safetensors, policy.json, report.json and a manifest of their hashes.
 
 `model.safetensors` is complete by itself: its metadata says which units of which group stay and how many bits each
-layer has; quantized weights are packed codes and a scale per output channel, weights with many zeros a bitmap and
-the rest. The manifest is there because safetensors alone loads flipped bits silently. Nothing here is code: loading
+layer has; few-bit weights are codes and a scale per output channel or a codebook, each weight in the smallest of
+several forms (`automc.compression.packing`). The manifest is there because safetensors alone loads flipped bits
+silently. Nothing here is code: loading
 needs a factory that builds the uncompressed model, whose weights do not matter.
 """
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +20,8 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
 
 from automc.compression import provenance
-from automc.compression.packing import pack_bitmap, pack_codes, unpack_bitmap, unpack_codes
-from automc.compression.quantize import dequantize, quantized_layers, weight_codes
+from automc.compression.packing import Stored, pack_codes, pack_floats, unpack, unpack_bitmap
+from automc.compression.quantize import dequantize, quantized_layers
 from automc.compression.structure import Structure, build
 from automc.errors import ArtifactError, AutomcError
 from automc.files import sha256, write_atomic
@@ -29,16 +29,7 @@ from automc.graph.trace import trace_model
 from automc.policy import FULL_BITS, Policy
 
 MODEL, POLICY, REPORT, MANIFEST = "model.safetensors", "policy.json", "report.json", "manifest.json"
-FORMAT, VERSION = "automc-artifact", 1
-
-
-@dataclass(frozen=True, eq=False, slots=True)
-class _Stored:
-    """How one weight is stored."""
-
-    bits: int
-    shape: tuple[int, ...]
-    sparse: bool
+FORMAT, VERSION = "automc-artifact", 2
 
 
 def save(module: nn.Module, directory: str | Path, *, report: Mapping[str, Any] | None = None) -> int:
@@ -124,15 +115,22 @@ def serialized(module: nn.Module) -> bytes:
     """The bytes of a module's model file; a module that `apply` did not make is stored as plain tensors."""
     tensors, aliases = _unique(module)
     origin = getattr(module, "automc", None)
-    bits = {f"{name}.layer.weight": layer.weight_bits for name, layer in quantized_layers(module)}
-    scales = {f"{name}.layer.weight": layer.weight_scale for name, layer in quantized_layers(module)}
+    layers = {f"{name}.layer.weight": layer for name, layer in quantized_layers(module)}
     stored: dict[str, list[Any]] = {}
     packed: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
-        entries, how = _pack(tensor, bits.get(name, FULL_BITS), scales.get(name))
+        if tensor.dim() < 2 or tensor.dtype != torch.float32:
+            packed[name] = tensor
+            continue
+        layer = layers.get(name)
+        codes = None if layer is None else layer.codes
+        if layer is None or codes is None:
+            entries, how = pack_floats(tensor)
+        else:
+            entries, how = pack_codes(codes, layer.weight_bits, layer.lowest_code)
         packed |= {name + suffix: value for suffix, value in entries.items()}
         if how is not None:
-            stored[name] = [how.bits, list(how.shape), how.sparse]
+            stored[name] = [how.bits, list(how.shape), how.form, how.lowest]
     metadata: dict[str, Any] = {"version": VERSION, "stored": stored, "aliases": aliases}
     if origin is not None:
         metadata |= origin.to_dict()
@@ -154,43 +152,17 @@ def _unique(module: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:
     return tensors, aliases
 
 
-def _pack(tensor: Tensor, bits: int, scale: Tensor | None) -> tuple[dict[str, Tensor], _Stored | None]:
-    """A tensor's stored entries by suffix, and how to read them; plain where packing gains nothing."""
-    plain = {"": tensor}
-    if tensor.dim() < 2 or tensor.dtype != torch.float32:
-        return plain, None
-    flat = tensor.reshape(-1)
-    present = (flat != 0).numpy()
-    sparse = -(-present.size // 8) + -(-int(present.sum()) * bits // 8) < -(-present.size * bits // 8)
-    if bits == FULL_BITS and not sparse:
-        return plain, None
-    entries = {".present": torch.from_numpy(pack_bitmap(present))} if sparse else {}
-    chosen = torch.from_numpy(present) if sparse else torch.ones(len(flat), dtype=torch.bool)
-    if bits == FULL_BITS:
-        entries[".values"] = flat[chosen]
-    else:
-        assert scale is not None
-        codes = weight_codes(tensor, scale, bits).reshape(-1)[chosen]
-        entries[".codes"] = torch.from_numpy(pack_codes(codes.to(torch.int64).numpy(), bits))
-    return entries, _Stored(bits, tuple(tensor.shape), sparse)
-
-
 def _unpack(tensors: dict[str, Tensor], metadata: dict[str, Any]) -> dict[str, Tensor]:
     state = dict(tensors)
-    for name, (bits, shape, sparse) in metadata["stored"].items():
-        count = int(np.prod(shape))
-        present = torch.ones(count, dtype=torch.bool)
-        if sparse:
-            present = torch.from_numpy(unpack_bitmap(state.pop(f"{name}.present").numpy(), count))
-        flat = torch.zeros(count)
-        if bits == FULL_BITS:
-            flat[present] = state.pop(f"{name}.values")
-            state[name] = flat.reshape(shape)
-        else:
-            codes = unpack_codes(state.pop(f"{name}.codes").numpy(), bits, int(present.sum()))
-            flat[present] = torch.from_numpy(codes).to(torch.float32)
-            scale = state[name.removesuffix("layer.weight") + "weight_scale"]
-            state[name] = dequantize(flat.reshape(shape), scale)
+    for name, (bits, shape, form, lowest) in metadata["stored"].items():
+        names = {suffix: name + suffix for suffix in (".present", ".gaps", ".codes", ".values")}
+        entries = {suffix: state.pop(key) for suffix, key in names.items() if key in state}
+        unpacked = unpack(entries, Stored(bits, tuple(shape), form, lowest))
+        if bits < FULL_BITS:
+            holder = name.removesuffix("layer.weight")
+            scale, centroids = state.get(f"{holder}weight_scale"), state.get(f"{holder}centroids")
+            unpacked = centroids[unpacked] if scale is None else dequantize(unpacked.to(torch.float32), scale)  # type: ignore[index]
+        state[name] = unpacked
     return state
 
 
@@ -219,5 +191,5 @@ def _structure(metadata: dict[str, Any], units: dict[str, int]) -> Structure:
         name: np.flatnonzero(unpack_bitmap(np.frombuffer(bytes.fromhex(bitmap), dtype=np.uint8), units[name]))
         for name, bitmap in metadata["kept"].items()
     }
-    bits = {name: (int(w), int(a)) for name, (w, a) in metadata["bits"].items()}
+    bits = {name: (int(w), int(a), book) for name, (w, a, book) in metadata["bits"].items()}
     return Structure(kept, bits, tuple(metadata["without"]))

@@ -16,6 +16,7 @@ from automc.pattern import parse
 FORMAT = "automc-policy"
 VERSION = 1
 FULL_BITS = 32
+Codebooks = Literal["uniform", "kmeans"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +39,8 @@ class LayerDecision:
     """Bits of the layer's quantized input, 4-8, or 32 for float."""
     sparsity: float = 0.0
     """Share of the kept weights set to zero, in [0, 1)."""
+    codebook: Codebooks = "uniform"
+    """Levels of few-bit weights: evenly spaced for each output channel, or k-means centroids of the layer."""
     pattern: str = "element"
     """Which weights leave together: element, N:M or RxC (see `automc.pattern`); unused at sparsity 0."""
     criterion: str = "l1"
@@ -221,6 +224,10 @@ def _check_layer(name: str, decision: LayerDecision) -> None:
     if decision.activation_bits != FULL_BITS and not 4 <= decision.activation_bits <= 8:
         raise PolicyError(
             f"activation_bits must be 4-8 or 32; layer {name!r} has {decision.activation_bits}: choose one of them."
+        )
+    if decision.codebook not in get_args(Codebooks):
+        raise PolicyError(
+            f"codebook must be one of {get_args(Codebooks)}; layer {name!r} has {decision.codebook!r}: choose one."
         )
     if not 0.0 <= decision.sparsity < 1.0:
         raise PolicyError(f"sparsity must lie in [0, 1); layer {name!r} has {decision.sparsity}: keep some weights.")

@@ -64,12 +64,12 @@ class Costing:
             "weight_bits": np.repeat(dense.weight_bits, batch, axis=0),
             "activation_bits": np.repeat(dense.activation_bits, batch, axis=0),
             "sparsity": np.repeat(dense.sparsity, batch, axis=0),
+            "codebook": np.repeat(dense.shared, batch, axis=0),
             "blocks": np.repeat(dense.blocks, batch, axis=0),
         }
         for name, (axes, columns, values) in self._columns.items():
             arrays[name][:, columns] = values[np.arange(len(axes)), levels[:, axes]]
-        names = ("keep", "weight_bits", "activation_bits", "sparsity", "blocks")
-        return Candidates(*(arrays[name] for name in names))
+        return Candidates(*(arrays[name] for name in _FIELDS))
 
     def _locate_axes(self) -> dict[str, tuple[IntArray, IntArray, FloatArray]]:
         """Per field: its axes, the columns they set, and a padded table of values by level."""
@@ -79,13 +79,13 @@ class Costing:
         columns |= {("block", b.name): i for i, b in enumerate(facts.blocks)}
         units = {g.name: g.units for g in facts.groups}
         located = {}
-        for name in ("keep", "weight_bits", "activation_bits", "sparsity", "blocks"):
+        for name in _FIELDS:
             chosen = [(i, a) for i, a in enumerate(self.space.axes) if _sets(a) == name]
             if not chosen:
                 continue
             values = np.zeros((len(chosen), max(len(a.values) for _, a in chosen)))
             for row, (_, axis) in enumerate(chosen):
-                numbers = np.array(axis.values, dtype=np.float64)
+                numbers = np.array([v == "kmeans" if name == "codebook" else v for v in axis.values], dtype=np.float64)
                 values[row, : len(numbers)] = kept_units(numbers, units[axis.place]) if name == "keep" else numbers
             axes = np.array([i for i, _ in chosen], dtype=np.int64)
             located[name] = (axes, np.array([columns[a.kind, a.place] for _, a in chosen], dtype=np.int64), values)
@@ -170,6 +170,10 @@ class Projector:
                 )
 
 
+_FIELDS = ("keep", "weight_bits", "activation_bits", "sparsity", "codebook", "blocks")
+"""What axes set, in the order of `Candidates`."""
+
+
 def _sets(axis: Axis) -> str:
     """What of a candidate an axis sets."""
     return "blocks" if axis.kind == "block" else axis.field
@@ -180,7 +184,7 @@ def _policy_candidates(policy: Policy, table: CostTable) -> Candidates:
     groups, layers = dict(policy.groups), dict(policy.layers)
     dense = table.dense
     units, bits = dense.units.copy(), dense.weight_bits.copy()
-    activations, sparsity = dense.activation_bits.copy(), dense.sparsity.copy()
+    activations, sparsity, shared = dense.activation_bits.copy(), dense.sparsity.copy(), dense.shared.copy()
     blocks = np.array([[policy.block(b.name).keep for b in facts.blocks]], dtype=np.float64).reshape(1, -1)
     for i, group in enumerate(facts.groups):
         if group.name in groups:
@@ -189,8 +193,8 @@ def _policy_candidates(policy: Policy, table: CostTable) -> Candidates:
         if layer.name in layers:
             decision = layers[layer.name]
             bits[0, i], activations[0, i] = decision.weight_bits, decision.activation_bits
-            sparsity[0, i] = decision.sparsity
-    return Candidates(units, bits, activations, sparsity, blocks)
+            sparsity[0, i], shared[0, i] = decision.sparsity, decision.codebook == "kmeans"
+    return Candidates(units, bits, activations, sparsity, shared, blocks)
 
 
 def within(costs: Mapping[str, float], limits: Mapping[str, float]) -> bool:

@@ -85,6 +85,7 @@ SPACES = Registry(
         "channels-all": "automc.search_spaces.channels:all_channels",
         "criteria": "automc.search_spaces.criteria:criteria",
         "bits": "automc.search_spaces.bits:bits",
+        "codebooks": "automc.search_spaces.bits:shared_bits",
         "depth": "automc.search_spaces.depth:depth",
         "depth-channels": "automc.search_spaces.depth:depth_and_channels",
         "sparsity": "automc.search_spaces.weights:sparsity",

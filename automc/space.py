@@ -20,7 +20,7 @@ from automc.policy import BlockDecision, GroupDecision, LayerDecision, Policy, R
 IntArray = NDArray[np.int64]
 FloatArray = NDArray[np.float64]
 Value = float | int | str
-Field = Literal["keep", "criterion", "weight_bits", "activation_bits", "sparsity", "pattern"]
+Field = Literal["keep", "criterion", "weight_bits", "activation_bits", "sparsity", "pattern", "codebook"]
 
 
 @dataclass(frozen=True, slots=True)

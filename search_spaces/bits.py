@@ -16,3 +16,8 @@ def bits(facts: ModelFacts) -> tuple[Axis, ...]:
 def activation_bits(facts: ModelFacts) -> tuple[Axis, ...]:
     """Bits of every layer's input."""
     return tuple(Axis(x.name, "layer", "activation_bits", ACTIVATION_BITS) for x in facts.layers)
+
+
+def shared_bits(facts: ModelFacts) -> tuple[Axis, ...]:
+    """Weight bits of every layer, and whether their levels are evenly spaced or a codebook."""
+    return tuple(axis for a in bits(facts) for axis in (a, Axis(a.place, "layer", "codebook", ("uniform", "kmeans"))))

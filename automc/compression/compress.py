@@ -70,9 +70,9 @@ class Compressor:
             units = int(kept_units(np.array(decision.keep), group.units))
             if units < group.units:
                 kept[name] = bank.kept(group, decision.criterion, units)
-        bits = {name: (d.weight_bits, d.activation_bits) for name, d in policy.layers}
+        bits = {name: (d.weight_bits, d.activation_bits, d.codebook) for name, d in policy.layers}
         gone = {name for block in policy.dropped for name in self.graph.facts.block(block).layers}
-        narrow = {n: b for n, b in bits.items() if min(b) < FULL_BITS and n not in gone}
+        narrow = {n: b for n, b in bits.items() if min(b[:2]) < FULL_BITS and n not in gone}
         return Structure(kept, narrow, policy.dropped)
 
     def bank(self, recipe: Recipe) -> LayerBank:

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor, nn
 
-from automc.compression.packing import pack_bitmap
+from automc.compression.packing import bitmap
 from automc.compression.structure import Structure
 from automc.errors import ArtifactError
 from automc.policy import Policy
@@ -29,7 +29,7 @@ class Provenance:
         for name, units in self.structure.kept.items():
             present = np.zeros(self.units[name], dtype=np.bool_)
             present[units] = True
-            kept[name] = pack_bitmap(present).tobytes().hex()
+            kept[name] = bitmap(present).tobytes().hex()
         return {
             "fingerprint": self.policy.fingerprint,
             "kept": kept,

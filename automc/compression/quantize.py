@@ -3,7 +3,8 @@
 Weights: per output channel, symmetric, b bits, codes in [-(2^(b-1) - 1), 2^(b-1) - 1], so zero stays zero. The
 scale is the one of 24 fractions of the channel's largest magnitude with the least squared error.
 Activations: per tensor, asymmetric, b bits, the range chosen on calibration data; zero is always representable.
-Weights stay float tensors at run time, exactly codes times scale, so what is saved packed comes back bit by bit.
+Shared weights: the values of a k-means codebook of 2^b - 1 centroids (`codebook`), and zero.
+Weights stay float tensors at run time, exactly what their codes stand for, so what is saved comes back bit by bit.
 """
 
 from collections.abc import Iterator
@@ -11,7 +12,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from automc.policy import FULL_BITS
+from automc.compression.codebook import kmeans
+from automc.policy import FULL_BITS, Codebooks
 
 RANGES = ("minmax", "percentile", "mse", "kl")
 """Ways to choose an activation's range."""
@@ -91,19 +93,52 @@ def activation_range(x: Tensor, bits: int, method: str) -> Tensor:
 class QuantizedLayer(nn.Module):
     """A layer whose weight is representable in few bits and whose input may be quantized, too."""
 
-    def __init__(self, layer: nn.Module, weight_bits: int, activation_bits: int) -> None:
+    def __init__(
+        self, layer: nn.Module, weight_bits: int, activation_bits: int, codebook: Codebooks = "uniform"
+    ) -> None:
         super().__init__()
         self.layer = layer
         self.weight_bits = weight_bits
         self.input = ActivationQuantizer(activation_bits) if activation_bits < FULL_BITS else None
         assert isinstance(layer.weight, Tensor)
-        self.register_buffer("weight_scale", torch.ones(len(layer.weight)) if weight_bits < FULL_BITS else None)
+        rounded, shared = weight_bits < FULL_BITS, codebook == "kmeans"
+        self.register_buffer("weight_scale", torch.ones(len(layer.weight)) if rounded and not shared else None)
+        self.register_buffer("centroids", torch.zeros(2**weight_bits) if rounded and shared else None)
 
     weight_scale: Tensor | None
+    """Step of each output channel (out,), where levels are evenly spaced."""
+    centroids: Tensor | None
+    """Value of each code (2^bits,), where they are not; the first is zero."""
 
     def forward(self, x: Tensor) -> Tensor:
         """The layer's output for x, as the layer takes it."""
         return self.layer(x if self.input is None else self.input(x))  # type: ignore[no-any-return]
+
+    @property
+    def codes(self) -> Tensor | None:
+        """The weight as integers (int64), 0 for zero; None for a float weight."""
+        weight = self.layer.weight
+        assert isinstance(weight, Tensor)
+        if self.weight_scale is not None:
+            return weight_codes(weight.detach(), self.weight_scale, self.weight_bits).to(torch.int64)
+        return None if self.centroids is None else shared_codes(weight.detach(), self.centroids)
+
+    @property
+    def lowest_code(self) -> int:
+        """Smallest code a weight may have."""
+        return 0 if self.centroids is not None else 1 - 2 ** (self.weight_bits - 1)
+
+    @torch.no_grad()
+    def share_(self, importance: Tensor | None = None) -> None:
+        """Sets the weight to the values of a k-means codebook; zeros stay zero and are no members of it."""
+        weight = self.layer.weight
+        assert isinstance(weight, Tensor)
+        present = weight != 0
+        mass = None if importance is None else importance.expand_as(weight)[present]
+        book = kmeans(weight[present], 2**self.weight_bits - 1, mass)
+        self.centroids = torch.zeros(2**self.weight_bits, dtype=weight.dtype)
+        self.centroids[1 : 1 + len(book.centroids)] = book.centroids
+        weight[present] = book.values
 
     @torch.no_grad()
     def round_(self, scale: Tensor, codes: Tensor | None = None) -> None:
@@ -113,6 +148,13 @@ class QuantizedLayer(nn.Module):
         self.weight_scale = scale
         codes = weight_codes(weight, scale, self.weight_bits) if codes is None else codes
         weight.copy_(dequantize(codes, scale))
+
+
+def shared_codes(weight: Tensor, centroids: Tensor) -> Tensor:
+    """Codes (int64) of a weight whose values are all zero or one of the centroids (2^bits,); 0 for zero."""
+    values, order = centroids[1:].sort()
+    codes = order[torch.searchsorted(values, weight.contiguous()).clamp_max(len(values) - 1)] + 1
+    return torch.where(weight == 0, torch.zeros_like(codes), codes)
 
 
 def quantized_layers(module: nn.Module) -> Iterator[tuple[str, QuantizedLayer]]:

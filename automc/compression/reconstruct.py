@@ -32,6 +32,7 @@ from automc.compression.calibration import (
 )
 from automc.compression.segments import SegmentedRun
 from automc.compression.sweep import refit_masked
+from automc.criteria.roots import damped, root
 from automc.graph.facts import ModelFacts
 from automc.policy import Recipe
 from automc.task import Inputs
@@ -161,10 +162,8 @@ class Regression:
         if mask is not None:
             parts = zip(self.gram, self.cross, mask.reshape(len(self.gram), -1, n), strict=True)
             return torch.cat([refit_masked(gram, cross, kept, ridge) for gram, cross, kept in parts])
-        core = self.gram.clone()
-        diagonal = core.diagonal(dim1=1, dim2=2)
-        diagonal += ridge * diagonal.mean(dim=1, keepdim=True).clamp_min(1e-12)
-        fitted: Tensor = torch.linalg.solve(core, self.cross)  # (groups, n, out / groups)
+        system = torch.stack([damped(gram, ridge) for gram in self.gram])
+        fitted = torch.cholesky_solve(self.cross, root(system))  # (groups, n, out / groups)
         return fitted.transpose(1, 2).reshape(-1, n)
 
     def output(self, rows: Tensor) -> tuple[Tensor, Tensor]:

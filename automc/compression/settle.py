@@ -42,7 +42,10 @@ def settle(
         else:
             weight *= mask
     if isinstance(place.holder, QuantizedLayer) and decision.weight_bits < FULL_BITS:
-        _round(place.holder, weight, recipe, fit, mask)
+        if decision.codebook == "kmeans":
+            place.holder.share_(None if fit is None else _importance(fit, weight))
+        else:
+            _round(place.holder, weight, recipe, fit, mask)
 
 
 def _mask(place: Place, recipe: Recipe, fit: Regression | None, traces: Callable[[], Traces] | None) -> Tensor:
@@ -51,6 +54,12 @@ def _mask(place: Place, recipe: Recipe, fit: Regression | None, traces: Callable
     view = LayerView(place.weight, gram, generator=generator)
     centred = None if fit is None else fit.gram
     return weight_mask(place, view, centred, traces)
+
+
+def _importance(fit: Regression, weight: Tensor) -> Tensor:
+    """The Hessian's diagonal at every weight, by which k-means weighs errors (Choi et al. 2017, eq. 8)."""
+    each = fit.gram.diagonal(dim1=1, dim2=2).repeat_interleave(len(weight) // len(fit.gram), dim=0)  # (out, n)
+    return each.reshape(weight.shape)
 
 
 def _round(holder: QuantizedLayer, weight: Tensor, recipe: Recipe, fit: Regression | None, mask: Tensor | None) -> None:

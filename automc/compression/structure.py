@@ -11,7 +11,7 @@ from automc.compression.quantize import QuantizedLayer
 from automc.graph.facts import ModelFacts
 from automc.graph.model_graph import ModelGraph
 from automc.graph.shrink import shrink
-from automc.policy import FULL_BITS
+from automc.policy import FULL_BITS, Codebooks
 
 IntArray = NDArray[np.int64]
 
@@ -22,8 +22,8 @@ class Structure:
 
     kept: Mapping[str, IntArray]
     """Sorted units per group; a group that is missing keeps all."""
-    bits: Mapping[str, tuple[int, int]]
-    """(weight bits, activation bits) per quantized layer."""
+    bits: Mapping[str, tuple[int, int, Codebooks]]
+    """(weight bits, activation bits, codebook) per quantized layer."""
     without: tuple[str, ...] = ()
     """Residual blocks left out."""
 
@@ -31,9 +31,9 @@ class Structure:
 def build(graph: ModelGraph, model: nn.Module, structure: Structure) -> nn.Module:
     """A copy of `model` with the channels removed and quantized layers in place, values still unfitted."""
     small = shrink(graph, model, structure.kept, structure.without)
-    for name, (weight_bits, activation_bits) in structure.bits.items():
+    for name, (weight_bits, activation_bits, codebook) in structure.bits.items():
         if min(weight_bits, activation_bits) < FULL_BITS:
-            _replace(small, name, QuantizedLayer(small.get_submodule(name), weight_bits, activation_bits))
+            _replace(small, name, QuantizedLayer(small.get_submodule(name), weight_bits, activation_bits, codebook))
     return small
 
 

@@ -15,6 +15,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from automc.criteria.roots import damped, root
 from automc.pattern import Pattern
 
 BLOCK = 128
@@ -34,8 +35,8 @@ def refit_masked(gram: Tensor, cross: Tensor, mask: Tensor, ridge: float) -> Ten
     masked and its error handed on column by column.
     """
     out, n = mask.shape
-    damped = _damped(gram, ridge)
-    dense: Tensor = torch.linalg.solve(damped, cross).T
+    system = damped(gram, ridge)
+    dense = torch.cholesky_solve(cross, root(system)).T
     if bool(mask.all()):
         return dense
     if out * n**3 / 3 > EXACT_WORK:
@@ -44,9 +45,8 @@ def refit_masked(gram: Tensor, cross: Tensor, mask: Tensor, ridge: float) -> Ten
     rows = []
     for part, target in zip(*(x.split(_rows_at_once(n)) for x in (mask, cross.T)), strict=True):  # type: ignore[no-untyped-call]
         kept = part.to(torch.float64)
-        system = damped * kept[:, :, None] * kept[:, None, :] + torch.diag_embed(1 - kept)
-        root = torch.linalg.cholesky_ex(system)[0]
-        rows.append(torch.cholesky_solve((target * kept)[:, :, None], root)[:, :, 0])
+        restricted = system * kept[:, :, None] * kept[:, None, :] + torch.diag_embed(1 - kept)
+        rows.append(torch.cholesky_solve((target * kept)[:, :, None], root(restricted))[:, :, 0])
     return torch.cat(rows) * mask
 
 
@@ -71,12 +71,12 @@ def mask_by_sweep(rows: Tensor, gram: Tensor, sparsity: float, pattern: Pattern)
     Single weights: the share `sparsity` of each block of 128 columns, across rows; N:M: in each row's groups. Columns
     go in the order given, so that groups of M are neighbours; n must be a multiple of M.
     """
-    root = inverse_root(gram, DAMPING)
+    upper = inverse_root(gram, DAMPING)
     stays = torch.ones(rows.shape, dtype=torch.bool)
     size = BLOCK if pattern.keep is None else pattern.span
 
     def choose(start: int, block: Tensor) -> None:
-        saliency = (block / root[0].diagonal()[start : start + block.shape[1]]).square()
+        saliency = (block / upper[0].diagonal()[start : start + block.shape[1]]).square()
         if pattern.keep is None:
             drop = int(saliency.numel() * sparsity)
             chosen = torch.ones(saliency.numel(), dtype=torch.bool)
@@ -86,7 +86,7 @@ def mask_by_sweep(rows: Tensor, gram: Tensor, sparsity: float, pattern: Pattern)
             best = saliency.topk(pattern.keep[0], dim=1).indices
             stays[:, start : start + size] = torch.zeros_like(saliency, dtype=torch.bool).scatter_(1, best, True)
 
-    sweep(rows, root, lambda i, w: w * stays[:, i], torch.arange(rows.shape[1]), choose, size)
+    sweep(rows, upper, lambda i, w: w * stays[:, i], torch.arange(rows.shape[1]), choose, size)
     return stays
 
 
@@ -94,25 +94,25 @@ def inverse_root(gram: Tensor, damping: float, order: Tensor | None = None, mask
     """Upper U (1, n, n), or (rows, n, n) with a mask (rows, n), with U^T U the damped inverse of the ordered Gram
     matrix restricted to each row's kept columns; the identity elsewhere."""
     order = torch.arange(len(gram)) if order is None else order
-    system = _damped(gram, damping)[order][:, order][None]
+    system = damped(gram, damping)[order][:, order][None]
     if mask is not None:
         kept = mask[:, order].to(torch.float64)
         system = system * kept[:, :, None] * kept[:, None, :] + torch.diag_embed(1 - kept)
-    flipped = torch.linalg.cholesky_ex(system.flip(1, 2))[0].flip(1, 2)  # upper M with M M^T = G
+    flipped = root(system.flip(1, 2)).flip(1, 2)  # upper M with M M^T = G
     eye = torch.eye(len(gram), dtype=torch.float64).expand_as(flipped)
-    root: Tensor = torch.linalg.solve_triangular(flipped, eye, upper=True)
-    return root
+    inverse: Tensor = torch.linalg.solve_triangular(flipped, eye, upper=True)
+    return inverse
 
 
 def sweep(
     rows: Tensor,
-    root: Tensor,
+    upper: Tensor,
     settle: Settle,
     order: Tensor,
     begin: Callable[[int, Tensor], None] | None = None,
     size: int = BLOCK,
 ) -> Tensor:
-    """Settles the columns of rows (out, n) in `order`, handing errors on; root (1 or out, n, n) in that order.
+    """Settles the columns of rows (out, n) in `order`, handing errors on; upper roots (1 or out, n, n) in that order.
 
     `begin(start, block)` sees each block's weights before its first column is settled.
     """
@@ -126,36 +126,27 @@ def sweep(
         for i in range(start, stop):
             column = open_rows[:, i].clone()
             settled = settle(int(order[i]), column)
-            error = (column - settled) / root[:, i, i]
-            open_rows[:, i:stop] -= error[:, None] * root[:, i, i:stop]
+            error = (column - settled) / upper[:, i, i]
+            open_rows[:, i:stop] -= error[:, None] * upper[:, i, i:stop]
             open_rows[:, i] = settled
             errors[:, i - start] = error
-        handed = errors @ root[0, start:stop, stop:] if len(root) == 1 else None
+        handed = errors @ upper[0, start:stop, stop:] if len(upper) == 1 else None
         if handed is None:
-            handed = (errors[:, None] @ root[:, start:stop, stop:])[:, 0]
+            handed = (errors[:, None] @ upper[:, start:stop, stop:])[:, 0]
         open_rows[:, stop:] -= handed
     settled_rows = torch.empty_like(open_rows)
     settled_rows[:, order] = open_rows
     return settled_rows
 
 
-def _rounded(rows: Tensor, root: Tensor, scale: Tensor, top: int, order: Tensor, mask: Tensor | None) -> Tensor:
+def _rounded(rows: Tensor, upper: Tensor, scale: Tensor, top: int, order: Tensor, mask: Tensor | None) -> Tensor:
     step = scale.to(torch.float64)
     kept = torch.ones(rows.shape, dtype=torch.bool) if mask is None else mask
 
     def settle(i: int, column: Tensor) -> Tensor:
         return (column / step).round().clamp(-top, top) * step * kept[:, i]
 
-    return (sweep(rows, root, settle, order) / step[:, None]).round()
-
-
-def _damped(gram: Tensor, share: float) -> Tensor:
-    """Float64, with `share` of the mean diagonal added; inputs that are always zero get the mean itself."""
-    system = gram.to(torch.float64).clone()
-    diagonal = system.diagonal()
-    mean = diagonal.mean().clamp_min(1e-12)
-    diagonal += torch.where(diagonal <= 0, mean, share * mean)
-    return system
+    return (sweep(rows, upper, settle, order) / step[:, None]).round()
 
 
 def _rows_at_once(n: int) -> int:

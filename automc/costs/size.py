@@ -1,9 +1,10 @@
 """Bytes on disk of the saved model: packed weights, scales, everything else, and the file's header.
 
-A weight of b < 32 bits is stored as ceil(n b / 8) bytes of packed codes and a float32 scale per output channel;
-a pruned one as a bitmap of n bits and its non-zero entries, where that is smaller. The header is bounded from
-above from the tensors' names, so a policy within a size limit makes a file within it; the dense model's size is
-its tensors alone, so that a percentage is never easier to meet than it reads.
+A weight of b < 32 bits is stored as ceil(n b / 8) bytes of packed codes and a float32 scale per output channel, or
+2^b float32 centroids; a pruned one as a bitmap of n bits and its non-zero entries, where that is smaller. What entropy
+coding saves on top depends on the weights and is not foreseen: a file is never larger than its policy's size. The
+header is bounded from above from the tensors' names, so a policy within a size limit makes a file within it; the dense
+model's size is its tensors alone, so that a percentage is never easier to meet than it reads.
 """
 
 import numpy as np
@@ -21,8 +22,12 @@ class _Size:
         sparse = np.ceil(shapes.weights / 8) + np.ceil(kept * bits / 8)
         weights = np.where(sparsity > 0, np.minimum(dense, sparse), dense)
         # Counted whether or not the layer is quantized: otherwise float could cost less than 8 bits on tiny layers.
-        scales_and_range = 4 * shapes.out + 8
-        return weights * table.owns_weight + scales_and_range + 4 * shapes.out * table.has_bias
+        # A codebook counts as no smaller than scales, so that k-means never costs less than evenly spaced levels.
+        centroids = np.maximum(2.0 ** np.minimum(bits, 8), shapes.out)
+        levels = np.where(shapes.candidates.shared > 0, centroids, shapes.out)
+        scales_and_range = 4 * levels + 8
+        stored: FloatArray = weights * table.owns_weight + scales_and_range + 4 * shapes.out * table.has_bias
+        return stored
 
     def rest(self, table: CostTable, shapes: Shapes) -> FloatArray:
         norms = shapes.norm @ (table.norm_parameters + table.norm_buffers)

@@ -32,6 +32,8 @@ class Candidates:
     """(B, L)"""
     sparsity: FloatArray
     """Share of the kept weights that is zero (B, L)."""
+    shared: FloatArray
+    """1 for layers whose levels are a codebook, 0 for evenly spaced ones (B, L)."""
     blocks: FloatArray
     """1 for residual blocks that stay, 0 for those left out (B, K)."""
 
@@ -75,7 +77,8 @@ class CostTable:
         full = np.full((1, layers), 32.0)
         units = np.array([[g.units for g in self.facts.groups]], dtype=np.float64)
         blocks = np.ones((1, len(self.facts.blocks)))
-        return Candidates(units.reshape(1, -1), full, full, np.zeros((1, layers)), blocks)
+        none = np.zeros((1, layers))
+        return Candidates(units.reshape(1, -1), full, full, none, none, blocks)
 
     def shapes(self, candidates: Candidates) -> Shapes:
         """The shrunk sizes of every candidate."""

@@ -12,18 +12,14 @@ import torch
 from torch import Tensor
 
 from automc.criteria.criterion import Criterion, LayerView, fan_in_view
+from automc.criteria.roots import damped, root
 
 DAMPING = 1e-4
 
 
 def damped_inverse(gram: Tensor, damping: float = DAMPING) -> Tensor:
-    """(G + damping * mean(diag G) I)^-1 in float64; inputs that are always zero get a unit diagonal."""
-    matrix = gram.to(torch.float64).clone()
-    diagonal = matrix.diagonal()
-    dead = diagonal <= 0
-    diagonal += damping * diagonal.mean()
-    diagonal[dead] = diagonal[~dead].mean() if bool((~dead).any()) else 1.0
-    return torch.cholesky_inverse(torch.linalg.cholesky(matrix))
+    """(G + damping * mean(diag G) I)^-1 in float64; inputs that are always zero get the others' mean diagonal."""
+    return torch.cholesky_inverse(root(damped(gram, damping)))
 
 
 def _obd(view: LayerView) -> Tensor:

@@ -8,8 +8,8 @@ _WIDTH = 24
 
 
 def tables(policy: Policy) -> list[Table]:
-    """A table of groups and a table of layers; a table without rows is left out."""
-    return [t for t in (_groups(policy), _layers(policy)) if t.row_count]
+    """Tables of blocks, groups and layers; a table without rows is left out."""
+    return [t for t in (_blocks(policy), _groups(policy), _layers(policy)) if t.row_count]
 
 
 def _groups(policy: Policy) -> Table:
@@ -24,9 +24,21 @@ def _layers(policy: Policy) -> Table:
     for name, decision in policy.layers:
         if decision != LayerDecision():
             bar = _bar(min(decision.weight_bits, 8) / 8 * (1 - decision.sparsity))
-            zeros = f"{100 * decision.sparsity:.0f}%" if decision.sparsity else "-"
+            zeros = f"{100 * decision.sparsity:.0f}% {_chosen(decision)}" if decision.sparsity else "-"
             result.add_row(name, _bits(decision.weight_bits), bar, _bits(decision.activation_bits), zeros)
     return result
+
+
+def _blocks(policy: Policy) -> Table:
+    result = Table("block", "", title="residual blocks", title_justify="left")
+    for name, decision in policy.blocks:
+        result.add_row(name, "stays" if decision.keep else "left out")
+    return result
+
+
+def _chosen(decision: LayerDecision) -> str:
+    """By which criterion, in which pattern."""
+    return decision.criterion if decision.pattern == "element" else f"{decision.pattern} {decision.criterion}"
 
 
 def _bits(bits: int) -> str:

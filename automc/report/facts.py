@@ -20,6 +20,8 @@ def lines(facts: ModelFacts) -> list[str]:
     ]
     if not facts.traceable:
         result.append("The model cannot be traced: layers can be made sparse and quantized, but no channels removed.")
+    if facts.blocks:
+        result.append(f"residual blocks that may be left out: {_names(tuple(b.name for b in facts.blocks), 40)}")
     return result + [f"not pruned: {r.where} ({r.operation}): {r.reason}" for r in facts.refused]
 
 

@@ -10,7 +10,7 @@ from automc.compression.compress import Compressor
 from automc.graph.trace import trace_model
 from automc.projection import Costing
 from automc.scoring.evaluator import Evaluator
-from automc.search_spaces.bits import activation_bits, bits
+from automc.search_spaces.bits import activation_bits, shared_bits
 from automc.search_spaces.channels import all_channels
 from automc.search_spaces.depth import depth
 from automc.search_spaces.weights import weights
@@ -79,7 +79,7 @@ class Setup:
         self.task = make_task(name)
         self.graph = trace_model(self.task.model, self.task.example_inputs)
         facts = self.graph.facts
-        axes = (*depth(facts), *all_channels(facts), *bits(facts), *activation_bits(facts), *weights(facts))
+        axes = (*depth(facts), *all_channels(facts), *shared_bits(facts), *activation_bits(facts), *weights(facts))
         self.space = SearchSpace(facts, axes)
         self.costing = Costing(self.space)
         self.compressor = Compressor(self.graph, self.task.model, self.task)
