@@ -25,7 +25,7 @@ from automc.graph.trace import ModelGraph, trace_model
 from automc.policy import Policy, Recipe
 from automc.projection import Costing, Projector
 from automc.recovery import distill as recovery
-from automc.recovery.distill import Schedule
+from automc.recovery.distill import Distillation
 from automc.registry import SEARCHERS, SPACES
 from automc.scoring.evaluator import Evaluator
 from automc.searcher import Problem
@@ -89,7 +89,7 @@ def distill(
     module: nn.Module,
     task: Task | str,
     *,
-    schedule: Schedule | None = None,
+    settings: Distillation | None = None,
     samples: int = 2048,
     progress: Callable[[int, float], None] | None = None,
 ) -> nn.Module:
@@ -102,7 +102,7 @@ def distill(
     provenance.of(module)
     graph = trace_model(found.model, found.example_inputs, verify=False)
     inputs = found.calibration_inputs(samples)
-    recovery.distill(module, found.model, graph, inputs, schedule, augment=found.augment, progress=progress)
+    recovery.distill(module, found.model, graph, inputs, settings, augment=found.augment, progress=progress)
     return module
 
 

@@ -121,6 +121,8 @@ TASKS = Registry(
     "task",
     {
         "digits": "automc.tasks.digits:digits",
+        "mnist-lenet300": "automc.tasks.mnist:mnist_lenet300",
+        "mnist-lenet5": "automc.tasks.mnist:mnist_lenet5",
         "cifar10-resnet20": "automc.tasks.cifar10:resnet20",
         "cifar10-resnet56": "automc.tasks.cifar10:resnet56",
     },

@@ -6,26 +6,18 @@ result does not depend on the number of cores. Weights are cached as safetensors
 """
 
 import hashlib
-import os
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import astuple, dataclass
 from functools import partial
-from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from sklearn.datasets import load_digits
 from torch import Tensor
 from torch.nn import functional as F
 
-from automc.errors import ArtifactError
-from automc.files import write_atomic
 from automc.task import Task
 from automc.tasks.augment import shifts
 from automc.tasks.resnet import ResNet
+from automc.tasks.trained import cached, one_thread
 
 TRAIN, VALIDATION = 897, 450  # and 450 test images
 BATCH = 150
@@ -88,25 +80,14 @@ def splits() -> tuple[Split, Split, Split]:
 def weights(training: Training) -> dict[str, Tensor]:
     """The trained state dict, from the cache or trained now."""
     key = hashlib.sha256(repr(astuple(training)).encode()).hexdigest()[:12]
-    path = cache_folder() / f"digits-{key}.safetensors"
-    state = _read(path)
-    if state is None:
-        state = train_network(training)
-        _write(state, path)
-    return state
-
-
-def cache_folder() -> Path:
-    """Where trained networks are kept."""
-    named = os.environ.get("XDG_CACHE_HOME")
-    return (Path(named) if named else Path.home() / ".cache") / "automc"
+    return cached(f"digits-{key}", lambda: train_network(training))
 
 
 def train_network(training: Training) -> dict[str, Tensor]:
     """Trains the network; same settings, same weights, and no trace in the global random state."""
     images, labels = splits()[0]
     generator = torch.Generator().manual_seed(training.seed)
-    with torch.random.fork_rng(devices=[]), _one_thread(), torch.enable_grad():
+    with torch.random.fork_rng(devices=[]), one_thread(), torch.enable_grad():
         torch.manual_seed(training.seed)
         model = factory().train()
         _fit(model, images, labels, training, generator)
@@ -139,45 +120,6 @@ def _shift(images: Tensor, generator: torch.Generator) -> Tensor:
     down, right = torch.randint(0, 3, (2,), generator=generator).tolist()
     padded = F.pad(images, (1, 1, 1, 1), value=-MEAN / DEVIATION)
     return padded[:, :, down : down + 8, right : right + 8]
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """Sums in one order, whatever the number of cores."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
-
-
-def _read(path: Path) -> dict[str, Tensor] | None:
-    """The cached weights; None where there are none, or none that can be trusted."""
-    try:
-        with safe_open(path, framework="pt") as file:
-            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
-            digest = (file.metadata() or {}).get("sha256")
-    except (OSError, SafetensorError):
-        return None
-    return state if digest == _digest(state) else None
-
-
-def _write(state: dict[str, Tensor], path: Path) -> None:
-    try:
-        write_atomic(path, save(state, metadata={"sha256": _digest(state)}))
-    except ArtifactError as error:
-        warnings.warn(f"The trained digits network is not cached: {error}", stacklevel=2)
-
-
-def _digest(state: dict[str, Tensor]) -> str:
-    """SHA-256 of names, shapes and values."""
-    result = hashlib.sha256()
-    for name in sorted(state):
-        tensor = state[name].contiguous()
-        result.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        result.update(tensor.numpy().tobytes())
-    return result.hexdigest()
 
 
 def _batches(split: Split) -> list[Split]:

@@ -12,12 +12,13 @@ from automc.errors import ArtifactError, TaskError
 from automc.graph.model_graph import ModelGraph
 from automc.graph.trace import trace_model
 from automc.policy import GroupDecision, LayerDecision, Policy, Recipe
-from automc.recovery.distill import Schedule, distill, trainable
+from automc.recovery.distill import Distillation, distill
+from automc.recovery.optimize import Schedule, trainable
 from automc.task import Task
 from automc.tasks.augment import flips_and_shifts, shifts
 from automc.tasks.resnet import ResNet
 
-QUICK = Schedule(epochs=3, batch=16, rate=1e-3)
+QUICK = Distillation(Schedule(epochs=3, batch=16, rate=1e-3))
 
 
 def made() -> tuple[Task, ModelGraph, nn.Module]:
@@ -42,6 +43,10 @@ def made() -> tuple[Task, ModelGraph, nn.Module]:
         Recipe(reconstruct="none"),
     )
     return task, graph, Compressor(graph, model, task).compress(policy)
+
+
+def once(seed: int) -> Distillation:
+    return Distillation(Schedule(epochs=1, batch=32, seed=seed))
 
 
 def gap(task: Task, small: nn.Module) -> float:
@@ -79,7 +84,7 @@ def test_same_seed_same_weights_and_another_seed_others() -> None:
     for seed in (0, 0, 1):
         again = copy.deepcopy(small)
         torch.manual_seed(seed + len(states))  # the global generator must not matter
-        distill(again, task.model, graph, task.calibration[0][0], Schedule(1, 32, seed=seed), augment=flips_and_shifts)
+        distill(again, task.model, graph, task.calibration[0][0], once(seed), augment=flips_and_shifts)
         states.append(state(again))
     assert all(torch.equal(states[0][n], states[1][n]) for n in states[0])
     assert any(not torch.equal(states[0][n], states[2][n]) for n in states[0])
@@ -88,7 +93,7 @@ def test_same_seed_same_weights_and_another_seed_others() -> None:
 def test_a_distilled_model_is_saved_and_loaded_as_it_is(tmp_path) -> None:
     task, _, small = made()
     told: list[int] = []
-    automc.distill(small, task, schedule=QUICK, samples=64, progress=lambda epoch, loss: told.append(epoch))
+    automc.distill(small, task, settings=QUICK, samples=64, progress=lambda epoch, loss: told.append(epoch))
     automc.save(small, tmp_path)
     again = automc.load(tmp_path, lambda: ResNet(8, widths=(8, 16, 32), classes=5))
     assert told == [0, 1, 2]
@@ -98,7 +103,9 @@ def test_a_distilled_model_is_saved_and_loaded_as_it_is(tmp_path) -> None:
 def test_a_rate_that_is_too_high_is_said_so() -> None:
     task, graph, small = made()
     with pytest.raises(TaskError, match="lower the rate"):
-        distill(small, task.model, graph, task.calibration[0][0], Schedule(epochs=30, batch=16, rate=1e12))
+        distill(
+            small, task.model, graph, task.calibration[0][0], Distillation(Schedule(epochs=30, batch=16, rate=1e12))
+        )
 
 
 def test_only_what_apply_returned_can_be_distilled() -> None:
