@@ -54,7 +54,7 @@ class Task:
             raise TaskError(
                 f"A task's model must be an nn.Module; it is a {type(self.model).__name__}: pass the module."
             )
-        for name in ("calibration", "validation", "test"):
+        for name in ("calibration", "validation", "train", "test"):
             object.__setattr__(self, name, _batches(getattr(self, name), name))
         if not self.calibration:
             raise TaskError("A task must have calibration batches; it has none: pass a few hundred unlabelled samples.")
