@@ -75,6 +75,13 @@ CRITERIA = Registry(
         "obd": "automc.criteria.curvature:OBD",
         "obs": "automc.criteria.curvature:OBS",
         "sparsegpt": "automc.criteria.curvature:SPARSEGPT",
+        "taylor": "automc.criteria.gradient:TAYLOR",
+        "snip": "automc.criteria.gradient:SNIP",
+        "grasp": "automc.criteria.gradient:GRASP",
+        "synflow": "automc.criteria.gradient:SYNFLOW",
+        "sensitivity": "automc.criteria.gradient:SENSITIVITY",
+        "kron_obd": "automc.criteria.kron:KRON_OBD",
+        "kron_obs": "automc.criteria.kron:KRON_OBS",
     },
 )
 

@@ -5,7 +5,7 @@ Calibration batches may come without targets, as bare inputs.
 """
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -33,7 +33,7 @@ class Task:
 
     model: nn.Module
     calibration: Sequence[Any]
-    """Batches the compression may look at; targets are not used."""
+    """Batches the compression may look at; only criteria that need gradients of a loss use targets."""
     validation: Sequence[Any]
     """Batches the search scores on."""
     metric: str | Metric = "accuracy"
@@ -48,12 +48,17 @@ class Task:
     """Changes a batch of the first input in ways that do not change what it shows; for training only."""
     factory: Callable[[], nn.Module] | None = None
     """Builds the model with untrained weights, for loading a saved result; None where only the API is used."""
+    labelled: bool = field(init=False, default=False)
+    """Whether every calibration batch came with targets."""
 
     def __post_init__(self) -> None:
         if not isinstance(self.model, nn.Module):
             raise TaskError(
                 f"A task's model must be an nn.Module; it is a {type(self.model).__name__}: pass the module."
             )
+        items = list(self.calibration)
+        object.__setattr__(self, "calibration", items)
+        object.__setattr__(self, "labelled", all(_split(item)[1] is not None for item in items))
         for name in ("calibration", "validation", "train", "test"):
             object.__setattr__(self, name, _batches(getattr(self, name), name))
         if not self.calibration:
@@ -75,6 +80,12 @@ class Task:
         """Inputs of the first two calibration samples."""
         return tuple(x[:2] for x in self.calibration[0][0])
 
+    def calibration_targets(self, samples: int) -> Tensor | None:
+        """Targets of the first `samples` calibration samples; None where some batch came without."""
+        if not self.labelled:
+            return None
+        return torch.cat([targets for _, targets in self.calibration])[:samples]
+
     def calibration_inputs(self, samples: int) -> Inputs:
         """Inputs of the first `samples` calibration samples, joined into one batch."""
         parts: list[Inputs] = []
@@ -94,8 +105,13 @@ def _batches(data: Iterable[Any] | None, name: str) -> tuple[Batch, ...] | None:
     return tuple(_batch(item, name) for item in data)
 
 
+def _split(item: Any) -> tuple[Any, Any]:
+    """Inputs and targets of a batch; None for targets it has not."""
+    return tuple(item) if isinstance(item, (tuple, list)) and len(item) == 2 else (item, None)
+
+
 def _batch(item: Any, name: str) -> Batch:
-    inputs, targets = item if isinstance(item, (tuple, list)) and len(item) == 2 else (item, None)
+    inputs, targets = _split(item)
     inputs = tuple(inputs) if isinstance(inputs, (tuple, list)) else (inputs,)
     if targets is None and name == "calibration":
         targets = torch.zeros(len(inputs[0]))

@@ -8,7 +8,7 @@ candidate.
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from functools import cached_property
 from pathlib import Path
 
@@ -27,13 +27,20 @@ from automc.compression.calibration import (
     sampled_positions,
     watched,
 )
+from automc.compression.gradients import (
+    hessian_gradient,
+    loss_gradient,
+    output_gram,
+    output_sensitivity,
+    synaptic_flow,
+)
 from automc.compression.patterns import layout, mask_by_score
 from automc.compression.prune import eliminations
 from automc.compression.quantize import dequantize, weight_codes, weight_scale
 from automc.compression.reconstruct import Regression
 from automc.compression.store import Tensors, TensorStore
 from automc.compression.structure import Sides
-from automc.criteria.criterion import Criterion, LayerView, fan_in_view
+from automc.criteria.criterion import Criterion, LayerView, Need, fan_in_view
 from automc.criteria.surgeon import Reader, Traces, eliminate
 from automc.errors import PolicyError
 from automc.graph.facts import Group, Member, ModelFacts
@@ -59,11 +66,12 @@ class LayerBank:
         inputs: Inputs,
         recipe: Recipe,
         *,
+        targets: Tensor | None = None,
         memory_bytes: int = MEMORY_BYTES,
         folder: Path | None = None,
     ) -> None:
         self.facts, self.model, self.recipe = facts, model, recipe
-        self._inputs = inputs
+        self._inputs, self._targets = inputs, targets
         own = None if folder is None else folder / _key(facts, inputs, recipe)
         self._store = TensorStore(memory_bytes, own)
 
@@ -200,19 +208,19 @@ class LayerBank:
         counted = 0
         generator = torch.Generator().manual_seed(self.recipe.seed)
         for member in group.members:
-            if (
-                member.kind != "layer"
-                or criterion.side not in ("both", member.axis)
-                or not self._has_needs(member, criterion)
-            ):
+            if member.kind != "layer" or criterion.side not in ("both", member.axis):
                 continue
-            score = criterion.score(self._view(member.target, generator)).detach().to(torch.float64)
+            view = self.view(member.target, criterion.needs, generator)
+            if view is None:
+                continue
+            score = criterion.score(view).detach().to(torch.float64)
             if not bool(torch.isfinite(score).all()):
                 raise PolicyError(
                     f"Criterion {criterion.name!r} must give finite scores; {member.target!r} got others: check it."
                 )
             unit = _sum_by_unit(score, member, self.facts.layer(member.target).groups)
-            total += unit / max(unit.mean(), 1e-30)
+            unit = np.abs(unit) if criterion.sign == "absolute" else unit
+            total += unit / max(float(np.abs(unit).mean()), 1e-30)
             counted += 1
         if not counted:
             raise PolicyError(
@@ -220,21 +228,55 @@ class LayerBank:
             )
         return total
 
-    def _has_needs(self, member: Member, criterion: Criterion) -> bool:
-        if criterion.needs_inputs and member.target not in self.moments:
-            return False
-        return not criterion.needs_norm or self._norm_scale(member.target) is not None
+    def view(self, name: str, needs: Collection[Need], generator: torch.Generator) -> LayerView | None:
+        """A dense layer as a criterion with these needs sees it; None where it has no norm or no input rows."""
+        facts: dict[str, Tensor | None] = {}
+        if "inputs" in needs:
+            if name not in self.moments:
+                return None
+            known = self.moments[name]
+            parts = {"gram": known.gram, "mean": known.mean, "active": known.active}
+            facts |= {part: x.to(torch.float32) for part, x in parts.items()}
+        if "norm" in needs:
+            facts["norm_scale"] = self._norm_scale(name)
+            if facts["norm_scale"] is None:
+                return None
+        for need in needs:
+            if need not in ("inputs", "norm"):
+                facts[need] = self._gradients(need)[name]
+        return LayerView(self._weight(name), generator=generator, **facts)
+
+    def statistics(self, name: str, needs: Collection[Need], sides: Sides) -> dict[str, Tensor]:
+        """What gradients say of the weights that are left of a layer, for criteria of single weights."""
+        depthwise = self.facts.layer(name).depthwise
+        each = self._weight(name).shape[1]  # conv-groups lose the same positions: the first one tells
+        inputs = torch.arange(each) if depthwise else torch.from_numpy(sides.inputs[sides.inputs < each])
+        kinds = [need for need in needs if need in ("gradient", "hessian_gradient", "flow", "sensitivity")]
+        return {need: self._gradients(need)[name][sides.outputs][:, inputs] for need in kinds}
+
+    def _gradients(self, need: Need) -> Tensors:
+        """One kind of gradient statistic of all layers."""
+        layers = [x.name for x in self.facts.layers]
+
+        def make() -> Tensors:
+            with torch.enable_grad():
+                if need == "gradient":
+                    return loss_gradient(self.model, layers, self._inputs, self._targets)
+                if need == "hessian_gradient":
+                    return hessian_gradient(self.model, layers, self._inputs, self._targets)
+                if need == "output_gram":
+                    generator = torch.Generator().manual_seed(self.recipe.seed)
+                    return output_gram(self.model, layers, self._inputs, generator)
+                if need == "flow":
+                    return synaptic_flow(self.model, layers, self._inputs)
+                return output_sensitivity(self.model, layers, self._inputs)
+
+        return self._store.get(f"gradients {need}", make)
 
     def _norm_scale(self, name: str) -> Tensor | None:
         norm = self.facts.layer(name).norm
         scale = self.model.get_submodule(norm).weight if norm else None
         return scale.detach() if isinstance(scale, Tensor) else None
-
-    def _view(self, name: str, generator: torch.Generator) -> LayerView:
-        known = self.moments.get(name)
-        inputs = (known.gram, known.mean, known.active) if known else (None, None, None)
-        gram, mean, active = (None if x is None else x.to(torch.float32) for x in inputs)
-        return LayerView(self._weight(name), gram, mean, active, self._norm_scale(name), generator)
 
     def _axis_errors(self, axis: Axis) -> FloatArray:
         if axis.kind == "block":

@@ -79,7 +79,12 @@ class Compressor:
         """The layer bank under a recipe's calibration settings."""
         if recipe not in self._banks:
             self._banks[recipe] = LayerBank(
-                self.graph.facts, self.model, self.inputs(recipe), recipe, folder=self._cache
+                self.graph.facts,
+                self.model,
+                self.inputs(recipe),
+                recipe,
+                targets=self._targets(recipe),
+                folder=self._cache,
             )
         return self._banks[recipe]
 
@@ -102,6 +107,10 @@ class Compressor:
         largest = max((4 * x.positions * x.out_channels for x in self.graph.facts.layers), default=1)
         samples = min(recipe.images, max(64, ACTIVATION_BYTES // largest))
         return tuple(_channels_last(x) for x in self.task.calibration_inputs(samples))
+
+    def _targets(self, recipe: Recipe) -> Tensor | None:
+        """Labels of the calibration samples, where the task has them."""
+        return self.task.calibration_targets(len(self.inputs(recipe)[0]))
 
     def _fit(self, small: nn.Module, policy: Policy, structure: Structure) -> None:
         graph = interpretable(self.graph, small)

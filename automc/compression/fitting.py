@@ -4,8 +4,6 @@ A layer is fitted to what the dense model computes there (`reconstruct`), or fro
 then happens to its weights is in `settle`; the shift of the mean goes to an intercept.
 """
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor, fx, nn
 
@@ -23,10 +21,9 @@ from automc.compression.reconstruct import (
     shift_intercept,
 )
 from automc.compression.segments import SegmentedRun
-from automc.compression.settle import settle
+from automc.compression.settle import Known, settle
 from automc.compression.structure import Structure, kept_channels, kept_of_norms
 from automc.criteria.criterion import fan_in_view
-from automc.criteria.surgeon import Traces
 from automc.graph.facts import ModelFacts
 from automc.policy import FULL_BITS, LayerDecision, Policy
 
@@ -107,7 +104,7 @@ class FittingPass:
         elif name in self.bank.moments:
             self._fit_alone(place)
         else:
-            settle(place, self.recipe)
+            settle(place, self.recipe, known=self._known(place))
 
     def _fit_to_dense(self, place: Place, dense: DenseRows, chunks: list[Tensor]) -> None:
         """Towards what the dense model computes there, from the compressed model's own inputs."""
@@ -120,7 +117,7 @@ class FittingPass:
         norm = self.module.get_submodule(point.norm) if point.norm else None
         intercept = norm is not None or layer.bias is not None
         fit = Regression.of(gather_inputs(layer, chunks, positions), target, intercept=intercept)
-        settle(place, self.recipe, fit, fit.solve(self.recipe.ridge), self._traces(place))
+        settle(place, self.recipe, fit, fit.solve(self.recipe.ridge), self._known(place))
         set_intercept(layer, norm, fit)
         if point.norm:
             self.settled.add(point.norm)
@@ -131,16 +128,18 @@ class FittingPass:
         sides = self.channels[name]
         fit = self.bank.regression(name, sides)
         if self.recipe.reconstruct == "none":
-            settle(place, self.recipe, fit, None, self._traces(place))
+            settle(place, self.recipe, fit, None, self._known(place))
             return
         rows = self.bank.refit(name, sides.inputs)[sides.outputs] if self._narrowed(name) else fan_in_view(place.weight)
-        settle(place, self.recipe, fit, rows, self._traces(place))
+        settle(place, self.recipe, fit, rows, self._known(place))
         norm = place.facts.norm
         shift_intercept(place.layer, self.module.get_submodule(norm) if norm else None, fit)
 
-    def _traces(self, place: Place) -> Callable[[], Traces] | None:
-        """The bank's eliminations, which are those of the layer with all its channels."""
-        facts, sides = place.facts, self.channels[place.facts.name]
-        if len(sides.inputs) < facts.in_channels or len(sides.outputs) < facts.out_channels:
-            return None
-        return lambda: self.bank.traces(facts.name, place.decision.pattern)
+    def _known(self, place: Place) -> Known:
+        """What the bank knows of the dense layer; its eliminations are those of the layer with all its channels."""
+        facts, sides, bank = place.facts, self.channels[place.facts.name], self.bank
+        whole = len(sides.inputs) == facts.in_channels and len(sides.outputs) == facts.out_channels
+        return Known(
+            lambda needs: bank.statistics(facts.name, needs, sides),
+            (lambda: bank.traces(facts.name, place.decision.pattern)) if whole else None,
+        )

@@ -38,9 +38,11 @@ def weight_mask(
     pattern = parse(decision.pattern)
     shape = tuple(view.weight.shape)
     check_fits(place.facts, criterion, pattern)
-    if criterion.needs_inputs and (view.gram is None or gram is None):
+    missing = [need for need in criterion.needs if getattr(view, "gram" if need == "inputs" else need, None) is None]
+    if missing:
         raise PolicyError(
-            f"Criterion {criterion.name!r} must have input statistics; layer {name!r} has none: choose l1."
+            f"Criterion {criterion.name!r} must have the statistics {', '.join(missing)}; layer {name!r} has none: "
+            "choose l1."
         )
     where = layout(shape, place.conv_groups, pattern)
     if gram is not None and criterion.second_order:
@@ -48,7 +50,8 @@ def weight_mask(
         return mask_by_trace(found, decision.sparsity, pattern, where)
     if gram is not None and criterion.sweeps:
         return _swept(view.weight, gram, decision.sparsity, pattern, where)
-    return mask_by_score(criterion.score(view), decision.sparsity, pattern, where)
+    score = criterion.score(view)
+    return mask_by_score(score.abs() if criterion.sign == "absolute" else score, decision.sparsity, pattern, where)
 
 
 def check_fits(layer: LayerFacts, criterion: Criterion, pattern: Pattern) -> None:

@@ -3,7 +3,8 @@
 The order is that of OBC (Frantar and Alistarh 2022, section 5, "joint"): rounding last, on the weights pruning left.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -13,9 +14,20 @@ from automc.compression.prune import weight_mask
 from automc.compression.quantize import QuantizedLayer, weight_scale
 from automc.compression.reconstruct import Regression
 from automc.compression.sweep import round_rows
-from automc.criteria.criterion import LayerView, fan_in_view
+from automc.criteria.criterion import LayerView, Need, fan_in_view
 from automc.criteria.surgeon import Traces
 from automc.policy import FULL_BITS, Recipe
+from automc.registry import CRITERIA
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """What is known of the dense layer, made when asked for."""
+
+    statistics: Callable[[Collection[Need]], Mapping[str, Tensor]]
+    """What gradients say of the weights that are left, by the need of a criterion."""
+    traces: Callable[[], Traces] | None = None
+    """Its eliminations, where it still has all of its channels."""
 
 
 @torch.no_grad()
@@ -24,19 +36,19 @@ def settle(
     recipe: Recipe,
     fit: Regression | None = None,
     rows: Tensor | None = None,
-    traces: Callable[[], Traces] | None = None,
+    known: Known | None = None,
 ) -> None:
     """Sets the weights of one layer.
 
     fit: what the layer reads and should give, where that is known; rows (out, n): the weights refitted to it, or None
-    to leave weights as they are, save for what is decided; traces: the layer's eliminations, where somebody keeps them.
+    to leave weights as they are, save for what is decided.
     """
     weight, decision = place.weight, place.decision
     if rows is not None:
         weight.copy_(rows.reshape(weight.shape))
     mask = None
     if decision.sparsity > 0:
-        mask = _mask(place, recipe, fit, traces)
+        mask = _mask(place, recipe, fit, known)
         if fit is not None and rows is not None:
             weight.copy_(fit.solve(recipe.ridge, fan_in_view(mask)).reshape(weight.shape))
         else:
@@ -48,12 +60,12 @@ def settle(
             _round(place.holder, weight, recipe, fit, mask)
 
 
-def _mask(place: Place, recipe: Recipe, fit: Regression | None, traces: Callable[[], Traces] | None) -> Tensor:
+def _mask(place: Place, recipe: Recipe, fit: Regression | None, known: Known | None) -> Tensor:
     generator = torch.Generator().manual_seed(recipe.seed)
     gram = None if fit is None else fit.second_moment.to(place.weight.dtype)
-    view = LayerView(place.weight, gram, generator=generator)
-    centred = None if fit is None else fit.gram
-    return weight_mask(place, view, centred, traces)
+    statistics = {} if known is None else known.statistics(CRITERIA.load(place.decision.criterion).needs)
+    view = LayerView(place.weight, gram, generator=generator, **statistics)
+    return weight_mask(place, view, None if fit is None else fit.gram, None if known is None else known.traces)
 
 
 def _importance(fit: Regression, weight: Tensor) -> Tensor:

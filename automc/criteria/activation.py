@@ -16,7 +16,7 @@ from automc.criteria.criterion import Criterion, LayerView, fan_in_view
 
 
 def _activation(view: LayerView) -> Tensor:
-    assert view.gram is not None  # the caller checks needs_inputs
+    assert view.gram is not None  # the caller checks needs
     norms = view.gram.diagonal(dim1=1, dim2=2).clamp_min(0).sqrt()  # (groups, n)
     return _by_group(view.weight, norms) * view.weight.abs()
 
@@ -42,8 +42,8 @@ def _sharing(weight: Tensor) -> int:
     return weight.shape[0] * weight[0, 0].numel()
 
 
-ACTIVATION = Criterion("activation", _activation, side="in", needs_inputs=True)
+ACTIVATION = Criterion("activation", _activation, side="in", needs=frozenset({"inputs"}))
 MEAN_ACTIVATION = Criterion(
-    "mean_activation", _mean_activation, side="in", needs_inputs=True, tells_weights_apart=False
+    "mean_activation", _mean_activation, side="in", needs=frozenset({"inputs"}), tells_weights_apart=False
 )
-APOZ = Criterion("apoz", _apoz, side="in", needs_inputs=True, tells_weights_apart=False)
+APOZ = Criterion("apoz", _apoz, side="in", needs=frozenset({"inputs"}), tells_weights_apart=False)

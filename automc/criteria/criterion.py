@@ -22,11 +22,23 @@ class LayerView:
     """Share of the layer's inputs that are not zero, per conv-group (groups, n)."""
     norm_scale: Tensor | None = None
     """Scale of the batch norm behind the layer (out,)."""
+    gradient: Tensor | None = None
+    """Mean gradient of the loss, of the weight's shape."""
+    hessian_gradient: Tensor | None = None
+    """The loss's Hessian over all layers times its gradient, of the weight's shape."""
+    output_gram: Tensor | None = None
+    """Second moment of the loss's gradient at the outputs, per conv-group (groups, out / groups, out / groups)."""
+    flow: Tensor | None = None
+    """Synaptic flow |w dR/dw|, of the weight's shape."""
+    sensitivity: Tensor | None = None
+    """Mean magnitude of the outputs' derivatives, of the weight's shape."""
     generator: torch.Generator | None = None
     """Source of the random criterion."""
 
 
 Side = Literal["out", "in", "both"]
+Need = Literal["inputs", "norm", "gradient", "hessian_gradient", "output_gram", "flow", "sensitivity"]
+Sign = Literal["positive", "absolute", "ordered"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,13 +47,13 @@ class Criterion:
 
     name: str
     score: Callable[[LayerView], Tensor]
-    """From a layer to one non-negative score per weight, of the weight's shape."""
+    """From a layer to one score per weight, of the weight's shape."""
     side: Side = "both"
     """Which layers of a group count for a channel: those that make it (out), those that read it (in), or both."""
-    needs_inputs: bool = False
-    """Whether the statistics of the layer's inputs are needed: gram, mean, active."""
-    needs_norm: bool = False
-    """Whether a batch norm behind the layer is needed."""
+    needs: frozenset[Need] = frozenset()
+    """What of a `LayerView` must be there; "inputs" stands for gram, mean and active, "norm" for norm_scale."""
+    sign: Sign = "positive"
+    """Scores are never negative; or count by the magnitude of their sum; or by their order, signs and all."""
     tells_weights_apart: bool = True
     """Whether weights of one channel get scores of their own; if not, it ranks channels and no single weights."""
     second_order: bool = False

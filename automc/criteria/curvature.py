@@ -23,28 +23,28 @@ def damped_inverse(gram: Tensor, damping: float = DAMPING) -> Tensor:
 
 
 def _obd(view: LayerView) -> Tensor:
-    assert view.gram is not None  # the caller checks needs_inputs
+    assert view.gram is not None  # the caller checks needs
     diagonal = view.gram.diagonal(dim1=1, dim2=2).clamp_min(0)  # (groups, n)
     rows = fan_in_view(view.weight).reshape(diagonal.shape[0], -1, diagonal.shape[1])
     return (rows.square() * diagonal[:, None]).reshape(view.weight.shape)
 
 
 def _obs(view: LayerView) -> Tensor:
-    assert view.gram is not None  # the caller checks needs_inputs
+    assert view.gram is not None  # the caller checks needs
     diagonal = torch.stack([damped_inverse(g).diagonal() for g in view.gram]).to(view.weight.dtype)  # (groups, n)
     rows = fan_in_view(view.weight).reshape(diagonal.shape[0], -1, diagonal.shape[1])
     return (rows.square() / diagonal[:, None]).reshape(view.weight.shape)
 
 
-OBD = Criterion("obd", _obd, side="in", needs_inputs=True)
+OBD = Criterion("obd", _obd, side="in", needs=frozenset({"inputs"}))
 
 
 def _sparsegpt(view: LayerView) -> Tensor:
-    assert view.gram is not None  # the caller checks needs_inputs
+    assert view.gram is not None  # the caller checks needs
     roots = torch.stack([torch.linalg.cholesky(damped_inverse(g), upper=True).diagonal() for g in view.gram])
     rows = fan_in_view(view.weight).reshape(len(roots), -1, roots.shape[1])
     return (rows / roots[:, None].to(rows.dtype)).square().reshape(view.weight.shape)
 
 
-OBS = Criterion("obs", _obs, side="in", needs_inputs=True, second_order=True)
-SPARSEGPT = Criterion("sparsegpt", _sparsegpt, side="in", needs_inputs=True, sweeps=True)
+OBS = Criterion("obs", _obs, side="in", needs=frozenset({"inputs"}), second_order=True)
+SPARSEGPT = Criterion("sparsegpt", _sparsegpt, side="in", needs=frozenset({"inputs"}), sweeps=True)

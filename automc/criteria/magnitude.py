@@ -41,7 +41,7 @@ def _random(view: LayerView) -> Tensor:
 
 
 def _bn_scale(view: LayerView) -> Tensor:
-    assert view.norm_scale is not None  # the caller checks needs_norm
+    assert view.norm_scale is not None  # the caller checks needs
     scale = view.norm_scale.abs().reshape(-1, *[1] * (view.weight.dim() - 1))
     return scale.expand_as(view.weight) / view.weight[0].numel()
 
@@ -51,4 +51,4 @@ L2 = Criterion("l2", _l2)
 LAMP = Criterion("lamp", _lamp)
 PROBABILISTIC = Criterion("probabilistic", _probabilistic)
 RANDOM = Criterion("random", _random, side="out")
-BN_SCALE = Criterion("bn_scale", _bn_scale, side="out", needs_norm=True, tells_weights_apart=False)
+BN_SCALE = Criterion("bn_scale", _bn_scale, side="out", needs=frozenset({"norm"}), tells_weights_apart=False)

@@ -23,14 +23,37 @@ def check_criterion(criterion: Criterion) -> None:
         n = weight[0].numel()
         x = torch.randn(groups, 4 * n, n, generator=generator)
         before = weight.clone()
-        inputs = x.transpose(1, 2) @ x, x.mean(dim=1), (x > 0).float().mean(dim=1)
-        score = criterion.score(LayerView(weight, *inputs, weight.flatten(1).norm(dim=1), generator))
+        score = criterion.score(_view(weight, x, generator))
         assert score.shape == weight.shape, f"{criterion.name}: {tuple(score.shape)} scores for {tuple(weight.shape)}"
         assert bool(torch.isfinite(score).all()), f"{criterion.name}: scores must be finite"
-        assert bool((score >= 0).all()), f"{criterion.name}: scores must not be negative"
+        assert criterion.sign != "positive" or bool((score >= 0).all()), (
+            f"{criterion.name}: scores must not be negative"
+        )
         assert torch.equal(weight, before), f"{criterion.name}: the weight was changed"
         apart = bool((score.flatten(1) != score.flatten(1)[:, :1]).any())
         assert apart or not criterion.tells_weights_apart, f"{criterion.name}: says it tells weights apart; it does not"
+
+
+def _view(weight: torch.Tensor, x: torch.Tensor, generator: torch.Generator) -> LayerView:
+    """Everything a criterion may need, drawn at random; x are input rows (groups, rows, n)."""
+
+    def like(tensor: torch.Tensor) -> torch.Tensor:
+        return torch.randn(tensor.shape, generator=generator)
+
+    back = torch.randn(len(x), 50, len(weight) // len(x), generator=generator)
+    return LayerView(
+        weight,
+        gram=x.transpose(1, 2) @ x,
+        mean=x.mean(dim=1),
+        active=(x > 0).float().mean(dim=1),
+        norm_scale=weight.flatten(1).norm(dim=1),
+        gradient=like(weight),
+        hessian_gradient=like(weight),
+        output_gram=back.transpose(1, 2) @ back,
+        flow=like(weight).abs(),
+        sensitivity=like(weight).abs(),
+        generator=generator,
+    )
 
 
 def check_cost(cost: Cost, space: SearchSpace) -> None:

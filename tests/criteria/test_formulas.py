@@ -72,8 +72,13 @@ def net(norm: bool = False) -> nn.Sequential:
     return nn.Sequential(*first, nn.Conv2d(6, 4, 1), nn.Flatten(), nn.Linear(64, 3)).eval()
 
 
+def labels(x: Tensor) -> Tensor:
+    return torch.arange(len(x)) % 3
+
+
 def bank_of(model: nn.Module, x: Tensor) -> LayerBank:
-    return LayerBank(trace_model(model, (x[:2],)).facts, model, (x,), Recipe(rows=10**6))
+    facts = trace_model(model, (x[:2],)).facts
+    return LayerBank(facts, model, (x,), Recipe(rows=10**6), targets=labels(x))
 
 
 @pytest.mark.parametrize("name", ["mean_activation", "apoz"])
@@ -117,7 +122,7 @@ def sparse(criterion: str) -> Tensor:
 
     model, x = net(), rand(32, 3, 4, 4)
     graph = trace_model(model, (x[:2],))
-    compressor = Compressor(graph, model, Task(model, [x], [(x, torch.zeros(32, dtype=torch.long))]))
+    compressor = Compressor(graph, model, Task(model, [(x, labels(x))], [(x, labels(x))]))
     policy = Policy(graph.facts.fingerprint, (), (("2", LayerDecision(sparsity=0.5, criterion=criterion)),))
     weight = compressor.compress(policy).get_submodule("2").weight
     assert isinstance(weight, Tensor)
@@ -129,7 +134,7 @@ def test_an_untraceable_layer_without_statistics_is_refused_for_criteria_that_ne
     facts = trace_model(model, (x[:2],)).facts
     layer = model.get_submodule(facts.layers[0].name)
     place = Place(facts.layers[0], LayerDecision(sparsity=0.5, criterion="obd"), layer)
-    with pytest.raises(PolicyError, match="must have input statistics"):
+    with pytest.raises(PolicyError, match="must have the statistics inputs"):
         settle(place, Recipe())
 
 
