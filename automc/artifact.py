@@ -192,4 +192,5 @@ def _structure(metadata: dict[str, Any], units: dict[str, int]) -> Structure:
         for name, bitmap in metadata["kept"].items()
     }
     bits = {name: (int(w), int(a), book) for name, (w, a, book) in metadata["bits"].items()}
-    return Structure(kept, bits, tuple(metadata["without"]))
+    factors = {name: (method, tuple(ranks)) for name, (method, ranks) in metadata["factors"].items()}
+    return Structure(kept, bits, factors, tuple(metadata["without"]))

@@ -41,6 +41,10 @@ class LayerDecision:
     """Share of the kept weights set to zero, in [0, 1)."""
     codebook: Codebooks = "uniform"
     """Levels of few-bit weights: evenly spaced for each output channel, or k-means centroids of the layer."""
+    rank: float = 1.0
+    """Share of the layer's parameters and MACs that its factors may take, in (0, 1]; 1 leaves it whole."""
+    factorization: str = "svd"
+    """How it is factored: svd, spatial, tucker2, cp or tt; unused at rank 1."""
     pattern: str = "element"
     """Which weights leave together: element, N:M or RxC (see `automc.pattern`); unused at sparsity 0."""
     criterion: str = "l1"
@@ -228,6 +232,13 @@ def _check_layer(name: str, decision: LayerDecision) -> None:
     if decision.codebook not in get_args(Codebooks):
         raise PolicyError(
             f"codebook must be one of {get_args(Codebooks)}; layer {name!r} has {decision.codebook!r}: choose one."
+        )
+    if not 0.0 < decision.rank <= 1.0:
+        raise PolicyError(f"rank must lie in (0, 1]; layer {name!r} has {decision.rank}: keep at least rank one.")
+    few = min(decision.weight_bits, decision.activation_bits) < FULL_BITS
+    if decision.rank < 1.0 and (few or decision.sparsity > 0):
+        raise PolicyError(
+            f"A factored layer must be dense and float; layer {name!r} has other decisions, too: drop them or its rank."
         )
     if not 0.0 <= decision.sparsity < 1.0:
         raise PolicyError(f"sparsity must lie in [0, 1); layer {name!r} has {decision.sparsity}: keep some weights.")

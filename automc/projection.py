@@ -15,9 +15,10 @@ from numpy.typing import NDArray
 from automc.budget import Budget
 from automc.costs.table import Candidates, Cost, CostTable, FloatArray, total
 from automc.errors import BudgetError
+from automc.graph.ranks import METHODS, find
 from automc.policy import Policy
 from automc.registry import COSTS
-from automc.space import Axis, IntArray, SearchSpace, check_policy, kept_units
+from automc.space import Axis, IntArray, SearchSpace, Value, check_policy, kept_units
 
 _LINE = np.linspace(0.0, 1.0, 65)
 
@@ -65,6 +66,8 @@ class Costing:
             "activation_bits": np.repeat(dense.activation_bits, batch, axis=0),
             "sparsity": np.repeat(dense.sparsity, batch, axis=0),
             "codebook": np.repeat(dense.shared, batch, axis=0),
+            "rank": np.repeat(dense.rank, batch, axis=0),
+            "factorization": np.repeat(dense.method, batch, axis=0),
             "blocks": np.repeat(dense.blocks, batch, axis=0),
         }
         for name, (axes, columns, values) in self._columns.items():
@@ -85,7 +88,7 @@ class Costing:
                 continue
             values = np.zeros((len(chosen), max(len(a.values) for _, a in chosen)))
             for row, (_, axis) in enumerate(chosen):
-                numbers = np.array([v == "kmeans" if name == "codebook" else v for v in axis.values], dtype=np.float64)
+                numbers = np.array([_number(name, v) for v in axis.values], dtype=np.float64)
                 values[row, : len(numbers)] = kept_units(numbers, units[axis.place]) if name == "keep" else numbers
             axes = np.array([i for i, _ in chosen], dtype=np.int64)
             located[name] = (axes, np.array([columns[a.kind, a.place] for _, a in chosen], dtype=np.int64), values)
@@ -170,7 +173,7 @@ class Projector:
                 )
 
 
-_FIELDS = ("keep", "weight_bits", "activation_bits", "sparsity", "codebook", "blocks")
+_FIELDS = ("keep", "weight_bits", "activation_bits", "sparsity", "codebook", "rank", "factorization", "blocks")
 """What axes set, in the order of `Candidates`."""
 
 
@@ -179,12 +182,23 @@ def _sets(axis: Axis) -> str:
     return "blocks" if axis.kind == "block" else axis.field
 
 
+def _number(name: str, value: Value) -> float:
+    """A value as candidates hold it."""
+    if name == "codebook":
+        return float(value == "kmeans")
+    if name == "factorization":
+        find(str(value))
+        return float(list(METHODS).index(str(value)))
+    return float(value)
+
+
 def _policy_candidates(policy: Policy, table: CostTable) -> Candidates:
     facts = table.facts
     groups, layers = dict(policy.groups), dict(policy.layers)
     dense = table.dense
     units, bits = dense.units.copy(), dense.weight_bits.copy()
     activations, sparsity, shared = dense.activation_bits.copy(), dense.sparsity.copy(), dense.shared.copy()
+    rank, method = dense.rank.copy(), dense.method.copy()
     blocks = np.array([[policy.block(b.name).keep for b in facts.blocks]], dtype=np.float64).reshape(1, -1)
     for i, group in enumerate(facts.groups):
         if group.name in groups:
@@ -193,8 +207,9 @@ def _policy_candidates(policy: Policy, table: CostTable) -> Candidates:
         if layer.name in layers:
             decision = layers[layer.name]
             bits[0, i], activations[0, i] = decision.weight_bits, decision.activation_bits
-            sparsity[0, i], shared[0, i] = decision.sparsity, decision.codebook == "kmeans"
-    return Candidates(units, bits, activations, sparsity, shared, blocks)
+            sparsity[0, i], shared[0, i] = decision.sparsity, _number("codebook", decision.codebook)
+            rank[0, i], method[0, i] = decision.rank, _number("factorization", decision.factorization)
+    return Candidates(units, bits, activations, sparsity, shared, rank, method, blocks)
 
 
 def within(costs: Mapping[str, float], limits: Mapping[str, float]) -> bool:

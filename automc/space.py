@@ -20,7 +20,9 @@ from automc.policy import BlockDecision, GroupDecision, LayerDecision, Policy, R
 IntArray = NDArray[np.int64]
 FloatArray = NDArray[np.float64]
 Value = float | int | str
-Field = Literal["keep", "criterion", "weight_bits", "activation_bits", "sparsity", "pattern", "codebook"]
+Field = Literal[
+    "keep", "criterion", "weight_bits", "activation_bits", "sparsity", "pattern", "codebook", "rank", "factorization"
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +43,7 @@ class Axis:
     @property
     def ordered(self) -> bool:
         """Whether cost never falls from one level to the next."""
-        return self.field not in ("criterion", "pattern")
+        return self.field not in ("criterion", "pattern", "factorization")
 
     def level(self, value: Value) -> int:
         """The level of `value`, the nearest one for numbers; an unknown word raises PolicyError."""

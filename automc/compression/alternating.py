@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from automc.errors import GraphError
+from automc.criteria.roots import damped, root
 
 DAMPING = 1e-10
 
@@ -88,24 +88,6 @@ def alternate(
     return found
 
 
-def damped(matrix: Tensor, damping: float = DAMPING) -> Tensor:
-    """A second moment with a little of its mean diagonal added; the unit matrix for an empty one."""
-    diagonal = matrix.diagonal().clamp_min(0).mean()
-    unit = torch.eye(len(matrix), dtype=matrix.dtype, device=matrix.device)
-    return matrix + (damping * diagonal if float(diagonal) > 0 else 1.0) * unit
-
-
-def root(matrix: Tensor) -> Tensor:
-    """Lower L with L L^T a second moment, damped just enough; moments summed in float32 can be slightly indefinite."""
-    for exponent in range(-10, 0):
-        lower, failed = torch.linalg.cholesky_ex(damped(matrix, 10.0**exponent))
-        if not int(failed):
-            return lower  # type: ignore[no-any-return]
-    raise GraphError(
-        "A Gram matrix must have no negative eigenvalues; this one does: compute it as X^T X of the layer's inputs."
-    )
-
-
 def leading(matrix: Tensor, rank: int) -> Tensor:
     """Eigenvectors of the `rank` largest eigenvalues of a symmetric matrix, largest first."""
     vectors: Tensor = torch.linalg.eigh(matrix).eigenvectors
@@ -118,7 +100,7 @@ def _last(product: Product, factors: Sequence[Tensor], weight: Tensor, gram: Ten
         return _descend(product, factors, len(factors) - 1, weight, gram, steps)
     basis, last = product.basis(factors), factors[-1]
     seen = gram @ basis.T  # (n, q)
-    core = root(basis @ seen)
+    core = root(damped(basis @ seen, DAMPING))
     gap = weight - product.rows(factors)
     return last + torch.cholesky_solve((gap @ seen).T, core).T.reshape(last.shape)
 

@@ -34,6 +34,8 @@ from automc.compression.gradients import (
     output_sensitivity,
     synaptic_flow,
 )
+from automc.compression.lowrank import build as factored
+from automc.compression.lowrank import fit_
 from automc.compression.patterns import layout, mask_by_score
 from automc.compression.prune import eliminations
 from automc.compression.quantize import dequantize, weight_codes, weight_scale
@@ -44,6 +46,7 @@ from automc.criteria.criterion import Criterion, LayerView, Need, fan_in_view
 from automc.criteria.surgeon import Reader, Traces, eliminate
 from automc.errors import PolicyError
 from automc.graph.facts import Group, Member, ModelFacts
+from automc.graph.ranks import Shape, ranks
 from automc.pattern import parse
 from automc.policy import FULL_BITS, Recipe
 from automc.registry import CRITERIA
@@ -78,8 +81,8 @@ class LayerBank:
     @cached_property
     def moments(self) -> dict[str, Moments]:
         """Input moments of every layer whose input rows can be formed, from one pass of the dense model."""
-        names = [x.name for x in self.facts.layers if f"{x.name}:gram" in self._statistics]
-        return {n: Moments(*(self._statistics[f"{n}:{part}"] for part in ("gram", "mean", "active"))) for n in names}
+        names = [x.name for x in self.facts.layers if f"{x.name}:centred" in self._statistics]
+        return {n: Moments(*(self._statistics[f"{n}:{part}"] for part in ("centred", "mean", "active"))) for n in names}
 
     @cached_property
     def spreads(self) -> dict[str, Spread]:
@@ -114,6 +117,14 @@ class LayerBank:
             return Regression.of_moments(rows, known.of_groups(torch.from_numpy(sides.inputs)))
         each = facts.in_channels // facts.groups  # conv-groups lose the same positions: the first one tells
         return Regression.of_moments(rows, known, self.columns(name, sides.inputs[sides.inputs < each]))
+
+    def rows(self, name: str, sides: Sides) -> Tensor:
+        """What is left of a layer's dense weights as rows (out, n')."""
+        rows = fan_in_view(self._weight(name))[sides.outputs]
+        if self.facts.layer(name).depthwise:
+            return rows
+        each = self._weight(name).shape[1]  # conv-groups lose the same positions: the first one tells
+        return rows[:, self.columns(name, sides.inputs[sides.inputs < each])]
 
     def refit(self, name: str, inputs: IntArray) -> Tensor:
         """A layer's dense rows refitted on the kept `inputs` channels (out, n'); only for layers of one conv-group."""
@@ -167,7 +178,7 @@ class LayerBank:
                 return
             positions = sampled_positions(output_shape(module, x), self.recipe.rows, generator)
             seen = moments(input_rows(module, x, positions))
-            found.update({f"{name}:gram": seen.gram, f"{name}:mean": seen.mean, f"{name}:active": seen.active})
+            found.update({f"{name}:centred": seen.centred, f"{name}:mean": seen.mean, f"{name}:active": seen.active})
 
         training = self.model.training
         self.model.eval()
@@ -288,10 +299,21 @@ class LayerBank:
             return np.array([error[n] for n in lost])
         if axis.field in ("weight_bits", "sparsity"):
             return np.array([self._weight_error(axis.place, axis.field, float(v)) for v in axis.values])
+        if axis.field == "rank":
+            return np.array([self._factor_error(axis.place, float(v)) for v in axis.values])
         if axis.field == "activation_bits":
             # A uniform quantizer's noise falls by four for each bit; the range of typical activations sets the factor.
             return np.array([0.0 if v == FULL_BITS else 4.0 ** -float(v) for v in axis.values])
         return np.zeros(len(axis.values))
+
+    def _factor_error(self, name: str, share: float) -> float:
+        """Relative output error of one layer alone made of two factors, whatever the method in the end."""
+        if share == 1:
+            return 0.0
+        rows = fan_in_view(self._weight(name))
+        gram = self.moments[name].centred[0] if name in self.moments else torch.eye(rows.shape[1])
+        made = factored(self.model.get_submodule(name), "svd", ranks(Shape.of(self.facts.layer(name)), "svd", share))
+        return fit_(made, rows, gram)
 
     def _weight_error(self, name: str, field: str, value: float) -> float:
         """Relative output error of one layer whose weights alone are rounded or masked."""

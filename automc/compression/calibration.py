@@ -22,21 +22,21 @@ Conv = nn.Conv1d | nn.Conv2d | nn.Conv3d
 class Moments:
     """First and second moment of a layer's inputs, per conv-group, over sampled rows."""
 
-    gram: Tensor
-    """X^T X / rows (groups, n, n), n = in / groups * kernel area, in the weight's own order."""
+    centred: Tensor
+    """Covariance (groups, n, n), n = in / groups * kernel area, in the weight's own order."""
     mean: Tensor
     """(groups, n)"""
     active: Tensor
     """Share of rows where an input is not zero (groups, n)."""
 
     @property
-    def centred(self) -> Tensor:
-        """Covariance (groups, n, n)."""
-        return self.gram - self.mean[:, :, None] * self.mean[:, None, :]
+    def gram(self) -> Tensor:
+        """X^T X / rows (groups, n, n)."""
+        return self.centred + self.mean[:, :, None] * self.mean[:, None, :]
 
     def of_groups(self, groups: Tensor) -> "Moments":
         """Those of some conv-groups only."""
-        return Moments(self.gram[groups], self.mean[groups], self.active[groups])
+        return Moments(self.centred[groups], self.mean[groups], self.active[groups])
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -99,12 +99,16 @@ def output_rows(y: Tensor, positions: Tensor, *, channels_last: bool) -> Tensor:
 
 
 def moments(rows: Tensor) -> Moments:
-    """Moments of input rows (groups, rows, n), accumulated in float32 blocks and kept in float64."""
+    """Moments of input rows (groups, rows, n), accumulated in float32 blocks and kept in float64.
+
+    The mean leaves before squares are summed: inputs that hardly vary would lose their variance to rounding.
+    """
     mean = rows.mean(dim=1, dtype=torch.float64)
-    blocks = rows.split(8192, dim=1)  # type: ignore[no-untyped-call]
-    gram = torch.stack([(b.transpose(1, 2) @ b).to(torch.float64) for b in blocks]).sum(dim=0)
+    around = rows - mean[:, None].to(rows.dtype)
+    blocks = around.split(8192, dim=1)  # type: ignore[no-untyped-call]
+    covariance = torch.stack([(b.transpose(1, 2) @ b).to(torch.float64) for b in blocks]).sum(dim=0)
     active = (rows != 0).to(torch.float64).mean(dim=1)
-    return Moments(gram / rows.shape[1], mean, active)
+    return Moments(covariance / rows.shape[1], mean, active)
 
 
 @contextmanager

@@ -22,11 +22,13 @@ from automc.compression.place import Place
 from automc.compression.quantize import QuantizedLayer
 from automc.compression.reconstruct import DenseRows, dense_rows, fit_points
 from automc.compression.settle import settle
-from automc.compression.structure import Structure, build, interpretable
+from automc.compression.structure import Sides, Structure, build, interpretable, kept_channels
+from automc.criteria.criterion import fan_in_view
 from automc.errors import GraphError
-from automc.graph.facts import ModelFacts
+from automc.graph.facts import LayerFacts, ModelFacts
 from automc.graph.model_graph import ModelGraph
-from automc.policy import FULL_BITS, Policy, Recipe
+from automc.graph.ranks import Shape, ranks
+from automc.policy import FULL_BITS, LayerDecision, Policy, Recipe
 from automc.space import FloatArray, SearchSpace, check_policy, kept_units
 from automc.task import Task
 
@@ -54,7 +56,7 @@ class Compressor:
         structure = self.structure(policy)
         small = build(self.graph, self.model, structure).eval()
         if self.graph.graph is None:
-            _round_untraced(small, policy, self.inputs(policy.recipe), self.graph.facts)
+            _round_untraced(small, self.model, policy, self.inputs(policy.recipe), self.graph.facts)
         else:
             self._fit(small, policy, structure)
         _check_finite(small)
@@ -73,7 +75,9 @@ class Compressor:
         bits = {name: (d.weight_bits, d.activation_bits, d.codebook) for name, d in policy.layers}
         gone = {name for block in policy.dropped for name in self.graph.facts.block(block).layers}
         narrow = {n: b for n, b in bits.items() if min(b[:2]) < FULL_BITS and n not in gone}
-        return Structure(kept, narrow, policy.dropped)
+        sides = kept_channels(self.graph.facts, kept)
+        factors = {n: _factors(self.graph.facts.layer(n), d, sides[n]) for n, d in policy.layers if d.rank < 1}
+        return Structure(kept, narrow, {n: f for n, f in factors.items() if n not in gone}, policy.dropped)
 
     def bank(self, recipe: Recipe) -> LayerBank:
         """The layer bank under a recipe's calibration settings."""
@@ -129,10 +133,20 @@ class Compressor:
         return self._dense[recipe]
 
 
-def _round_untraced(small: nn.Module, policy: Policy, inputs: tuple[Tensor, ...], facts: ModelFacts) -> None:
+def _factors(layer: LayerFacts, decision: LayerDecision, sides: Sides) -> tuple[str, tuple[int, ...]]:
+    """How a layer is factored, and to which ranks, with the channels it still has."""
+    shape = Shape.of(layer).narrowed(len(sides.inputs), len(sides.outputs))
+    return decision.factorization, ranks(shape, decision.factorization, decision.rank)
+
+
+def _round_untraced(
+    small: nn.Module, model: nn.Module, policy: Policy, inputs: tuple[Tensor, ...], facts: ModelFacts
+) -> None:
     """Masks and rounds a model without a graph; activation ranges come from one forward pass of the rounded model."""
     for name, decision in policy.layers:
-        settle(Place(facts.layer(name), decision, small.get_submodule(name)), policy.recipe)
+        place = Place(facts.layer(name), decision, small.get_submodule(name))
+        weight = model.get_submodule(name).weight
+        settle(place, policy.recipe, rows=fan_in_view(weight) if decision.rank < 1 else None)  # type: ignore[arg-type]
     observed = tuple(name for name, d in policy.layers if d.activation_bits < FULL_BITS)
 
     def see(name: str, module: nn.Module, x: Tensor) -> None:

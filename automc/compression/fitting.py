@@ -5,7 +5,7 @@ then happens to its weights is in `settle`; the shift of the mean goes to an int
 """
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, fx
 
 from automc.compression.bank import LayerBank
 from automc.compression.place import Place
@@ -23,7 +23,6 @@ from automc.compression.reconstruct import (
 from automc.compression.segments import SegmentedRun
 from automc.compression.settle import Known, settle
 from automc.compression.structure import Structure, kept_channels, kept_of_norms
-from automc.criteria.criterion import fan_in_view
 from automc.graph.facts import ModelFacts
 from automc.policy import FULL_BITS, LayerDecision, Policy
 
@@ -74,6 +73,7 @@ class FittingPass:
         """Whether a layer computes something else than the dense one even from the dense inputs."""
         decision = self.decisions.get(name, LayerDecision())
         own = min(decision.weight_bits, decision.activation_bits) < FULL_BITS or decision.sparsity > 0
+        own = own or decision.rank < 1
         return own or self._narrowed(name)
 
     def _narrowed(self, name: str) -> bool:
@@ -104,7 +104,7 @@ class FittingPass:
         elif name in self.bank.moments:
             self._fit_alone(place)
         else:
-            settle(place, self.recipe, known=self._known(place))
+            settle(place, self.recipe, rows=self._rows(place), known=self._known(place))
 
     def _fit_to_dense(self, place: Place, dense: DenseRows, chunks: list[Tensor]) -> None:
         """Towards what the dense model computes there, from the compressed model's own inputs."""
@@ -113,10 +113,12 @@ class FittingPass:
         target = dense.targets[name][:, self.channels[name].outputs]
         if point.other is not None:
             other = self.data.values(self.nodes[point.other])
-            target = target - gather_outputs(other, positions, channels_last=isinstance(layer, nn.Linear))
+            target = target - gather_outputs(other, positions, channels_last=not place.facts.kernel)
         norm = self.module.get_submodule(point.norm) if point.norm else None
         intercept = norm is not None or layer.bias is not None
-        fit = Regression.of(gather_inputs(layer, chunks, positions), target, intercept=intercept)
+        # A factored layer does not tell kernel and stride; the dense one does.
+        shaped = self.bank.model.get_submodule(name) if place.decision.rank < 1 else layer
+        fit = Regression.of(gather_inputs(shaped, chunks, positions), target, intercept=intercept)
         settle(place, self.recipe, fit, fit.solve(self.recipe.ridge), self._known(place))
         set_intercept(layer, norm, fit)
         if point.norm:
@@ -128,12 +130,17 @@ class FittingPass:
         sides = self.channels[name]
         fit = self.bank.regression(name, sides)
         if self.recipe.reconstruct == "none":
-            settle(place, self.recipe, fit, None, self._known(place))
+            settle(place, self.recipe, fit, self._rows(place), self._known(place))
             return
-        rows = self.bank.refit(name, sides.inputs)[sides.outputs] if self._narrowed(name) else fan_in_view(place.weight)
+        narrowed = self._narrowed(name)
+        rows = self.bank.refit(name, sides.inputs)[sides.outputs] if narrowed else self.bank.rows(name, sides)
         settle(place, self.recipe, fit, rows, self._known(place))
         norm = place.facts.norm
         shift_intercept(place.layer, self.module.get_submodule(norm) if norm else None, fit)
+
+    def _rows(self, place: Place) -> Tensor | None:
+        """The dense weights that are left, for a layer that has none of its own."""
+        return self.bank.rows(place.facts.name, self.channels[place.facts.name]) if place.decision.rank < 1 else None
 
     def _known(self, place: Place) -> Known:
         """What the bank knows of the dense layer; its eliminations are those of the layer with all its channels."""

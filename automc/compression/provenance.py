@@ -33,6 +33,7 @@ class Provenance:
         return {
             "fingerprint": self.policy.fingerprint,
             "kept": kept,
+            "factors": {name: [method, list(ranks)] for name, (method, ranks) in self.structure.factors.items()},
             "without": list(self.structure.without),
             "bits": {name: list(bits) for name, bits in self.structure.bits.items()},
             "inputs": [[list(shape), dtype] for shape, dtype in self.inputs],

@@ -30,8 +30,10 @@ from automc.compression.calibration import (
     refittable,
     sampled_positions,
 )
+from automc.compression.chains import FactoredLayer
 from automc.compression.segments import SegmentedRun
 from automc.compression.sweep import refit_masked
+from automc.compression.tensor_train import TensorTrain
 from automc.criteria.roots import damped, root
 from automc.graph.facts import ModelFacts
 from automc.policy import Recipe
@@ -133,11 +135,9 @@ class Regression:
         mean_x, mean_y = x.mean(dim=1, dtype=torch.float64), y.mean(dim=1, dtype=torch.float64)
         if not intercept:
             mean_x, mean_y = torch.zeros_like(mean_x), torch.zeros_like(mean_y)
-        joint = torch.cat((x, y), dim=2)
-        moment = (joint[:, :, : x.shape[2]].transpose(1, 2) @ joint).to(torch.float64) / rows
-        n = x.shape[2]
-        gram = moment[:, :, :n] - mean_x[:, :, None] * mean_x[:, None, :]
-        cross = moment[:, :, n:] - mean_x[:, :, None] * mean_y[:, None, :]
+        x, y = x - mean_x[:, None].to(x.dtype), y - mean_y[:, None].to(y.dtype)  # before squares, which would round
+        moment = (x.transpose(1, 2) @ torch.cat((x, y), dim=2)).to(torch.float64) / rows
+        gram, cross = moment.split((x.shape[2], y.shape[2]), dim=2)  # type: ignore[no-untyped-call]
         return cls(gram, cross, mean_x, mean_y)
 
     @classmethod
@@ -174,15 +174,23 @@ class Regression:
         return mean, variance.clamp_min(0)
 
 
+def rows_of(layer: nn.Module) -> Tensor:
+    """The weight rows (out, n) of a layer, or those its factors stand for."""
+    if isinstance(layer, (FactoredLayer, TensorTrain)):
+        return layer.rows()
+    weight = layer.weight
+    assert isinstance(weight, Tensor)
+    return weight.flatten(1)
+
+
 @torch.no_grad()
 def set_intercept(layer: nn.Module, norm: nn.Module | None, fit: Regression) -> None:
     """Makes the layer's output mean the target's; a batch norm behind it gets the true statistics of the fitted layer.
 
     The norm is then the identity plus the intercept, in eval mode and, on the calibration data, in training mode alike.
     """
-    weight, bias = layer.weight, layer.bias
-    assert isinstance(weight, Tensor)
-    mean, variance = fit.output(weight.flatten(1))
+    bias = layer.bias
+    mean, variance = fit.output(rows_of(layer))
     target = fit.mean_y.flatten()
     if norm is None:
         if isinstance(bias, Tensor):
@@ -204,9 +212,8 @@ def set_intercept(layer: nn.Module, norm: nn.Module | None, fit: Regression) -> 
 @torch.no_grad()
 def shift_intercept(layer: nn.Module, norm: nn.Module | None, fit: Regression) -> None:
     """Hands the shift of the output's mean to the layer's bias, or to the batch norm behind it; neither: it stays."""
-    weight, bias = layer.weight, layer.bias
-    assert isinstance(weight, Tensor)
-    shift = fit.mean_y.flatten() - fit.output(weight.flatten(1))[0]
+    bias = layer.bias
+    shift = fit.mean_y.flatten() - fit.output(rows_of(layer))[0]
     if isinstance(bias, Tensor):
         bias += shift.to(bias.dtype)
     elif norm is not None and absorbs(norm):

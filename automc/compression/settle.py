@@ -9,11 +9,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from automc.compression.chains import FactoredLayer
+from automc.compression.lowrank import fit_
 from automc.compression.place import Place
 from automc.compression.prune import weight_mask
 from automc.compression.quantize import QuantizedLayer, weight_scale
 from automc.compression.reconstruct import Regression
 from automc.compression.sweep import round_rows
+from automc.compression.tensor_train import TensorTrain
 from automc.criteria.criterion import LayerView, Need, fan_in_view
 from automc.criteria.surgeon import Traces
 from automc.policy import FULL_BITS, Recipe
@@ -41,8 +44,12 @@ def settle(
     """Sets the weights of one layer.
 
     fit: what the layer reads and should give, where that is known; rows (out, n): the weights refitted to it, or None
-    to leave weights as they are, save for what is decided.
+    to leave weights as they are, save for what is decided; a factored layer has none of its own and must get some.
     """
+    if isinstance(place.holder, (FactoredLayer, TensorTrain)):
+        assert rows is not None  # there is no weight to start from
+        fit_(place.holder, rows, torch.eye(rows.shape[1]) if fit is None else fit.gram[0])
+        return
     weight, decision = place.weight, place.decision
     if rows is not None:
         weight.copy_(rows.reshape(weight.shape))

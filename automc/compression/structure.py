@@ -1,12 +1,13 @@
 """The compressed model's structure, without its weights' values: what search, apply and load build alike."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import fx, nn
 
+from automc.compression.lowrank import build as factored
 from automc.compression.quantize import QuantizedLayer
 from automc.graph.facts import ModelFacts
 from automc.graph.model_graph import ModelGraph
@@ -24,6 +25,8 @@ class Structure:
     """Sorted units per group; a group that is missing keeps all."""
     bits: Mapping[str, tuple[int, int, Codebooks]]
     """(weight bits, activation bits, codebook) per quantized layer."""
+    factors: Mapping[str, tuple[str, tuple[int, ...]]] = field(default_factory=dict)
+    """(method, ranks) per factored layer."""
     without: tuple[str, ...] = ()
     """Residual blocks left out."""
 
@@ -34,6 +37,8 @@ def build(graph: ModelGraph, model: nn.Module, structure: Structure) -> nn.Modul
     for name, (weight_bits, activation_bits, codebook) in structure.bits.items():
         if min(weight_bits, activation_bits) < FULL_BITS:
             _replace(small, name, QuantizedLayer(small.get_submodule(name), weight_bits, activation_bits, codebook))
+    for name, (method, ranks) in structure.factors.items():
+        _replace(small, name, factored(small.get_submodule(name), method, ranks))
     return small
 
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from automc.compression.alternating import Product
-from automc.compression.ranks import train_modes
+from automc.graph.ranks import train_modes
 
 
 class TensorTrain(nn.Module):

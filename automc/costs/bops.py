@@ -13,7 +13,7 @@ class _Bops:
 
     def layers(self, table: CostTable, shapes: Shapes) -> FloatArray:
         bits = shapes.candidates.weight_bits * shapes.candidates.activation_bits
-        return shapes.weights * table.positions * bits
+        return shapes.macs * bits
 
     def rest(self, table: CostTable, shapes: Shapes) -> FloatArray:
         return np.zeros(len(shapes.weights))

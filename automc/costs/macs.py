@@ -13,7 +13,7 @@ class _Macs:
     name = "macs"
 
     def layers(self, table: CostTable, shapes: Shapes) -> FloatArray:
-        return shapes.weights * table.positions
+        return shapes.macs
 
     def rest(self, table: CostTable, shapes: Shapes) -> FloatArray:
         return np.zeros(len(shapes.weights))

@@ -11,6 +11,8 @@ import numpy as np
 
 from automc.costs.table import CostTable, FloatArray, Shapes
 
+FACTOR_BYTES = 256
+
 
 class _Size:
     name = "size"
@@ -26,7 +28,9 @@ class _Size:
         centroids = np.maximum(2.0 ** np.minimum(bits, 8), shapes.out)
         levels = np.where(shapes.candidates.shared > 0, centroids, shapes.out)
         scales_and_range = 4 * levels + 8
-        stored: FloatArray = weights * table.owns_weight + scales_and_range + 4 * shapes.out * table.has_bias
+        # Factors are up to four tensors with longer names than the header was bounded for.
+        headers = np.where(shapes.candidates.rank < 1, FACTOR_BYTES, 0.0)
+        stored: FloatArray = weights * table.owns_weight + headers + scales_and_range + 4 * shapes.out * table.has_bias
         return stored
 
     def rest(self, table: CostTable, shapes: Shapes) -> FloatArray:

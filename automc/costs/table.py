@@ -14,8 +14,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from automc.graph.facts import LayerFacts, ModelFacts
+from automc.graph.ranks import METHODS, Shape, parameters
+from automc.graph.ranks import macs as macs_of
+from automc.graph.ranks import ranks as ranks_of
 
 FloatArray = NDArray[np.float64]
+_METHODS = tuple(METHODS)
 _ENTRY_BYTES = 96  # one tensor's header entry, its name aside
 _HEADER_BYTES = 1024  # the fixed part of the header, padding included
 
@@ -34,6 +38,10 @@ class Candidates:
     """Share of the kept weights that is zero (B, L)."""
     shared: FloatArray
     """1 for layers whose levels are a codebook, 0 for evenly spaced ones (B, L)."""
+    rank: FloatArray
+    """Share of the layer that its factors may take (B, L); 1 where it is whole."""
+    method: FloatArray
+    """How layers are factored, by position in `automc.graph.ranks.METHODS` (B, L)."""
     blocks: FloatArray
     """1 for residual blocks that stay, 0 for those left out (B, K)."""
 
@@ -45,7 +53,9 @@ class Shapes:
     out: FloatArray
     """Output channels (B, L)."""
     weights: FloatArray
-    """Entries of the weight tensor, zeros included (B, L)."""
+    """Entries of the weight tensors, zeros included (B, L)."""
+    macs: FloatArray
+    """Multiply-accumulates per sample (B, L)."""
     norm: FloatArray
     """Channels of each batch norm (B, N)."""
     parameters: FloatArray
@@ -64,6 +74,7 @@ class CostTable:
         self.area = np.array([np.prod(x.kernel, dtype=np.float64) for x in facts.layers])
         self.has_bias = np.array([x.has_bias for x in facts.layers], dtype=np.float64)
         self.owns_weight = _owners(facts.layers)
+        self._whole = [Shape.of(x) for x in facts.layers]
         self._layers = {x.name: i for i, x in enumerate(facts.layers)}
         self._norms = {x.name: i for i, x in enumerate(facts.norms)}
         self._fill_slopes()
@@ -78,7 +89,8 @@ class CostTable:
         units = np.array([[g.units for g in self.facts.groups]], dtype=np.float64)
         blocks = np.ones((1, len(self.facts.blocks)))
         none = np.zeros((1, layers))
-        return Candidates(units.reshape(1, -1), full, full, none, none, blocks)
+        whole = np.ones((1, layers))
+        return Candidates(units.reshape(1, -1), full, full, none, none, whole, none, blocks)
 
     def shapes(self, candidates: Candidates) -> Shapes:
         """The shrunk sizes of every candidate."""
@@ -88,14 +100,29 @@ class CostTable:
         out = there * (self._out - lost @ self._out_slope)
         fan_in = self._in - lost @ self._in_slope
         per_group = np.where(self._depthwise, 1.0, fan_in / self._conv_groups)
+        weights = out * per_group * self.area
+        macs = weights * self.positions
+        self._factor(candidates, fan_in, out, weights, macs)
         return Shapes(
             out=out,
-            weights=out * per_group * self.area,
+            weights=weights,
+            macs=macs,
             norm=(1.0 - gone @ self._norm_in_block) * (self._norm - lost @ self._norm_slope),
             parameters=self._parameter - lost @ self._parameter_slope,
             dropped=gone @ self._block_others,
             candidates=candidates,
         )
+
+    def _factor(
+        self, candidates: Candidates, fan_in: FloatArray, out: FloatArray, weights: FloatArray, macs: FloatArray
+    ) -> None:
+        """Puts in the factors' entries and multiply-accumulates where layers are factored (B, L)."""
+        for row, layer in zip(*np.nonzero((candidates.rank < 1) & (out > 0)), strict=True):
+            shape = self._whole[layer].narrowed(int(fan_in[row, layer]), int(out[row, layer]))
+            method = _METHODS[int(candidates.method[row, layer])]
+            ranks = ranks_of(shape, method, float(candidates.rank[row, layer]))
+            weights[row, layer] = parameters(shape, method, ranks)
+            macs[row, layer] = macs_of(shape, method, ranks)
 
     def _fill_slopes(self) -> None:
         """Units lost times slope = channels lost, per layer side, norm and bare parameter."""

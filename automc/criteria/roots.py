@@ -6,7 +6,7 @@ from torch import Tensor
 from automc.errors import GraphError
 
 _GROWTH = 10.0
-_TRIES = 12
+_TRIES = 8
 
 
 def damped(gram: Tensor, share: float) -> Tensor:
@@ -38,5 +38,5 @@ def root(systems: Tensor) -> Tensor:
         found, info = torch.linalg.cholesky_ex(systems + torch.diag_embed(extra[..., None].expand(systems.shape[:-1])))
         share *= _GROWTH
     raise GraphError(
-        "A Gram matrix must be symmetric and no sum of opposites; damping does not help: report this model."
+        "A Gram matrix must have no large negative part; damping does not help this one: report the model."
     )

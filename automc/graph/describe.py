@@ -19,6 +19,7 @@ class Seen:
 
     positions: int = 0
     input_size: tuple[int, ...] = ()
+    output_size: tuple[int, ...] = ()
     calls: int = 0
 
 
@@ -124,6 +125,7 @@ def _layer(name: str, layer: Layer, seen: Seen, norm: str | None, tied: tuple[st
         has_bias=layer.bias is not None,
         norm=norm,
         tied=tied,
+        output_size=seen.output_size,
     )
 
 
@@ -134,6 +136,7 @@ def _hook(seen: dict[str, Seen], name: str, batch: int) -> Callable[[nn.Module, 
         record.positions += max(1, output.numel() // (batch * output.shape[-1 if linear else 1]))
         if not record.calls:
             record.input_size = tuple(args[0].shape[1:-1] if linear else args[0].shape[2:])
+            record.output_size = tuple(output.shape[1:-1] if linear else output.shape[2:])
         record.calls += 1
 
     return note

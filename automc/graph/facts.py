@@ -35,6 +35,8 @@ class LayerFacts:
     """The batch norm that alone consumes this layer's output, if there is one."""
     tied: tuple[str, ...] = ()
     """Other parameters that are this layer's weight."""
+    output_size: tuple[int, ...] = ()
+    """Spatial size of the output per sample; empty for plain linear."""
 
     @property
     def weight_numel(self) -> int:

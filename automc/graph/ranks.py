@@ -14,8 +14,6 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from math import prod
 
-from torch import nn
-
 from automc.errors import PolicyError
 from automc.graph.facts import LayerFacts
 
@@ -46,14 +44,13 @@ class Shape:
     """Output rows times input columns, likewise."""
 
     @classmethod
-    def of(cls, facts: LayerFacts, layer: nn.Module) -> "Shape":
-        """The shape of a layer of the model; the module tells padding and dilation, which the facts leave out."""
+    def of(cls, facts: LayerFacts) -> "Shape":
+        """The shape of a layer of the model."""
         entering = halfway = facts.positions
-        if isinstance(layer, (nn.Conv1d, nn.Conv2d)):
-            made = output_size(layer, facts.input_size)
-            calls, rest = divmod(facts.positions, prod(made))
+        if facts.kernel:
+            calls, rest = divmod(facts.positions, prod(facts.output_size))
             entering = calls * prod(facts.input_size) * (rest == 0)
-            halfway = calls * prod((*made[:1], *facts.input_size[1:])) * (rest == 0)
+            halfway = calls * prod((*facts.output_size[:1], *facts.input_size[1:])) * (rest == 0)
         return cls(
             name=facts.name,
             kind=facts.kind,
@@ -135,15 +132,6 @@ def find(method: str) -> Method:
         hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(METHODS)}."
         raise PolicyError(f"A factorisation must be one of automc's; {method!r} is none: {hint}")
     return METHODS[method]
-
-
-def output_size(layer: nn.Conv1d | nn.Conv2d, size: tuple[int, ...]) -> tuple[int, ...]:
-    """Spatial size of a convolution's output for an input of spatial `size`."""
-    if layer.padding == "same":
-        return size
-    padding = (0,) * len(size) if isinstance(layer.padding, str) else layer.padding
-    axes = zip(size, layer.kernel_size, layer.stride, layer.dilation, padding, strict=True)
-    return tuple((s + 2 * p - d * (k - 1) - 1) // t + 1 for s, k, t, d, p in axes)
 
 
 @lru_cache(maxsize=1 << 16)
