@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from automc.criteria.roots import damped, root
+from automc.criteria.roots import ridged, root
 
 DAMPING = 1e-10
 
@@ -100,7 +100,7 @@ def _last(product: Product, factors: Sequence[Tensor], weight: Tensor, gram: Ten
         return _descend(product, factors, len(factors) - 1, weight, gram, steps)
     basis, last = product.basis(factors), factors[-1]
     seen = gram @ basis.T  # (n, q)
-    core = root(damped(basis @ seen, DAMPING))
+    core = root(ridged(basis @ seen, DAMPING))
     gap = weight - product.rows(factors)
     return last + torch.cholesky_solve((gap @ seen).T, core).T.reshape(last.shape)
 

@@ -28,13 +28,13 @@ from torch import Tensor, nn
 from automc.compression.alternating import DAMPING, alternate, leading, output_error
 from automc.compression.chains import CHAINS, FactoredLayer, Layer
 from automc.compression.tensor_train import TensorTrain
-from automc.criteria.roots import damped, root
+from automc.criteria.roots import ridged, root
 from automc.errors import GraphError, PolicyError
 from automc.graph.holders import as_layer
 from automc.graph.ranks import Shape, find
 
-SWEEPS = 10
-STEPS = 8
+SWEEPS = 25
+STEPS = 4
 """Conjugate-gradient steps per factor and sweep."""
 WORK = 2e10
 """Multiplications that alternating may take per layer; larger layers get fewer sweeps, or only their last factor."""
@@ -106,7 +106,7 @@ def _channel_root(gram: Tensor, channels: int) -> Tensor:
     """Lower R with R R^T the second moment of the input channels, averaged over the kernel's taps."""
     taps = gram.shape[0] // channels
     moment = gram.reshape(channels, taps, channels, taps).diagonal(dim1=1, dim2=3).mean(dim=2)
-    return root(damped(moment, DAMPING))
+    return root(ridged(moment, DAMPING))
 
 
 def _both_sides(gram: Tensor, inverse: Tensor) -> Tensor:
@@ -123,11 +123,10 @@ def _reduced_rank(weight: Tensor, gram: Tensor, rank: int) -> list[Tensor]:
     A = V^T L^-1.
     """
     if weight.shape[0] <= weight.shape[1]:
-        basis = leading(
-            weight @ damped(gram, DAMPING) @ weight.T, rank
-        )  # damped, so that inputs without data break ties
+        # With a ridge, so that inputs without data break ties.
+        basis = leading(weight @ ridged(gram, DAMPING) @ weight.T, rank)
         return [basis.T @ weight, basis]
-    lower = root(damped(gram, DAMPING))
+    lower = root(ridged(gram, DAMPING))
     half = weight @ lower
     basis = leading(half.T @ half, rank)
     return [torch.linalg.solve_triangular(lower, basis.T, upper=False, left=False), half @ basis]

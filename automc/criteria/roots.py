@@ -19,6 +19,13 @@ def damped(gram: Tensor, share: float) -> Tensor:
     return system
 
 
+def ridged(gram: Tensor, share: float) -> Tensor:
+    """Float64 (n, n), with `share` of the mean diagonal added everywhere; the unit matrix where there is nothing."""
+    system = gram.to(torch.float64)
+    mean = float(system.diagonal().clamp_min(0).mean())
+    return system + (share * mean if mean > 0 else 1.0) * torch.eye(len(system), dtype=torch.float64)
+
+
 def root(systems: Tensor) -> Tensor:
     """Lower Cholesky roots of symmetric matrices (..., n, n); what is not positive definite is damped until it is.
 
