@@ -81,8 +81,8 @@ def check_space(build: SpaceBuilder, facts: ModelFacts) -> None:
         assert group.keep == 1.0, f"{name}: the top level must keep every channel"
     assert not dense.dropped, "the top level must keep every block"
     for name, layer in dense.layers:
-        top = (layer.weight_bits, layer.activation_bits, layer.sparsity)
-        assert top == (32, 32, 0.0), f"{name}: the top level must be dense, it is {top}"
+        top = (layer.weight_bits, layer.activation_bits, layer.sparsity, layer.rank)
+        assert top == (32, 32, 0.0, 1.0), f"{name}: the top level must be dense, it is {top}"
     rng = np.random.default_rng(0)
     for _ in range(20):
         point = space.sample(rng)

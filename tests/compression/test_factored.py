@@ -1,0 +1,106 @@
+"""Factored layers in the whole pipeline: what is counted, scored, saved and loaded is one and the same."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from automc import artifact
+from automc.compression.chains import FactoredLayer
+from automc.errors import PolicyError
+from automc.graph.ranks import Shape, least_share, offered
+from automc.policy import GroupDecision, LayerDecision, Policy, Recipe
+from automc.search_spaces.ranks import factored
+from automc.space import SearchSpace
+
+METHODS = ["svd", "spatial", "tucker2", "cp", "tt"]
+
+
+def policy_of(setup, method: str, share: float, recipe: Recipe, keep: float = 1.0) -> Policy | None:
+    """Every layer the method is defined on, at this share; channels pruned on the way where keep < 1."""
+    facts = setup.graph.facts
+    shapes = [Shape.of(layer) for layer in facts.layers]
+    narrow = [s.narrowed(3, 3) if keep < 1 else s for s in shapes]
+    least = [least_share(n, method) if offered(s, method) else 2.0 for s, n in zip(shapes, narrow, strict=True)]
+    fitting = [s.name for s, needed in zip(shapes, least, strict=True) if needed <= share]
+    layers = tuple((n, LayerDecision(rank=share, factorization=method)) for n in fitting)
+    groups = tuple((g.name, GroupDecision(keep)) for g in facts.groups) if keep < 1 else ()
+    return Policy(facts.fingerprint, groups, layers, recipe) if layers else None
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("reconstruct", ["none", "layerwise", "sequential"])
+def test_apply_score_costs_and_reload_are_equal(setup, method: str, reconstruct: str, tmp_path: Path) -> None:
+    keep = 0.7 if method == "svd" and setup.task.name == "resnet" else 1.0
+    policy = policy_of(setup, method, 0.6, Recipe(reconstruct=reconstruct), keep)  # type: ignore[arg-type]
+    if policy is None:
+        pytest.skip(f"{setup.task.name} has no layer for {method}")
+    evaluation = setup.evaluator.evaluate(policy)
+    assert evaluation.ok, evaluation.reason
+    small = setup.compressor.compress(policy)
+    size = artifact.save(small, tmp_path)
+    again = artifact.load(tmp_path, setup.task.factory)
+    assert setup.evaluator.score(small) == evaluation.score == setup.evaluator.score(again)
+    assert all(torch.equal(x, again.state_dict()[n]) for n, x in small.state_dict().items())
+    predicted = dict(evaluation.costs)
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        small(*(x[:1] for x in setup.task.example_inputs))
+    assert counter.get_total_flops() / 2 == predicted["macs"]
+    assert sum(p.numel() for p in small.parameters()) == predicted["params"]
+    assert size <= predicted["size"]
+
+
+def test_a_higher_share_loses_less_and_costs_more(setup) -> None:
+    x = setup.task.validation[0][0][0]
+    gaps, macs = [], []
+    for share in (0.3, 0.6, 0.9):
+        policy = policy_of(setup, "svd", share, Recipe())
+        assert policy is not None
+        with torch.no_grad():
+            gaps.append(float((setup.compressor.compress(policy)(x) - setup.task.model(x)).square().mean()))
+        macs.append(setup.costing.of_policy(policy)["macs"])
+    assert gaps[0] > gaps[2]
+    assert macs == sorted(macs) and macs[-1] <= setup.costing.dense()["macs"]
+
+
+def test_spaces_offer_only_what_costs_less_than_dense(setup) -> None:
+    facts = setup.graph.facts
+    for method in METHODS:
+        axes = factored(facts, method)
+        space = SearchSpace(facts, axes)
+        for axis, layer in zip(axes, space.layers, strict=True):
+            if axis.field == "rank":
+                assert facts.layers[layer].weight_numel >= 1024 and axis.values[-1] == 1.0
+        if axes:
+            assert setup.compressor.errors(space)[0][-1] == 0
+            assert np.all(np.diff(setup.compressor.errors(space)[0]) <= 1e-9)
+
+
+def test_factors_are_plain_layers_of_the_module(setup) -> None:
+    policy = policy_of(setup, "svd", 0.5, Recipe())
+    assert policy is not None
+    small = setup.compressor.compress(policy)
+    for name, _ in policy.layers:
+        assert isinstance(small.get_submodule(name), FactoredLayer)
+
+
+@pytest.mark.parametrize("other", [{"weight_bits": 8}, {"activation_bits": 8}, {"sparsity": 0.5}])
+def test_a_factored_layer_takes_no_other_decision(setup, other: dict[str, float]) -> None:
+    with pytest.raises(PolicyError, match="factored"):
+        Policy(setup.graph.facts.fingerprint, (), (("x", LayerDecision(rank=0.5, **other)),))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("rank", "method", "words"), [(0.0, "svd", "rank"), (1.5, "svd", "rank")])
+def test_ranks_outside_their_range_are_refused(setup, rank: float, method: str, words: str) -> None:
+    with pytest.raises(PolicyError, match=words):
+        Policy("x", (), (("x", LayerDecision(rank=rank, factorization=method)),))
+
+
+def test_an_unknown_or_unfitting_method_is_refused(setup) -> None:
+    first = setup.graph.facts.layers[0].name
+    for method, words in (("sdv", "did you mean 'svd'"), ("tt" if setup.graph.facts.layers[0].kernel else "cp", "fit")):
+        policy = Policy(setup.graph.facts.fingerprint, (), ((first, LayerDecision(rank=0.9, factorization=method)),))
+        with pytest.raises(PolicyError, match=words):
+            setup.costing.of_policy(policy)
