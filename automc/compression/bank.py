@@ -8,6 +8,7 @@ candidate.
 """
 
 import hashlib
+import warnings
 from collections.abc import Collection, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -44,7 +45,7 @@ from automc.compression.store import Tensors, TensorStore
 from automc.compression.structure import Sides
 from automc.criteria.criterion import Criterion, LayerView, Need, fan_in_view
 from automc.criteria.surgeon import Reader, Traces, eliminate
-from automc.errors import PolicyError
+from automc.errors import GraphError, PolicyError
 from automc.graph.facts import Group, Member, ModelFacts
 from automc.graph.ranks import Shape, ranks
 from automc.pattern import parse
@@ -177,7 +178,7 @@ class LayerBank:
                 found.update({f"{name}:mean": spread.mean, f"{name}:variance": spread.variance})
                 return
             positions = sampled_positions(output_shape(module, x), self.recipe.rows, generator)
-            seen = moments(input_rows(module, x, positions))
+            seen = _sound(name, moments(input_rows(module, x, positions)), len(positions))
             found.update({f"{name}:centred": seen.centred, f"{name}:mean": seen.mean, f"{name}:active": seen.active})
 
         training = self.model.training
@@ -348,6 +349,21 @@ def _relative_error(weight: Tensor, changed: Tensor, gram: Tensor | None) -> flo
     before = fan_in_view(weight).to(torch.float64).reshape(groups, -1, gram.shape[1])
     gap = fan_in_view(changed).to(torch.float64).reshape(groups, -1, gram.shape[1]) - before
     return float(((gap @ gram) * gap).sum() / ((before @ gram) * before).sum().clamp_min(1e-30))
+
+
+def _sound(name: str, found: Moments, rows: int) -> Moments:
+    """The moments, if a layer's inputs are finite; a warning where there are fewer rows than unknowns."""
+    if not bool(torch.isfinite(found.centred).all()):
+        raise GraphError(
+            f"Inputs of every layer must be finite; those of {name!r} hold NaN or infinity: check the calibration data."
+        )
+    if rows <= found.mean.shape[1]:
+        warnings.warn(
+            f"Layer {name!r} has {found.mean.shape[1]} inputs and {rows} calibration rows: its refit leans on the "
+            "ridge; add calibration samples or raise the recipe's images.",
+            stacklevel=2,
+        )
+    return found
 
 
 def _key(facts: ModelFacts, inputs: Inputs, recipe: Recipe) -> str:

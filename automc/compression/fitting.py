@@ -23,6 +23,7 @@ from automc.compression.reconstruct import (
 from automc.compression.segments import SegmentedRun
 from automc.compression.settle import Known, settle
 from automc.compression.structure import Structure, kept_channels, kept_of_norms
+from automc.errors import GraphError
 from automc.graph.facts import ModelFacts
 from automc.policy import FULL_BITS, LayerDecision, Policy
 
@@ -119,6 +120,11 @@ class FittingPass:
         # A factored layer does not tell kernel and stride; the dense one does.
         shaped = self.bank.model.get_submodule(name) if place.decision.rank < 1 else layer
         fit = Regression.of(gather_inputs(shaped, chunks, positions), target, intercept=intercept)
+        if not fit.finite:
+            raise GraphError(
+                f"Inputs and outputs of every layer must be finite; those of {name!r} hold NaN or infinity: check the "
+                "calibration data."
+            )
         settle(place, self.recipe, fit, fit.solve(self.recipe.ridge), self._known(place))
         set_intercept(layer, norm, fit)
         if point.norm:

@@ -152,6 +152,11 @@ class Regression:
         return cls(covariance[:, columns][:, :, columns], cross, known.mean[:, columns], mean_y)
 
     @property
+    def finite(self) -> bool:
+        """Whether all sums are finite."""
+        return all(bool(torch.isfinite(x).all()) for x in (self.gram, self.cross))
+
+    @property
     def second_moment(self) -> Tensor:
         """X^T X / rows (groups, n, n), not centred."""
         return self.gram + self.mean_x[:, :, None] * self.mean_x[:, None, :]
