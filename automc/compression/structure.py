@@ -1,6 +1,6 @@
 """The compressed model's structure, without its weights' values: what search, apply and load build alike."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -9,7 +9,7 @@ from torch import fx, nn
 
 from automc.compression.lowrank import build as factored
 from automc.compression.quantize import QuantizedLayer
-from automc.graph.facts import ModelFacts
+from automc.graph.facts import Member, ModelFacts
 from automc.graph.model_graph import ModelGraph
 from automc.graph.shrink import shrink
 from automc.policy import FULL_BITS, Codebooks
@@ -62,26 +62,29 @@ def kept_channels(facts: ModelFacts, kept: Mapping[str, IntArray]) -> dict[str, 
     """Every layer's kept channels on both sides, as sorted positions in the dense layer."""
     inputs = {x.name: np.ones(x.in_channels, dtype=np.bool_) for x in facts.layers}
     outputs = {x.name: np.ones(x.out_channels, dtype=np.bool_) for x in facts.layers}
-    for name, units in kept.items():
-        group = facts.group(name)
-        lost = np.setdiff1d(np.arange(group.units), units)
-        for member in group.members:
-            if member.kind == "layer":
-                side = outputs if member.axis == "out" else inputs
-                side[member.target][member.index[lost].ravel()] = False
+    for member, lost in _lost(facts, kept):
+        if member.kind == "layer":
+            side = outputs if member.axis == "out" else inputs
+            side[member.target][lost] = False
     return {name: Sides(np.flatnonzero(inputs[name]), np.flatnonzero(outputs[name])) for name in inputs}
 
 
 def kept_of_norms(facts: ModelFacts, kept: Mapping[str, IntArray]) -> dict[str, IntArray]:
     """Every batch norm's kept channels, as sorted positions in the dense one."""
     present = {x.name: np.ones(x.channels, dtype=np.bool_) for x in facts.norms}
+    for member, lost in _lost(facts, kept):
+        if member.kind == "norm":
+            present[member.target][lost] = False
+    return {name: np.flatnonzero(flags) for name, flags in present.items()}
+
+
+def _lost(facts: ModelFacts, kept: Mapping[str, IntArray]) -> Iterator[tuple[Member, IntArray]]:
+    """Every member of a pruned group, and the positions it loses."""
     for name, units in kept.items():
         group = facts.group(name)
         lost = np.setdiff1d(np.arange(group.units), units)
         for member in group.members:
-            if member.kind == "norm":
-                present[member.target][member.index[lost].ravel()] = False
-    return {name: np.flatnonzero(flags) for name, flags in present.items()}
+            yield member, member.index[lost].ravel()
 
 
 def _replace(root: nn.Module, path: str, module: nn.Module) -> None:
