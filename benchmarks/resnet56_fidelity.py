@@ -2,7 +2,7 @@
 
     python benchmarks/resnet56_fidelity.py --seeds 0 1 2 --epochs 30
 
-The search scores a candidate on the validation images by the mean of exp(-KL(dense || candidate)), which needs no labels
+The search scores a candidate on the validation images by the mean of exp(-KL(dense, candidate)), which needs no labels
 and tells candidates apart that give the same 4,600 right answers. Nothing is trained until the search is over;
 `automc.distill` then uses 2,048 training images without their labels. The test split is scored once before and once
 after. Needs AUTOMC_DATA (see README.md).
