@@ -22,8 +22,10 @@ from automc.errors import PolicyError
 from automc.searcher import Problem
 from automc.space import Axis, Field, FloatArray, IntArray
 
-FIELDS: tuple[Field, ...] = ("keep", "sparsity", "weight_bits", "activation_bits")
-"""Ordered fields, in the order an action's entries are clipped."""
+FIELDS: tuple[Field, ...] = ("keep", "sparsity", "rank", "weight_bits", "activation_bits")
+"""Fields of numbers, in the order an action's entries are clipped."""
+WORDS: tuple[Field, ...] = ("criterion", "pattern", "codebook", "factorization")
+"""Fields an agent is shown and never owns."""
 Act = Callable[[FloatArray], FloatArray]
 """From a state (S,) to an action (A,), entries in [0, 1]."""
 STATIC_FEATURES = ("t", "n", "c", "h", "w", "stride", "k", "cost")
@@ -52,7 +54,7 @@ class Walk:
             raise PolicyError(
                 f"An agent must own a field of the space; of {sorted(present)} it owns none: open keep or bits."
             )
-        self.other_fields = tuple(f for f in (*FIELDS, "criterion") if f in present and f not in self.owned)
+        self.other_fields = tuple(f for f in (*FIELDS, *WORDS) if f in present and f not in self.owned)
         self.owned_axes = np.array([a.field in self.owned for a in self.space.axes])
         self.steps = self._find_steps()
         limits = self.projector.limits

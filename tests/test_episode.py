@@ -9,7 +9,12 @@ from automc.episode import DYNAMIC_FEATURES, STATIC_FEATURES, Walk, run_episode
 from automc.errors import PolicyError
 from tests.searchers import table
 
-SPACES = [("channels", "macs<=50%"), ("joint", "macs<=60%,size<=25%"), ("channels-all", "params<=40%")]
+SPACES = [
+    ("channels", "macs<=50%"),
+    ("joint", "macs<=60%,size<=25%"),
+    ("channels-all", "params<=40%"),
+    ("ranks", "macs<=60%"),
+]
 WALKS = {case: Walk(table.problem(*case)) for case in SPACES}
 
 

@@ -45,7 +45,8 @@ class History:
             if chosen.tobytes() not in self._seen:
                 break
             moved = self.problem.space.neighbours(point, rng, changes=1 + attempt // 4, reach=1 + attempt // 4)
-            chosen = self.problem.projector.project(moved, fill=True)
+            # Where few points spend the whole budget, filling leads back to those already told.
+            chosen = self.problem.projector.project(moved, fill=attempt < TRIES // 2)
         self._seen.add(chosen.tobytes())
         self.asked += 1
         return self.problem.space.decode(chosen)

@@ -28,7 +28,7 @@ from automc.searchers.optuna_search import OptunaSearcher, finished_trial, memor
 from automc.searchers.rl import AgentSearcher
 from automc.space import Field, IntArray
 
-AGENT_FIELDS: tuple[Field, ...] = ("keep", "sparsity")
+AGENT_FIELDS: tuple[Field, ...] = ("keep", "sparsity", "rank")
 """What the agent decides where the space opens it; TPE decides the rest."""
 NEAREST = 20
 """Told trials the conditioned sampler is fitted to, at most half of all."""

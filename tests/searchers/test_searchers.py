@@ -10,7 +10,7 @@ from automc.budget import Budget
 from automc.errors import PolicyError
 from automc.evaluation import Evaluation
 from automc.projection import Projector
-from automc.registry import SEARCHERS
+from automc.registry import SEARCHERS, SPACES
 from automc.searcher import Problem
 from automc.searchers.bandit import Bandit
 from automc.searchers.baselines import uniform_point
@@ -69,6 +69,15 @@ def test_a_space_of_criteria_alone_is_searched_or_refused_in_a_sentence(name: st
             SEARCHERS.load(name)(problem, 0)
     else:
         assert len(table.search(SEARCHERS.load(name)(problem, 0), table.lookup(problem), 10)) == 10
+
+
+@pytest.mark.parametrize("space", list(SPACES))
+@pytest.mark.parametrize("name", ALL)
+def test_every_space_is_searched(name: str, space: str) -> None:
+    problem = table.problem(space, "size<=70%")
+    told = table.search(SEARCHERS.load(name)(problem, 0), table.lookup(problem), 6)
+    assert all(e.cost("size") <= problem.projector.limits["size"] for e in told)
+    assert len({e.policy for e in told}) == 6
 
 
 @pytest.mark.parametrize("name", ["joint", "knapsack", "tpe"])
