@@ -10,6 +10,7 @@ candidate.
 import hashlib
 import warnings
 from collections.abc import Collection, Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 
@@ -35,21 +36,19 @@ from automc.compression.gradients import (
     output_sensitivity,
     synaptic_flow,
 )
-from automc.compression.lowrank import build as factored
-from automc.compression.lowrank import fit_
-from automc.compression.patterns import layout, mask_by_score
+from automc.compression.patterns import layout
 from automc.compression.prune import eliminations
-from automc.compression.quantize import dequantize, weight_codes, weight_scale
 from automc.compression.reconstruct import Regression
+from automc.compression.settle import Known
 from automc.compression.store import Tensors, TensorStore
 from automc.compression.structure import Sides
+from automc.compression.variants import Variant, settled
 from automc.criteria.criterion import Criterion, LayerView, Need, fan_in_view
 from automc.criteria.surgeon import Reader, Traces, eliminate
 from automc.errors import GraphError, PolicyError
 from automc.graph.facts import Group, Member, ModelFacts
-from automc.graph.ranks import Shape, ranks
 from automc.pattern import parse
-from automc.policy import FULL_BITS, Recipe
+from automc.policy import FULL_BITS, LayerDecision, Policy, Recipe
 from automc.registry import CRITERIA
 from automc.space import Axis, SearchSpace
 from automc.task import Inputs
@@ -107,8 +106,10 @@ class LayerBank:
         return found["order"].numpy(), found["error"].numpy()
 
     def errors(self, space: SearchSpace) -> tuple[FloatArray, ...]:
-        """Per axis of the space, the relative output error at each level; zeros for criteria."""
-        return tuple(self._axis_errors(axis) for axis in space.axes)
+        """Per axis of the space, the relative output error at each level, all else as in the space's dense point;
+        zeros for axes without an order."""
+        dense = space.decode(space.largest)
+        return tuple(self._axis_errors(axis, dense) for axis in space.axes)
 
     def regression(self, name: str, sides: Sides) -> Regression:
         """What is left of a layer, towards its own dense output."""
@@ -147,6 +148,26 @@ class LayerBank:
 
         found = self._store.get(f"traces {pattern} {name}", make)
         return Traces(found["order"].to(torch.int64), found["loss"].to(torch.float64))
+
+    def variant(self, name: str, decision: LayerDecision) -> Variant:
+        """What a dense layer becomes by a decision alone; its quantized input, if any, is left out."""
+        decision = replace(decision, activation_bits=FULL_BITS)
+
+        def make() -> dict[str, Tensor]:
+            facts = self.facts.layer(name)
+            sides = Sides.whole(facts)
+            fit = self.regression(name, sides) if name in self.moments else None
+            known = self.known(name, decision.pattern, sides)
+            return settled(self.model.get_submodule(name), facts, decision, self.recipe, fit, known).tensors
+
+        return Variant.of_tensors(self._store.get(f"variant {name} {decision}", make))
+
+    def known(self, name: str, pattern: str, sides: Sides) -> Known:
+        """What `settle` may ask about a layer; eliminations are those of the layer with all its channels."""
+        facts = self.facts.layer(name)
+        whole = sides.counts == (facts.in_channels, facts.out_channels) and name in self.moments
+        traces = (lambda: self.traces(name, pattern)) if whole else None
+        return Known(lambda needs: self.statistics(name, needs, sides), traces)
 
     def columns(self, name: str, channels: IntArray) -> Tensor:
         """The columns of a layer's rows that belong to input channels."""
@@ -290,46 +311,20 @@ class LayerBank:
         scale = self.model.get_submodule(norm).weight if norm else None
         return scale.detach() if isinstance(scale, Tensor) else None
 
-    def _axis_errors(self, axis: Axis) -> FloatArray:
-        if axis.kind == "block":
-            return np.zeros(len(axis.values))  # the whole model's business: see Compressor.errors
-        if axis.field == "keep":
+    def _axis_errors(self, axis: Axis, dense: Policy) -> FloatArray:
+        if axis.field == "keep" and axis.kind == "group":
             group = self.facts.group(axis.place)
             error = self.elimination(group, "obs")[1]
             lost = [group.units - max(1, round(float(v) * group.units)) for v in axis.values]
             return np.array([error[n] for n in lost])
-        if axis.field in ("weight_bits", "sparsity"):
-            return np.array([self._weight_error(axis.place, axis.field, float(v)) for v in axis.values])
-        if axis.field == "rank":
-            return np.array([self._factor_error(axis.place, float(v)) for v in axis.values])
+        if axis.field in ("weight_bits", "sparsity", "rank"):
+            chosen = dense.layer(axis.place)
+            settings = [replace(chosen, **{axis.field: v}) for v in axis.values]  # type: ignore[arg-type]
+            return np.array([0.0 if s == chosen else self.variant(axis.place, s).error for s in settings])
         if axis.field == "activation_bits":
             # A uniform quantizer's noise falls by four for each bit; the range of typical activations sets the factor.
             return np.array([0.0 if v == FULL_BITS else 4.0 ** -float(v) for v in axis.values])
-        return np.zeros(len(axis.values))
-
-    def _factor_error(self, name: str, share: float) -> float:
-        """Relative output error of one layer alone made of two factors, whatever the method in the end."""
-        if share == 1:
-            return 0.0
-        rows = fan_in_view(self._weight(name))
-        gram = self.moments[name].centred[0] if name in self.moments else torch.eye(rows.shape[1])
-        made = factored(self.model.get_submodule(name), "svd", ranks(Shape.of(self.facts.layer(name)), "svd", share))
-        return fit_(made, rows, gram)
-
-    def _weight_error(self, name: str, field: str, value: float) -> float:
-        """Relative output error of one layer whose weights alone are rounded or masked."""
-        weight = self._weight(name)
-        if field == "weight_bits":
-            if value == FULL_BITS:
-                return 0.0
-            scale = weight_scale(weight, int(value))
-            changed = dequantize(weight_codes(weight, scale, int(value)), scale)
-        else:
-            element = parse("element")
-            groups = self.facts.layer(name).groups
-            changed = weight * mask_by_score(weight.abs(), value, element, layout(tuple(weight.shape), groups, element))
-        gram = self.moments[name].gram if name in self.moments else None
-        return _relative_error(weight, changed, gram)
+        return np.zeros(len(axis.values))  # blocks are the whole model's business: see Compressor.errors
 
 
 def _sum_by_unit(score: Tensor, member: Member, conv_groups: int) -> FloatArray:
@@ -340,15 +335,6 @@ def _sum_by_unit(score: Tensor, member: Member, conv_groups: int) -> FloatArray:
         by_group = score.reshape(conv_groups, -1, *score.shape[1:]).sum(dim=1)  # (groups, in / groups, ...)
         channel = by_group.flatten(2).sum(dim=2).flatten() if score.dim() > 2 else by_group.flatten()
     return np.asarray(channel.numpy()[member.index].sum(axis=1), dtype=np.float64)
-
-
-def _relative_error(weight: Tensor, changed: Tensor, gram: Tensor | None) -> float:
-    if gram is None:
-        return float((changed - weight).square().sum() / weight.square().sum().clamp_min(1e-30))
-    groups = gram.shape[0]
-    before = fan_in_view(weight).to(torch.float64).reshape(groups, -1, gram.shape[1])
-    gap = fan_in_view(changed).to(torch.float64).reshape(groups, -1, gram.shape[1]) - before
-    return float(((gap @ gram) * gap).sum() / ((before @ gram) * before).sum().clamp_min(1e-30))
 
 
 def _sound(name: str, found: Moments, rows: int) -> Moments:

@@ -22,13 +22,13 @@ from automc.compression.place import Place
 from automc.compression.quantize import QuantizedLayer
 from automc.compression.reconstruct import DenseRows, dense_rows, fit_points
 from automc.compression.settle import settle
-from automc.compression.structure import Sides, Structure, build, interpretable, kept_channels
+from automc.compression.structure import Structure, build, interpretable, kept_channels
+from automc.compression.variants import factors_of
 from automc.criteria.criterion import fan_in_view
 from automc.errors import GraphError
-from automc.graph.facts import LayerFacts, ModelFacts
+from automc.graph.facts import ModelFacts
 from automc.graph.model_graph import ModelGraph
-from automc.graph.ranks import Shape, ranks
-from automc.policy import FULL_BITS, LayerDecision, Policy, Recipe
+from automc.policy import FULL_BITS, Policy, Recipe
 from automc.space import FloatArray, SearchSpace, check_policy, kept_units
 from automc.task import Task
 
@@ -76,8 +76,12 @@ class Compressor:
         gone = {name for block in policy.dropped for name in self.graph.facts.block(block).layers}
         narrow = {n: b for n, b in bits.items() if min(b[:2]) < FULL_BITS and n not in gone}
         sides = kept_channels(self.graph.facts, kept)
-        factors = {n: _factors(self.graph.facts.layer(n), d, sides[n]) for n, d in policy.layers if d.rank < 1}
-        return Structure(kept, narrow, {n: f for n, f in factors.items() if n not in gone}, policy.dropped)
+        factors = {
+            n: found
+            for n, d in policy.layers
+            if n not in gone and (found := factors_of(self.graph.facts.layer(n), d, sides[n].counts)) is not None
+        }
+        return Structure(kept, narrow, factors, policy.dropped)
 
     def bank(self, recipe: Recipe) -> LayerBank:
         """The layer bank under a recipe's calibration settings."""
@@ -131,12 +135,6 @@ class Compressor:
             module = interpretable(self.graph, build(self.graph, self.model, Structure({}, {})).eval())
             self._dense[recipe] = dense_rows(module, points, self.inputs(recipe), recipe)
         return self._dense[recipe]
-
-
-def _factors(layer: LayerFacts, decision: LayerDecision, sides: Sides) -> tuple[str, tuple[int, ...]]:
-    """How a layer is factored, and to which ranks, with the channels it still has."""
-    shape = Shape.of(layer).narrowed(len(sides.inputs), len(sides.outputs))
-    return decision.factorization, ranks(shape, decision.factorization, decision.rank)
 
 
 def _round_untraced(

@@ -135,24 +135,25 @@ class FittingPass:
         name = place.facts.name
         sides = self.channels[name]
         fit = self.bank.regression(name, sides)
-        if self.recipe.reconstruct == "none":
+        if self._whole(place):
+            self.bank.variant(name, place.decision).settle_(place.holder)
+        elif self.recipe.reconstruct == "none":
             settle(place, self.recipe, fit, self._rows(place), self._known(place))
-            return
-        narrowed = self._narrowed(name)
-        rows = self.bank.refit(name, sides.inputs)[sides.outputs] if narrowed else self.bank.rows(name, sides)
-        settle(place, self.recipe, fit, rows, self._known(place))
-        norm = place.facts.norm
-        shift_intercept(place.layer, self.module.get_submodule(norm) if norm else None, fit)
+        else:
+            narrowed = self._narrowed(name)
+            rows = self.bank.refit(name, sides.inputs)[sides.outputs] if narrowed else self.bank.rows(name, sides)
+            settle(place, self.recipe, fit, rows, self._known(place))
+        if self.recipe.reconstruct != "none":
+            norm = place.facts.norm
+            shift_intercept(place.layer, self.module.get_submodule(norm) if norm else None, fit)
+
+    def _whole(self, place: Place) -> bool:
+        """Whether a layer still has all of its channels."""
+        return self.channels[place.facts.name].counts == (place.facts.in_channels, place.facts.out_channels)
 
     def _rows(self, place: Place) -> Tensor | None:
         """The dense weights that are left, for a layer that has none of its own."""
         return self.bank.rows(place.facts.name, self.channels[place.facts.name]) if place.decision.rank < 1 else None
 
     def _known(self, place: Place) -> Known:
-        """What the bank knows of the dense layer; its eliminations are those of the layer with all its channels."""
-        facts, sides, bank = place.facts, self.channels[place.facts.name], self.bank
-        whole = len(sides.inputs) == facts.in_channels and len(sides.outputs) == facts.out_channels
-        return Known(
-            lambda needs: bank.statistics(facts.name, needs, sides),
-            (lambda: bank.traces(facts.name, place.decision.pattern)) if whole else None,
-        )
+        return self.bank.known(place.facts.name, place.decision.pattern, self.channels[place.facts.name])

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -9,12 +10,16 @@ from torch import fx, nn
 
 from automc.compression.lowrank import build as factored
 from automc.compression.quantize import QuantizedLayer
-from automc.graph.facts import Member, ModelFacts
+from automc.graph.facts import LayerFacts, Member, ModelFacts
 from automc.graph.model_graph import ModelGraph
 from automc.graph.shrink import shrink
 from automc.policy import FULL_BITS, Codebooks
 
 IntArray = NDArray[np.int64]
+Bits: TypeAlias = tuple[int, int, Codebooks]
+"""Of weights, of activations, and how the weights' levels are chosen."""
+Factors: TypeAlias = tuple[str, tuple[int, ...]]
+"""Method and ranks."""
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -23,10 +28,10 @@ class Structure:
 
     kept: Mapping[str, IntArray]
     """Sorted units per group; a group that is missing keeps all."""
-    bits: Mapping[str, tuple[int, int, Codebooks]]
-    """(weight bits, activation bits, codebook) per quantized layer."""
-    factors: Mapping[str, tuple[str, tuple[int, ...]]] = field(default_factory=dict)
-    """(method, ranks) per factored layer."""
+    bits: Mapping[str, Bits]
+    """Per quantized layer."""
+    factors: Mapping[str, Factors] = field(default_factory=dict)
+    """Per factored layer."""
     without: tuple[str, ...] = ()
     """Residual blocks left out."""
 
@@ -34,12 +39,16 @@ class Structure:
 def build(graph: ModelGraph, model: nn.Module, structure: Structure) -> nn.Module:
     """A copy of `model` with the channels removed and quantized layers in place, values still unfitted."""
     small = shrink(graph, model, structure.kept, structure.without)
-    for name, (weight_bits, activation_bits, codebook) in structure.bits.items():
-        if min(weight_bits, activation_bits) < FULL_BITS:
-            _replace(small, name, QuantizedLayer(small.get_submodule(name), weight_bits, activation_bits, codebook))
-    for name, (method, ranks) in structure.factors.items():
-        _replace(small, name, factored(small.get_submodule(name), method, ranks))
+    for name in (*structure.bits, *structure.factors):
+        _replace(small, name, opened(small.get_submodule(name), structure.bits.get(name), structure.factors.get(name)))
     return small
+
+
+def opened(layer: nn.Module, bits: Bits | None, factors: Factors | None) -> nn.Module:
+    """A layer in the form its decision asks for, values still unfitted."""
+    if factors is not None:
+        return factored(layer, *factors)
+    return layer if bits is None or min(bits[:2]) == FULL_BITS else QuantizedLayer(layer, *bits)
 
 
 def interpretable(graph: ModelGraph, small: nn.Module) -> fx.GraphModule:
@@ -56,6 +65,16 @@ class Sides:
 
     inputs: IntArray
     outputs: IntArray
+
+    @classmethod
+    def whole(cls, facts: LayerFacts) -> "Sides":
+        """All of them."""
+        return cls(np.arange(facts.in_channels), np.arange(facts.out_channels))
+
+    @property
+    def counts(self) -> tuple[int, int]:
+        """How many are left."""
+        return len(self.inputs), len(self.outputs)
 
 
 def kept_channels(facts: ModelFacts, kept: Mapping[str, IntArray]) -> dict[str, Sides]:

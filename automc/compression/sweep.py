@@ -10,7 +10,8 @@ Deviations: columns go by falling second moment in every case (GPTQ's act-order)
 weights it keeps, so nothing is handed to weights that are gone, which SparseGPT does.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -21,7 +22,8 @@ from automc.pattern import Pattern
 BLOCK = 128
 DAMPING = 1e-2
 EXACT_WORK = 4e12
-_CHUNK_BYTES = 2**27
+_CHUNK_BYTES = 2**23
+"""Small enough that memory is handed round instead of asked of the system each time."""
 
 Settle = Callable[[int, Tensor], Tensor]
 """From a column's number and its weights (rows,) to what they are settled at (rows,)."""
@@ -31,37 +33,38 @@ def refit_masked(gram: Tensor, cross: Tensor, mask: Tensor, ridge: float) -> Ten
     """Least squares of every row on the columns its mask keeps; rows (out, n), float64.
 
     gram (n, n) and cross (n, out), centred where the layer has an intercept; mask (out, n). Closed form, so it equals
-    OBS's step-by-step compensation for the same mask. O(out n^3 / 3); beyond `EXACT_WORK` the unmasked solution is
-    masked and its error handed on column by column.
+    OBS's step-by-step compensation for the same mask. O(out k^3 / 3) for k columns kept; beyond `EXACT_WORK` the
+    unmasked solution is masked and its error handed on column by column.
     """
-    out, n = mask.shape
+    n = mask.shape[1]
     system = damped(gram, ridge)
     dense = torch.cholesky_solve(cross, root(system)).T
     if bool(mask.all()):
         return dense
-    if out * n**3 / 3 > EXACT_WORK:
-        order = torch.arange(n)
-        return sweep(dense, inverse_root(gram, ridge), lambda i, w: w * mask[:, i], order)
-    rows = []
-    for part, target in zip(*(x.split(_rows_at_once(n)) for x in (mask, cross.T)), strict=True):  # type: ignore[no-untyped-call]
-        kept = part.to(torch.float64)
-        restricted = system * kept[:, :, None] * kept[:, None, :] + torch.diag_embed(1 - kept)
-        rows.append(torch.cholesky_solve((target * kept)[:, :, None], root(restricted))[:, :, 0])
-    return torch.cat(rows) * mask
+    if _work(mask) > EXACT_WORK:
+        return sweep(dense, inverse_root(gram, ridge), lambda i, w: w * mask[:, i])
+    fitted = torch.zeros_like(dense)
+    for part, kept in _by_row(mask):
+        solved = torch.cholesky_solve(kept.take(cross.T[part])[:, :, None], root(kept.restrict(system)))
+        fitted[part] = kept.put_back(solved[:, :, 0], n)
+    return fitted
 
 
 def round_rows(rows: Tensor, gram: Tensor, scale: Tensor, top: int, mask: Tensor | None = None) -> Tensor:
     """Integer codes (out, n) within +-top of rows (out, n) under scales (out,), with a low output error."""
     order = gram.diagonal().argsort(descending=True, stable=True)
-    per_row = mask is not None and not bool(mask.all())
-    if per_row and rows.numel() * rows.shape[1] ** 2 / 3 <= EXACT_WORK:
-        assert mask is not None
-        chunks = [
-            _rounded(part, inverse_root(gram, DAMPING, order, kept), s, top, order, kept)
-            for part, s, kept in zip(*(x.split(_rows_at_once(len(gram))) for x in (rows, scale, mask)), strict=True)  # type: ignore[no-untyped-call]
-        ]
-        return torch.cat(chunks)
-    return _rounded(rows, inverse_root(gram, DAMPING, order), scale, top, order, mask if per_row else None)
+    if mask is None or bool(mask.all()):
+        return _rounded(rows[:, order], inverse_root(gram, DAMPING, order), scale, top)[:, order.argsort()]
+    codes = torch.zeros(rows.shape, dtype=torch.float64)
+    if _work(mask) > EXACT_WORK:
+        shared = inverse_root(gram, DAMPING, order)
+        codes[:, order] = _rounded(rows[:, order], shared, scale, top, mask[:, order])
+        return codes
+    system = damped(gram, DAMPING)[order][:, order]
+    for part, kept in _by_row(mask[:, order]):
+        found = _rounded(kept.take(rows[part][:, order]), upper_root(kept.restrict(system)), scale[part], top)
+        codes[part] = kept.put_back(found, rows.shape[1])
+    return codes[:, order.argsort()]
 
 
 def mask_by_sweep(rows: Tensor, gram: Tensor, sparsity: float, pattern: Pattern) -> Tensor:
@@ -86,20 +89,20 @@ def mask_by_sweep(rows: Tensor, gram: Tensor, sparsity: float, pattern: Pattern)
             best = saliency.topk(pattern.keep[0], dim=1).indices
             stays[:, start : start + size] = torch.zeros_like(saliency, dtype=torch.bool).scatter_(1, best, True)
 
-    sweep(rows, upper, lambda i, w: w * stays[:, i], torch.arange(rows.shape[1]), choose, size)
+    sweep(rows, upper, lambda i, w: w * stays[:, i], choose, size)
     return stays
 
 
-def inverse_root(gram: Tensor, damping: float, order: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
-    """Upper U (1, n, n), or (rows, n, n) with a mask (rows, n), with U^T U the damped inverse of the ordered Gram
-    matrix restricted to each row's kept columns; the identity elsewhere."""
+def inverse_root(gram: Tensor, damping: float, order: Tensor | None = None) -> Tensor:
+    """Upper U (1, n, n) with U^T U the damped inverse of the ordered Gram matrix."""
     order = torch.arange(len(gram)) if order is None else order
-    system = damped(gram, damping)[order][:, order][None]
-    if mask is not None:
-        kept = mask[:, order].to(torch.float64)
-        system = system * kept[:, :, None] * kept[:, None, :] + torch.diag_embed(1 - kept)
-    flipped = root(system.flip(1, 2)).flip(1, 2)  # upper M with M M^T = G
-    eye = torch.eye(len(gram), dtype=torch.float64).expand_as(flipped)
+    return upper_root(damped(gram, damping)[order][:, order][None])
+
+
+def upper_root(systems: Tensor) -> Tensor:
+    """Upper U with U^T U the inverse of each system (..., n, n)."""
+    flipped = root(systems.flip(1, 2)).flip(1, 2)  # upper M with M M^T = G
+    eye = torch.eye(systems.shape[-1], dtype=torch.float64).expand_as(flipped)
     inverse: Tensor = torch.linalg.solve_triangular(flipped, eye, upper=True)
     return inverse
 
@@ -108,15 +111,14 @@ def sweep(
     rows: Tensor,
     upper: Tensor,
     settle: Settle,
-    order: Tensor,
     begin: Callable[[int, Tensor], None] | None = None,
     size: int = BLOCK,
 ) -> Tensor:
-    """Settles the columns of rows (out, n) in `order`, handing errors on; upper roots (1 or out, n, n) in that order.
+    """Settles the columns of rows (out, n) from the first to the last, handing errors on; upper roots (1 or out, n, n).
 
     `begin(start, block)` sees each block's weights before its first column is settled.
     """
-    open_rows = rows.to(torch.float64)[:, order].clone()
+    open_rows = rows.to(torch.float64).clone()
     n = open_rows.shape[1]
     for start in range(0, n, size):
         stop = min(start + size, n)
@@ -125,7 +127,7 @@ def sweep(
         errors = torch.zeros(len(rows), stop - start, dtype=torch.float64)
         for i in range(start, stop):
             column = open_rows[:, i].clone()
-            settled = settle(int(order[i]), column)
+            settled = settle(i, column)
             error = (column - settled) / upper[:, i, i]
             open_rows[:, i:stop] -= error[:, None] * upper[:, i, i:stop]
             open_rows[:, i] = settled
@@ -134,20 +136,55 @@ def sweep(
         if handed is None:
             handed = (errors[:, None] @ upper[:, start:stop, stop:])[:, 0]
         open_rows[:, stop:] -= handed
-    settled_rows = torch.empty_like(open_rows)
-    settled_rows[:, order] = open_rows
-    return settled_rows
+    return open_rows
 
 
-def _rounded(rows: Tensor, upper: Tensor, scale: Tensor, top: int, order: Tensor, mask: Tensor | None) -> Tensor:
+def _rounded(rows: Tensor, upper: Tensor, scale: Tensor, top: int, mask: Tensor | None = None) -> Tensor:
     step = scale.to(torch.float64)
-    kept = torch.ones(rows.shape, dtype=torch.bool) if mask is None else mask
 
     def settle(i: int, column: Tensor) -> Tensor:
-        return (column / step).round().clamp(-top, top) * step * kept[:, i]
+        value = (column / step).round().clamp(-top, top) * step
+        return value if mask is None else value * mask[:, i]
 
-    return (sweep(rows, upper, settle, order) / step[:, None]).round()
+    return (sweep(rows, upper, settle) / step[:, None]).round()
 
 
-def _rows_at_once(n: int) -> int:
-    return max(1, _CHUNK_BYTES // (8 * n * n))
+def _work(mask: Tensor) -> float:
+    """Multiplications that a root of every row's own takes."""
+    return float(mask.sum(dim=1, dtype=torch.float64).pow(3).sum()) / 3
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class _Kept:
+    """The columns that each of some rows keeps, brought together; rows that keep fewer are filled up."""
+
+    index: Tensor
+    """(rows, most)"""
+    valid: Tensor
+    """Which of them are kept (rows, most)."""
+
+    def take(self, rows: Tensor) -> Tensor:
+        """The kept columns of rows (rows, n), zero where filled up."""
+        return rows.to(torch.float64).gather(1, self.index) * self.valid
+
+    def restrict(self, system: Tensor) -> Tensor:
+        """A matrix (n, n) as each row sees it (rows, most, most), the identity where filled up."""
+        both = self.valid[:, :, None] & self.valid[:, None, :]
+        own = system[self.index[:, :, None], self.index[:, None, :]] * both
+        return own + torch.diag_embed((~self.valid).to(torch.float64))
+
+    def put_back(self, values: Tensor, n: int) -> Tensor:
+        """Rows (rows, n) with the values at the kept columns and zeros elsewhere."""
+        return torch.zeros(len(values), n, dtype=torch.float64).scatter_(1, self.index, values * self.valid)
+
+
+def _by_row(mask: Tensor) -> Iterator[tuple[Tensor, _Kept]]:
+    """Rows of a mask (out, n) that keep about as many columns, as many at once as memory allows."""
+    counts = mask.sum(dim=1)
+    waiting = counts.argsort(descending=True, stable=True)
+    while len(waiting):
+        most = max(1, int(counts[waiting[0]]))
+        part = waiting[: max(1, _CHUNK_BYTES // (8 * most * most))]
+        waiting = waiting[len(part) :]
+        index = (~mask[part]).to(torch.int8).argsort(dim=1, stable=True)[:, :most]
+        yield part, _Kept(index, torch.arange(most) < counts[part, None])

@@ -22,7 +22,7 @@ from torch import Tensor
 from automc.criteria.curvature import damped_inverse
 
 PENDING = 32
-CHUNK_BYTES = 2**27
+CHUNK_BYTES = 2**25
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -109,7 +109,9 @@ class Surgeon:
         self._width, self._units = width, n // width
         self._sets = torch.arange(sets)
         self._inverse = inverse if len(inverse) == sets else inverse.expand(sets, n, n)
-        """As of the last flush; shared by all row sets until the first one."""
+        """As of the last flush."""
+        self._own = False
+        """Whether the inverse may be changed; until the first flush it is the caller's, maybe one for all row sets."""
         self._pending = torch.zeros(sets, 0, n, dtype=torch.float64)
         """Factors V (R, waiting, n): the current inverse is the flushed one minus V^T V."""
         blocks = torch.arange(n).reshape(self._units, width)
@@ -155,7 +157,9 @@ class Surgeon:
         self._diagonal -= torch.einsum("swui,swuj->suij", blocks, blocks)
         self._pending = torch.cat((self._pending, factor), dim=1)
         if self._pending.shape[1] >= max(PENDING, width):
-            self._inverse = torch.baddbmm(self._inverse, self._pending.mT, self._pending, alpha=-1)
+            if not self._own:
+                self._inverse, self._own = self._inverse.clone(), True
+            self._inverse.baddbmm_(self._pending.mT, self._pending, alpha=-1)
             self._pending = torch.zeros(sets, 0, n, dtype=torch.float64)
 
 

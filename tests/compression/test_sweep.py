@@ -60,15 +60,6 @@ def test_the_root_is_that_of_the_inverse() -> None:
     torch.testing.assert_close(root.T @ root, torch.linalg.inv(gram[order][:, order]), rtol=1e-4, atol=1e-6)
 
 
-def test_a_masked_root_ignores_what_is_gone() -> None:
-    gram, mask = gram_of(5), torch.tensor([[True, False, True, True, False]])
-    root = inverse_root(gram, 1e-9, mask=mask)[0]
-    stay = [0, 2, 3]
-    product = (root.T @ root)[stay][:, stay]
-    torch.testing.assert_close(product, torch.linalg.inv(gram[stay][:, stay]), rtol=1e-4, atol=1e-6)
-    assert torch.equal(root[1], torch.eye(5, dtype=torch.float64)[1])
-
-
 def obq_sequential(row: Tensor, gram: Tensor, scale: float, top: int, order: list[int]) -> Tensor:
     """Rounds one row in a given order; after each column the open ones are solved for anew: what GPTQ computes."""
     target, values = row.clone(), row.clone()
@@ -93,6 +84,22 @@ def test_gptq_is_rounding_with_the_open_columns_solved_for_after_each(
     codes = round_rows(rows, gram, scale, 3)
     for row in range(4):
         direct = obq_sequential(rows[row], gram, float(scale[row]), 3, order)
+        torch.testing.assert_close(codes[row], direct)
+
+
+def test_gptq_with_a_mask_is_gptq_of_each_row_on_what_it_keeps(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "DAMPING", 1e-10)
+    gram, mask = gram_of(9), rand(6, 9, seed=4) > -0.4
+    mask[1], mask[3] = False, True
+    rows = rand(6, 9) * mask
+    scale = rows.abs().amax(dim=1).clamp_min(0.1) / 3
+    order = gram.diagonal().argsort(descending=True).tolist()
+    codes = round_rows(rows, gram, scale, 3, mask)
+    for row in range(6):
+        stay = mask[row].nonzero().flatten().tolist()
+        own = [stay.index(column) for column in order if column in stay]
+        direct = torch.zeros(9, dtype=torch.float64)
+        direct[stay] = obq_sequential(rows[row, stay], gram[stay][:, stay], float(scale[row]), 3, own)
         torch.testing.assert_close(codes[row], direct)
 
 
