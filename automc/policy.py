@@ -50,6 +50,18 @@ class LayerDecision:
     criterion: str = "l1"
     """Registered criterion that ranks single weights; unused at sparsity 0."""
 
+    @property
+    def effective(self) -> "LayerDecision":
+        """The same decision with the default wherever a value is unused: equal for equal layers."""
+        unused: dict[str, Any] = {}
+        if self.sparsity == 0:
+            unused |= {"pattern": "element", "criterion": "l1"}
+        if self.rank == 1:
+            unused |= {"factorization": "svd"}
+        if self.weight_bits == FULL_BITS:
+            unused |= {"codebook": "uniform"}
+        return replace(self, **unused)
+
 
 @dataclass(frozen=True, slots=True)
 class BlockDecision:

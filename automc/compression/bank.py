@@ -151,7 +151,7 @@ class LayerBank:
 
     def variant(self, name: str, decision: LayerDecision) -> Variant:
         """What a dense layer becomes by a decision alone; its quantized input, if any, is left out."""
-        decision = replace(decision, activation_bits=FULL_BITS)
+        decision = replace(decision, activation_bits=FULL_BITS).effective
 
         def make() -> dict[str, Tensor]:
             facts = self.facts.layer(name)

@@ -14,11 +14,12 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from automc.compression import provenance
-from automc.compression.bank import LayerBank
+from automc.compression.bank import MEMORY_BYTES, LayerBank
 from automc.compression.branches import branch_errors
 from automc.compression.calibration import watched
 from automc.compression.fitting import FittingPass
 from automc.compression.place import Place
+from automc.compression.prefix import PassMemory
 from automc.compression.quantize import QuantizedLayer
 from automc.compression.reconstruct import DenseRows, dense_rows, fit_points
 from automc.compression.settle import settle
@@ -43,8 +44,17 @@ class Compressor:
     With a `cache` folder they outlive the process: eliminating single weights takes a minute for a ResNet-56.
     """
 
-    def __init__(self, graph: ModelGraph, model: nn.Module, task: Task, cache: str | Path | None = None) -> None:
+    def __init__(
+        self,
+        graph: ModelGraph,
+        model: nn.Module,
+        task: Task,
+        cache: str | Path | None = None,
+        memory_bytes: int = MEMORY_BYTES,
+    ) -> None:
         self.graph, self.model, self.task = graph, model, task
+        self._memory = memory_bytes // 2  # one half for the bank, one for passes
+        self._passes = PassMemory(self._memory)
         self._cache = None if cache is None else Path(cache)
         self._banks: dict[Recipe, LayerBank] = {}
         self._dense: dict[Recipe, DenseRows] = {}
@@ -93,6 +103,7 @@ class Compressor:
                 recipe,
                 targets=self._targets(recipe),
                 folder=self._cache,
+                memory_bytes=self._memory,
             )
         return self._banks[recipe]
 
@@ -122,9 +133,8 @@ class Compressor:
 
     def _fit(self, small: nn.Module, policy: Policy, structure: Structure) -> None:
         graph = interpretable(self.graph, small)
-        run = FittingPass(
-            graph, self.graph.facts, policy, structure, self._dense_rows(policy.recipe), self.bank(policy.recipe)
-        )
+        dense, bank = self._dense_rows(policy.recipe), self.bank(policy.recipe)
+        run = FittingPass(graph, self.graph.facts, policy, structure, dense, bank, self._passes)
         run.run(self.inputs(policy.recipe))
 
     def _dense_rows(self, recipe: Recipe) -> DenseRows | None:

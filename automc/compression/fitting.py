@@ -9,6 +9,7 @@ from torch import Tensor, fx
 
 from automc.compression.bank import LayerBank
 from automc.compression.place import Place
+from automc.compression.prefix import PassMemory, Snapshot, cuts, keys, modules_before, restore
 from automc.compression.quantize import QuantizedLayer
 from automc.compression.reconstruct import (
     DenseRows,
@@ -43,6 +44,7 @@ class FittingPass:
         structure: Structure,
         dense: DenseRows | None,
         bank: LayerBank,
+        memory: PassMemory,
     ) -> None:
         self.module, self.dense, self.bank, self.recipe = module, dense, bank, policy.recipe
         self.layers = {x.name: x for x in facts.layers}
@@ -51,15 +53,40 @@ class FittingPass:
         self.cut = {facts.block(name).at for name in structure.without}
         """Additions that have lost their branch."""
         self.norms = kept_of_norms(facts, structure.kept)
+        self.memory = memory
+        self.cuts = keys(module.graph, cuts(module.graph), facts, policy, structure)
+        """Places where the pass may begin, and the names of what was decided before each."""
         self.nodes = {n.name: n for n in module.graph.nodes}
         self.settled: set[str] = set()
         """Layers fitted and norms that took their intercept."""
 
     @torch.no_grad()
     def run(self, inputs: tuple[Tensor, ...]) -> None:
-        """Fits everything in one pass."""
+        """Fits everything in one pass, from the last cut that an earlier pass came by with the same decisions."""
         self.data = SegmentedRun(self.module, inputs)
-        self.data.execute(self._changed_modules(), self._visit)
+        begin = next((node for node in reversed(self.cuts) if self.cuts[node] in self.memory), None)
+        if begin is not None:
+            self._resume(begin)
+        changed = self._changed_modules()
+        passed = {node.next: node for node, key in self.cuts.items() if self.memory.wants(key)}
+
+        def look(node: fx.Node) -> None:
+            if node in passed:
+                self._remember(passed[node])
+            if node in changed:
+                self._visit(node)
+
+        self.data.execute(changed | set(passed), look, begin)
+
+    def _resume(self, at: fx.Node) -> None:
+        snapshot = self.memory[self.cuts[at]]
+        self.data.resume(at, restore(snapshot, self.module))
+        self.settled |= snapshot.settled
+
+    def _remember(self, at: fx.Node) -> None:
+        before = modules_before(self.module.graph, at)
+        snapshot = Snapshot.of(self.data.values(at), self.module, before, self.settled)
+        self.memory.put(self.cuts[at], snapshot)
 
     def _changed_modules(self) -> set[fx.Node]:
         """Layers and norms whose output can differ from the dense model's."""

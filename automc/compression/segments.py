@@ -24,16 +24,22 @@ class SegmentedRun:
             {node: column[c] for node, column in zip(placeholders, columns, strict=False)} for c in range(self.chunks)
         ]
 
-    def execute(self, stops: set[fx.Node], look: Callable[[fx.Node], None]) -> None:
-        """Runs every node; before each of `stops` runs, `look(node)` is called with all its inputs computed."""
+    def execute(self, stops: set[fx.Node], look: Callable[[fx.Node], None], behind: fx.Node | None = None) -> None:
+        """Runs every node, or those `behind` one whose values were given by `resume`; before each of `stops` runs,
+        `look(node)` is called with all its inputs computed."""
         segment: list[fx.Node] = []
-        for node in self.module.graph.nodes:
+        nodes = list(self.module.graph.nodes)
+        for node in nodes[0 if behind is None else nodes.index(behind) + 1 :]:
             if node in stops:
                 self._flush(segment)
                 segment = []
                 look(node)
             segment.append(node)
         self._flush(segment)
+
+    def resume(self, node: fx.Node, values: Sequence[Tensor]) -> None:
+        """Forgets all values but those of one node, chunk by chunk."""
+        self._values = [{node: x} for x in values]
 
     def values(self, node: fx.Node) -> list[Tensor]:
         """What a computed node gave, chunk by chunk, while some later node still needs it."""

@@ -6,7 +6,6 @@ header, written whole or not at all, so processes may share a folder; a file tha
 
 import hashlib
 import json
-from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -14,6 +13,7 @@ import safetensors
 from safetensors.torch import load, save
 from torch import Tensor
 
+from automc.compression.bounded import Bounded
 from automc.files import sha256, write_atomic
 
 Tensors = Mapping[str, Tensor]
@@ -23,31 +23,27 @@ class TensorStore:
     """Named sets of tensors, bounded in memory, kept in `folder` if there is one."""
 
     def __init__(self, memory_bytes: int, folder: Path | None = None) -> None:
-        self._limit, self.folder = memory_bytes, folder
-        self._entries: OrderedDict[str, Tensors] = OrderedDict()
-        self.bytes = 0
+        self.folder = folder
+        self._held: Bounded[Tensors] = Bounded(memory_bytes)
+
+    @property
+    def bytes(self) -> int:
         """Bytes of all tensors held in memory."""
+        return self._held.bytes
 
     def get(self, key: str, make: Callable[[], Tensors], *, on_disk: bool = True) -> Tensors:
         """The tensors under `key`, made on first use."""
-        if key in self._entries:
-            self._entries.move_to_end(key)
-            return self._entries[key]
+        found = self._held.get(key)
+        if found is not None:
+            return found
         path = self._path(key) if on_disk else None
         found = None if path is None else _read(path)
         if found is None:
             found = make()
             if path is not None:
                 write_atomic(path, _packed(found))
-        self._hold(key, found)
+        self._held.put(key, found, sum(x.nbytes for x in found.values()))
         return found
-
-    def _hold(self, key: str, tensors: Tensors) -> None:
-        self._entries[key] = tensors
-        self.bytes += _size(tensors)
-        while self.bytes > self._limit and len(self._entries) > 1:
-            _, old = self._entries.popitem(last=False)
-            self.bytes -= _size(old)
 
     def _path(self, key: str) -> Path | None:
         return None if self.folder is None else self.folder / f"{sha256(key.encode())[:32]}.safetensors"
@@ -77,7 +73,3 @@ def _digest(tensors: Tensors) -> str:
         digest.update(f"{name}\0{x.dtype}\0{tuple(x.shape)}\0".encode())
         digest.update(x.detach().contiguous().numpy().tobytes())
     return digest.hexdigest()
-
-
-def _size(tensors: Tensors) -> int:
-    return sum(x.nbytes for x in tensors.values())

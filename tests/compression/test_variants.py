@@ -3,6 +3,7 @@
 import copy
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,7 +15,8 @@ from automc.compression.bank import LayerBank
 from automc.compression.calibration import watched
 from automc.compression.reconstruct import rows_of
 from automc.compression.structure import Sides, opened
-from automc.compression.variants import factors_of
+from automc.compression.variants import Variant, factors_of, settled
+from automc.graph.facts import LayerFacts
 from automc.policy import LayerDecision, Policy, Recipe
 from tests.compression.conftest import Setup
 
@@ -68,7 +70,7 @@ def test_the_error_is_the_one_on_the_data_and_the_weights_are_those_a_policy_giv
     inner = getattr(alone, "layer", alone)
     x = rows_that_enter(dense, input_of(setup, name)).to(torch.float64)
     x = x - x.mean(dim=0)
-    weight = dense.weight.detach().flatten(1).to(torch.float64)  # type: ignore[operator,union-attr]
+    weight = dense.weight.detach().flatten(1).to(torch.float64)  # type: ignore[operator]
     gap = rows_of(inner).detach().to(torch.float64) - weight
     expected = (x @ gap.T).square().sum() / (x @ weight.T).square().sum()
     assert found.error == pytest.approx(float(expected), rel=1e-3, abs=1e-7)
@@ -84,7 +86,7 @@ def test_one_elimination_tells_the_error_of_every_level(setup: Setup) -> None:
     name = PLAIN[setup.task.name]
     bank = setup.compressor.bank(replace(RECIPE, ridge=1e-9))
     losses = bank.traces(name, "element").loss.flatten().sort().values.cumsum(0)
-    weight = setup.task.model.get_submodule(name).weight.detach().flatten(1)  # type: ignore[operator,union-attr]
+    weight = setup.task.model.get_submodule(name).weight.detach().flatten(1)  # type: ignore[operator]
     energy = float(bank.regression(name, Sides.whole(bank.facts.layer(name))).output(weight)[1].sum())
     for sparsity in (0.3, 0.5, 0.8):
         gone = int(sparsity * len(losses))
@@ -102,8 +104,12 @@ def test_errors_fall_as_levels_rise_and_the_dense_level_has_none(setup: Setup) -
 def test_a_variant_is_made_once_and_kept_on_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     setup = Setup("mlp")
     made: list[str] = []
-    real = module.settled
-    monkeypatch.setattr(module, "settled", lambda *args: made.append(args[1].name) or real(*args))
+
+    def counted(layer: nn.Module, facts: LayerFacts, *others: Any) -> Variant:
+        made.append(facts.name)
+        return settled(layer, facts, *others)
+
+    monkeypatch.setattr(module, "settled", counted)
 
     def bank() -> LayerBank:
         inputs = setup.compressor.inputs(RECIPE)

@@ -1,0 +1,35 @@
+"""Things looked up by name and held up to a bound of bytes; the least recently used leave first."""
+
+from collections import OrderedDict
+from typing import Generic, TypeVar
+
+T = TypeVar("T")
+
+
+class Bounded(Generic[T]):
+    """A dictionary with a memory of `limit` bytes; the last thing put in stays, whatever its size."""
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self.bytes = 0
+        """Bytes of everything held."""
+        self._entries: OrderedDict[str, tuple[T, int]] = OrderedDict()
+
+    def __contains__(self, key: str) -> bool:
+        return key in self._entries
+
+    def get(self, key: str) -> T | None:
+        """What is held under `key`, which counts as a use."""
+        if key not in self._entries:
+            return None
+        self._entries.move_to_end(key)
+        return self._entries[key][0]
+
+    def put(self, key: str, value: T, size: int) -> None:
+        """Holds a value of `size` bytes."""
+        if key in self._entries:
+            self.bytes -= self._entries.pop(key)[1]
+        self._entries[key] = (value, size)
+        self.bytes += size
+        while self.bytes > self.limit and len(self._entries) > 1:
+            self.bytes -= self._entries.popitem(last=False)[1][1]
