@@ -163,7 +163,13 @@ class Setting:
         """What a searcher is given; scores the dense model on first use."""
         space, projector = self.problem_parts
         compressor = self.evaluator.compressor
-        return Problem(space, projector, self.evaluator.dense_score, lambda: compressor.errors(space))
+        return Problem(
+            space,
+            projector,
+            self.evaluator.dense_score,
+            lambda: compressor.errors(space),
+            lambda criterion: compressor.thresholds(space, criterion),
+        )
 
 
 def prepare(

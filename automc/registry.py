@@ -110,6 +110,8 @@ SEARCHERS = Registry(
     {
         "random": "automc.searchers.baselines:random_searcher",
         "uniform": "automc.searchers.baselines:uniform_searcher",
+        "global": "automc.searchers.global_ranking:global_ranking",
+        "global_magnitude": "automc.searchers.global_ranking:global_magnitude",
         "tpe": "automc.searchers.optuna_search:tpe",
         "nsga2": "automc.searchers.optuna_search:nsga2",
         "evolution": "automc.searchers.evolution:evolution",

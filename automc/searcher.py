@@ -21,6 +21,9 @@ class Problem:
     errors: Callable[[], tuple[FloatArray, ...]] | None = None
     """Per axis of the space, the layer's relative output error at each level, from calibration data alone; an
     axis without an order has zeros. None where no layer statistics exist; computed on the first call."""
+    thresholds: Callable[[str], tuple[FloatArray, ...]] | None = None
+    """For a criterion, per axis, the largest of its scores among what each level removes; -inf where it removes
+    nothing or ranks nothing."""
 
 
 class Searcher(Protocol):

@@ -48,7 +48,7 @@ def make_problem() -> tuple[Problem, list[np.ndarray]]:
         for n, o in zip(space.sizes, space.ordered, strict=True)
     ]
     projector = Projector(space, Budget.parse("macs<=50%,size<=30%"))
-    return Problem(space, projector, 0.93, lambda: tuple(errors)), errors
+    return Problem(space, projector, 0.93, lambda: tuple(errors), lambda _: tuple(errors)), errors
 
 
 def one_search(problem: Problem, errors: list[np.ndarray], name: str, seed: int, folder: Path) -> dict[str, float]:

@@ -26,7 +26,13 @@ def facts():
 def problem_of(facts, name: str, budget: str) -> Problem:
     space = SearchSpace(facts, SPACES.load(name)(facts))
     errors = tuple(np.linspace(1.0, 0.0, n) ** 2 * o for n, o in zip(space.sizes, space.ordered, strict=True))
-    return Problem(space, Projector(space, Budget.parse(budget)), 0.9, lambda: errors)
+    return Problem(
+        space,
+        Projector(space, Budget.parse(budget)),
+        0.9,
+        lambda: errors,
+        lambda _: tuple(np.where(o, e, -np.inf) for e, o in zip(errors, space.ordered, strict=True)),
+    )
 
 
 @pytest.mark.parametrize("name", list(CRITERIA))

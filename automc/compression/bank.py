@@ -38,6 +38,7 @@ from automc.compression.gradients import (
 )
 from automc.compression.patterns import layout
 from automc.compression.prune import eliminations
+from automc.compression.ranking import thresholds, trace_scores, unit_scores, weight_scores
 from automc.compression.reconstruct import Regression
 from automc.compression.settle import Known
 from automc.compression.store import Tensors, TensorStore
@@ -110,6 +111,12 @@ class LayerBank:
         zeros for axes without an order."""
         dense = space.decode(space.largest)
         return tuple(self._axis_errors(axis, dense) for axis in space.axes)
+
+    def thresholds(self, space: SearchSpace, criterion: str) -> tuple[FloatArray, ...]:
+        """Per axis of the space, the largest of a criterion's scores among what each level removes; -inf where it
+        removes nothing, and all over where the criterion does not rank what the axis decides."""
+        dense = space.decode(space.largest)
+        return tuple(self._thresholds(axis, CRITERIA.load(criterion), dense) for axis in space.axes)
 
     def regression(self, name: str, sides: Sides) -> Regression:
         """What is left of a layer, towards its own dense output."""
@@ -215,7 +222,7 @@ class LayerBank:
         readers = self._readers(group)
         order: Sequence[int] | None = None
         if not criterion.second_order or not readers:
-            order = np.argsort(self._unit_scores(group, criterion), kind="stable").tolist()
+            order = np.argsort(self._unit_scores(group, criterion, scaled=True), kind="stable").tolist()
         if not readers:
             return np.array(order, dtype=np.int64), np.linspace(0.0, 1.0, group.units + 1)
         result = eliminate(readers, order)
@@ -235,31 +242,11 @@ class LayerBank:
     def _reads_all(self, member: Member) -> bool:
         return member.target in self.moments and self.facts.layer(member.target).groups == 1
 
-    def _unit_scores(self, group: Group, criterion: Criterion) -> FloatArray:
-        """Scores summed over each unit's weights in every layer that counts, each layer scaled to a mean of one."""
-        total = np.zeros(group.units)
-        counted = 0
+    def _unit_scores(self, group: Group, criterion: Criterion, *, scaled: bool) -> FloatArray:
         generator = torch.Generator().manual_seed(self.recipe.seed)
-        for member in group.members:
-            if member.kind != "layer" or criterion.side not in ("both", member.axis):
-                continue
-            view = self.view(member.target, criterion.needs, generator)
-            if view is None:
-                continue
-            score = criterion.score(view).detach().to(torch.float64)
-            if not bool(torch.isfinite(score).all()):
-                raise PolicyError(
-                    f"Criterion {criterion.name!r} must give finite scores; {member.target!r} got others: check it."
-                )
-            unit = _sum_by_unit(score, member, self.facts.layer(member.target).groups)
-            unit = np.abs(unit) if criterion.sign == "absolute" else unit
-            total += unit / max(float(np.abs(unit).mean()), 1e-30)
-            counted += 1
-        if not counted:
-            raise PolicyError(
-                f"Criterion {criterion.name!r} must fit a layer of each group; {group.name!r} has none: choose l1."
-            )
-        return total
+        return unit_scores(
+            self.facts, group, criterion, lambda n: self.view(n, criterion.needs, generator), scaled=scaled
+        )
 
     def view(self, name: str, needs: Collection[Need], generator: torch.Generator) -> LayerView | None:
         """A dense layer as a criterion with these needs sees it; None where it has no norm or no input rows."""
@@ -311,6 +298,33 @@ class LayerBank:
         scale = self.model.get_submodule(norm).weight if norm else None
         return scale.detach() if isinstance(scale, Tensor) else None
 
+    def _thresholds(self, axis: Axis, criterion: Criterion, dense: Policy) -> FloatArray:
+        if axis.field == "keep" and axis.kind == "group" and not criterion.sweeps:
+            group = self.facts.group(axis.place)
+            if criterion.second_order:
+                lost = np.diff(self.elimination(group, criterion.name)[1])
+                return thresholds(axis, np.maximum.accumulate(lost))
+            return thresholds(axis, np.sort(self._unit_scores(group, criterion, scaled=False)))
+        if axis.field == "sparsity" and criterion.tells_weights_apart and not criterion.sweeps:
+            return thresholds(axis, self._weight_scores(axis.place, criterion, dense.layer(axis.place).pattern))
+        return np.full(len(axis.values), -np.inf)
+
+    def _weight_scores(self, name: str, criterion: Criterion, pattern: str) -> FloatArray:
+        """Scores of a layer's single weights or blocks, in ascending order."""
+        if criterion.second_order:
+            rows = fan_in_view(self._weight(name))
+            energy = float(self.regression(name, Sides.whole(self.facts.layer(name))).output(rows)[1].sum())
+            return trace_scores(self.traces(name, pattern), energy)
+        view = self.view(name, criterion.needs, torch.Generator().manual_seed(self.recipe.seed))
+        if view is None:
+            raise PolicyError(
+                f"Criterion {criterion.name!r} must have the statistics {', '.join(criterion.needs)}; layer {name!r} "
+                "has none: choose l1."
+            )
+        shape = parse(pattern)
+        where = layout(tuple(view.weight.shape), self.facts.layer(name).groups, shape)
+        return weight_scores(criterion, view, shape, where, name)
+
     def _axis_errors(self, axis: Axis, dense: Policy) -> FloatArray:
         if axis.field == "keep" and axis.kind == "group":
             group = self.facts.group(axis.place)
@@ -325,16 +339,6 @@ class LayerBank:
             # A uniform quantizer's noise falls by four for each bit; the range of typical activations sets the factor.
             return np.array([0.0 if v == FULL_BITS else 4.0 ** -float(v) for v in axis.values])
         return np.zeros(len(axis.values))  # blocks are the whole model's business: see Compressor.errors
-
-
-def _sum_by_unit(score: Tensor, member: Member, conv_groups: int) -> FloatArray:
-    """Scores of a weight (out, in / groups, ...) summed per unit of a group (U,)."""
-    if member.axis == "out":
-        channel = score.flatten(1).sum(dim=1)
-    else:
-        by_group = score.reshape(conv_groups, -1, *score.shape[1:]).sum(dim=1)  # (groups, in / groups, ...)
-        channel = by_group.flatten(2).sum(dim=2).flatten() if score.dim() > 2 else by_group.flatten()
-    return np.asarray(channel.numpy()[member.index].sum(axis=1), dtype=np.float64)
 
 
 def _sound(name: str, found: Moments, rows: int) -> Moments:

@@ -121,6 +121,10 @@ class Compressor:
             for a, e in zip(space.axes, errors, strict=True)
         )
 
+    def thresholds(self, space: SearchSpace, criterion: str) -> tuple[FloatArray, ...]:
+        """Per axis of a space, the largest of a criterion's scores among what each level removes (see `ranking`)."""
+        return self.bank(space.recipe).thresholds(space, criterion)
+
     def inputs(self, recipe: Recipe) -> tuple[Tensor, ...]:
         """The calibration samples a recipe uses."""
         largest = max((4 * x.positions * x.out_channels for x in self.graph.facts.layers), default=1)

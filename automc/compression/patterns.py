@@ -84,14 +84,20 @@ def mask_by_score(score: Tensor, sparsity: float, pattern: Pattern, where: Layou
     """
     if sparsity <= 0:
         return torch.ones(where.shape, dtype=torch.bool)
-    laid = where.lay(score.detach().to(torch.float64))
     if pattern.keep is not None:
+        laid = where.lay(score.detach().to(torch.float64))
         return where.restore(_keep_of_each(laid.masked_fill(~where.present, -torch.inf), pattern.keep, where))
+    mean, entries = block_means(score, pattern, where)
+    return _without(_first(mean, entries, sparsity, where), pattern, where)
+
+
+def block_means(score: Tensor, pattern: Pattern, where: Layout) -> tuple[Tensor, Tensor]:
+    """The mean score of each block, and how many weights it has (S, blocks), 0 for one of padding alone."""
+    laid = where.lay(score.detach().to(torch.float64))
     sets, _, n = laid.shape
-    blocks = n // pattern.columns
-    entries = where.present.reshape(sets, pattern.rows, blocks, pattern.columns).sum(dim=(1, 3))  # (S, blocks)
-    total = laid.reshape(sets, pattern.rows, blocks, pattern.columns).sum(dim=(1, 3))
-    return _without(_first(total / entries.clamp_min(1), entries, sparsity, where), pattern, where)
+    cells = (sets, pattern.rows, n // pattern.columns, pattern.columns)
+    entries = where.present.reshape(cells).sum(dim=(1, 3))
+    return laid.reshape(cells).sum(dim=(1, 3)) / entries.clamp_min(1), entries
 
 
 def mask_by_trace(traces: Traces, sparsity: float, pattern: Pattern, where: Layout) -> Tensor:

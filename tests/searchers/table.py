@@ -27,13 +27,23 @@ def facts(depth: int = 14) -> ModelFacts:
 
 
 def problem(space: str = "criteria", budget: str = "macs<=50%", depth: int = 14) -> Problem:
-    opened = SearchSpace(facts(depth), SPACES.load(space)(facts(depth)))
-    return Problem(opened, Projector(opened, Budget.parse(budget)), DENSE, lambda: calibrated(opened))
+    return of_space(SearchSpace(facts(depth), SPACES.load(space)(facts(depth))), budget)
+
+
+def of_space(space: SearchSpace, budget: str) -> Problem:
+    projector = Projector(space, Budget.parse(budget))
+    return Problem(space, projector, DENSE, lambda: calibrated(space), lambda _: thresholds(space))
 
 
 def calibrated(space: SearchSpace) -> tuple[FloatArray, ...]:
     """What calibration says of the layers: the same curve for all of them."""
     return tuple(np.linspace(1.0, 0.0, n) ** 2 * o for n, o in zip(space.sizes, space.ordered, strict=True))
+
+
+def thresholds(space: SearchSpace) -> tuple[FloatArray, ...]:
+    """What a global ranking sees: the same scores everywhere; nothing of decisions without an order."""
+    ranks = zip(space.sizes, space.ordered, strict=True)
+    return tuple(np.append(np.linspace(1.0, 0.1, n - 1), -np.inf) if o else np.full(n, -np.inf) for n, o in ranks)
 
 
 def lookup(of: Problem, seed: int = 0, noise: float = 0.0) -> Callable[[Policy], Evaluation]:

@@ -1,0 +1,76 @@
+"""One threshold for all layers: what scores least goes, wherever it is, until the budget is met.
+
+The classical baseline (Han et al. 2015) next to which a search has to justify itself. The first trial of each criterion
+is at the budget, the next ones are at ever tighter budgets.
+"""
+
+from typing import Any
+
+import numpy as np
+
+from automc.errors import PolicyError
+from automc.evaluation import Evaluation
+from automc.policy import Policy
+from automc.projection import Projector
+from automc.searcher import Problem
+from automc.searchers.history import History
+from automc.space import IntArray
+
+TIGHTER = 0.95
+
+
+class GlobalSearcher:
+    """Ranks by some criteria in turn; decisions that no ranking reaches stay dense as far as the budget allows."""
+
+    proposer = "global"
+
+    def __init__(self, problem: Problem, seed: int, *, criteria: tuple[str, ...]) -> None:
+        if problem.thresholds is None:
+            raise PolicyError("A global ranking must have the layers' scores; this problem has none: choose uniform.")
+        self.history, self.criteria, self.thresholds = History(problem, seed), criteria, problem.thresholds
+
+    def ask(self) -> Policy:
+        """The next policy."""
+        turn, which = divmod(len(self.history.points) + self.history.asked, len(self.criteria))
+        projector = self.history.problem.projector
+        projector = projector.tightened(TIGHTER**turn) if turn else projector
+        return self.history.propose(self.point(self.criteria[which], projector), self.history.rng())
+
+    def point(self, criterion: str, projector: Projector) -> IntArray:
+        """The levels at the lowest threshold that meets the budget."""
+        space, cuts = projector.space, self.thresholds(criterion)
+        start = space.largest
+        for i, axis in enumerate(space.axes):
+            if axis.field == "criterion" and criterion in axis.values:
+                start[i] = axis.level(criterion)
+
+        def levels(threshold: float) -> IntArray:
+            ranked = [np.isfinite(c).any() for c in cuts]
+            fallen = np.array([(c > threshold).sum() for c in cuts])
+            return np.where(ranked, np.minimum(fallen, space.largest), start)
+
+        found = np.unique(np.concatenate([[-np.inf], *cuts]))
+        low, high = 0, len(found) - 1  # beyond `high` nothing more can leave
+        while low < high:
+            middle = (low + high) // 2
+            low, high = (low, middle) if projector.feasible(levels(found[middle])) else (middle + 1, high)
+        return projector.project(levels(found[low]), fill=True)
+
+    def tell(self, evaluation: Evaluation) -> None:
+        """Notes what not to propose again."""
+        self.history.tell(evaluation)
+
+    def state_dict(self) -> dict[str, Any]:
+        """How much was told."""
+        return {"told": len(self.history.points)}
+
+
+def global_magnitude(problem: Problem, seed: int) -> GlobalSearcher:
+    """The searcher registered as `global_magnitude`."""
+    return GlobalSearcher(problem, seed, criteria=("l1",))
+
+
+def global_ranking(problem: Problem, seed: int) -> GlobalSearcher:
+    """The searcher registered as `global`: every criterion the space opens, or magnitude where it opens none."""
+    opened = dict.fromkeys(str(v) for a in problem.space.axes if a.field == "criterion" for v in a.values)
+    return GlobalSearcher(problem, seed, criteria=tuple(opened) or ("l1",))
