@@ -97,6 +97,7 @@ SPACES = Registry(
         "depth-channels": "automc.search_spaces.depth:depth_and_channels",
         "ranks": "automc.search_spaces.ranks:ranks",
         "ranks-spatial": "automc.search_spaces.ranks:spatial",
+        "ranks-eigendamage": "automc.search_spaces.ranks:eigendamage",
         "ranks-tucker2": "automc.search_spaces.ranks:tucker",
         "sparsity": "automc.search_spaces.weights:sparsity",
         "weights": "automc.search_spaces.weights:weights",

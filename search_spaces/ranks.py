@@ -24,6 +24,11 @@ def tucker(facts: ModelFacts) -> tuple[Axis, ...]:
     return factored(facts, "tucker2")
 
 
+def eigendamage(facts: ModelFacts) -> tuple[Axis, ...]:
+    """Three factors a layer, in the eigenbasis where the loss's curvature is known."""
+    return factored(facts, "eigendamage")
+
+
 def factored(facts: ModelFacts, method: str) -> tuple[Axis, ...]:
     """Every layer the method is defined on, at the shares that leave it rank one."""
     axes: list[Axis] = []

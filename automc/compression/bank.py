@@ -272,7 +272,10 @@ class LayerBank:
         each = self._weight(name).shape[1]  # conv-groups lose the same positions: the first one tells
         inputs = torch.arange(each) if depthwise else torch.from_numpy(sides.inputs[sides.inputs < each])
         kinds = [need for need in needs if need in ("gradient", "hessian_gradient", "flow", "sensitivity")]
-        return {need: self._gradients(need)[name][sides.outputs][:, inputs] for need in kinds}
+        found: dict[str, Tensor] = {n: self._gradients(n)[name][sides.outputs][:, inputs] for n in kinds}
+        if "output_gram" in needs and self.facts.layer(name).groups == 1:
+            found["output_gram"] = self._gradients("output_gram")[name][:, sides.outputs][:, :, sides.outputs]
+        return found
 
     def _gradients(self, need: Need) -> Tensors:
         """One kind of gradient statistic of all layers."""

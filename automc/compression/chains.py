@@ -132,6 +132,16 @@ def _tucker2_parts(layer: Layer, ranks: tuple[int, ...]) -> list[nn.Module]:
     ]
 
 
+def _eigen_parts(layer: Layer, ranks: tuple[int, ...]) -> list[nn.Module]:
+    out, fan_in = layer.weight.shape[:2]
+    columns, rows = ranks
+    return [
+        _part(layer, fan_in, columns, (0, 1)),
+        _part(layer, columns, rows),
+        _part(layer, rows, out, bias=layer.bias is not None),
+    ]
+
+
 def _cp_parts(layer: Layer, ranks: tuple[int, ...]) -> list[nn.Module]:
     out, fan_in = layer.weight.shape[:2]
     (r,) = ranks
@@ -181,5 +191,6 @@ CHAINS: Mapping[str, Chain] = {
     "svd": Chain(("rn", "or"), "on", _svd_parts),
     "spatial": Chain(("riy", "orx"), "oiyx", _spatial_parts, _spatial_start),
     "tucker2": Chain(("ri", "sryx", "os"), "oiyx", _tucker2_parts, _tucker2_start),
+    "eigendamage": Chain(("rn", "sr", "os"), "on", _eigen_parts),
     "cp": Chain(("ri", "ry", "rx", "or"), "oiyx", _cp_parts, _cp_start),
 }

@@ -11,13 +11,16 @@ spatial  kh x 1 to r channels, then 1 x kw (Jaderberg et al. 2014, scheme 2), fr
 tucker2  1 x 1, k x k, 1 x 1 (Kim et al. 2016), from the leading singular vectors of both channel sides (HOSVD) and
          three rounds of higher-order orthogonal iteration.
 cp       1 x 1, depthwise kh x 1, depthwise 1 x kw, 1 x 1 (Lebedev et al. 2015).
+eigendamage  r linear forms of the inputs, mixed to s, then s to all outputs (Wang et al. 2019, section 4.2): the rows
+         and columns of the weight in its Kronecker-factored eigenbasis that the loss needs (`criteria.kron`).
 tt       a tensor train, for linear layers (tensor_train.py).
 
-All but svd start from a decomposition of the weight whose input channels are whitened, W_c S^(1/2) with S the channels'
-second moment over all taps, and go on by alternating least squares on the outputs (alternating.py). Deviations: cp
-starts from the r largest terms of an exact decomposition into kh kw min(out, in) orthogonal ones (the SVDs of the
-slices in the kernel's own singular bases) where Lebedev et al. start at random, so nothing here is random; ranks come
-from a share, not from a variational estimate (Kim et al.); tt is not whitened.
+All but svd and eigendamage start from a decomposition of the weight whose input channels are whitened, W_c S^(1/2) with
+S the channels' second moment over all taps, and go on by alternating least squares on the outputs (alternating.py).
+Deviations: cp starts from the r largest terms of an exact decomposition into kh kw min(out, in) orthogonal ones (the
+SVDs of the slices in the kernel's own singular bases) where Lebedev et al. start at random, so nothing here is random;
+ranks come from a share, not from a variational estimate (Kim et al.); tt is not whitened; eigendamage's last factor is
+refitted to the outputs.
 """
 
 from typing import TypeAlias
@@ -28,6 +31,7 @@ from torch import Tensor, nn
 from automc.compression.alternating import DAMPING, alternate, leading, output_error
 from automc.compression.chains import CHAINS, FactoredLayer, Layer
 from automc.compression.tensor_train import TensorTrain
+from automc.criteria.kron import eigendamage
 from automc.criteria.roots import ridged, root
 from automc.errors import GraphError, PolicyError
 from automc.graph.holders import as_layer
@@ -67,17 +71,22 @@ def build(module: nn.Module, method: str, ranks: tuple[int, ...]) -> Factored:
 
 
 @torch.no_grad()
-def fit_(factored: Factored, weight: Tensor, gram: Tensor, *, sweeps: int = SWEEPS) -> float:
+def fit_(
+    factored: Factored, weight: Tensor, gram: Tensor, output_gram: Tensor | None = None, *, sweeps: int = SWEEPS
+) -> float:
     """Sets the factors so that the outputs are nearest those of `weight` (out, n); returns their relative error.
 
-    `gram` (n, n) is the second moment of the inputs that the factored layer will see, in the weight's column order. The
-    error is ||(W - W') X||^2 / ||W X||^2 of the values as stored; the bias is left alone.
+    `gram` (n, n) is the second moment of the inputs that the factored layer will see, in the weight's column order.
+    `output_gram` (out, out), that of the loss's gradient at the outputs, is used by eigendamage; without it all outputs
+    count alike. The error is ||(W - W') X||^2 / ||W X||^2 of the values as stored; the bias is left alone.
     """
     weight = weight.to(torch.float64)
     gram = gram.to(weight)
     _check_values(factored, weight, gram)
     if factored.method == "svd":
         found = _reduced_rank(weight, gram, factored.tensors()[0].shape[0])
+    elif factored.method == "eigendamage":
+        found = _eigenbasis(weight, gram, output_gram, factored.tensors()[1].shape)
     else:
         found = _fit(factored, weight, gram, sweeps)
     for part, value in zip(factored.parts, found, strict=True):
@@ -130,6 +139,16 @@ def _reduced_rank(weight: Tensor, gram: Tensor, rank: int) -> list[Tensor]:
     half = weight @ lower
     basis = leading(half.T @ half, rank)
     return [torch.linalg.solve_triangular(lower, basis.T, upper=False, left=False), half @ basis]
+
+
+def _eigenbasis(weight: Tensor, gram: Tensor, output_gram: Tensor | None, kept: tuple[int, ...]) -> list[Tensor]:
+    """The kept columns and rows of the rotated weight; the way back to the outputs is least squares on them."""
+    moment = torch.eye(len(weight)) if output_gram is None else output_gram
+    found = eigendamage(weight, gram, moment, *kept)
+    inner = found.core @ found.right  # (rows, n)
+    system = inner @ ridged(gram, DAMPING)
+    lower = root(ridged(system @ inner.T, DAMPING))
+    return [found.right, found.core, torch.cholesky_solve(system @ weight.T, lower).T]
 
 
 def _check(layer: Layer, method: str, ranks: tuple[int, ...]) -> None:

@@ -48,7 +48,9 @@ def settle(
     """
     if isinstance(place.holder, (FactoredLayer, TensorTrain)):
         assert rows is not None  # there is no weight to start from
-        fit_(place.holder, rows, torch.eye(rows.shape[1]) if fit is None else fit.gram[0])
+        needs_loss = place.holder.method == "eigendamage" and known is not None
+        moment = known.statistics(["output_gram"])["output_gram"][0] if needs_loss else None  # type: ignore[union-attr]
+        fit_(place.holder, rows, torch.eye(rows.shape[1]) if fit is None else fit.gram[0], moment)
         return
     weight, decision = place.weight, place.decision
     if rows is not None:

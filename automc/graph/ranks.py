@@ -178,6 +178,13 @@ def _svd(shape: Shape, ranks: tuple[int, ...]) -> Factors:
     return (r * shape.fan_in, shape.positions), (r * shape.outputs, shape.positions)
 
 
+def _eigendamage(shape: Shape, ranks: tuple[int, ...]) -> Factors:
+    columns, rows = ranks
+    return tuple(
+        (entries, shape.positions) for entries in (columns * shape.fan_in, columns * rows, rows * shape.outputs)
+    )
+
+
 def _spatial(shape: Shape, ranks: tuple[int, ...]) -> Factors:
     (r,), (height, width) = ranks, shape.kernel
     return (r * shape.inputs * height, shape.halfway), (r * shape.outputs * width, shape.positions)
@@ -267,6 +274,12 @@ METHODS: Mapping[str, Method] = {
         top=lambda s: prod(s.kernel) * min(s.inputs, s.outputs),
         ranks=_one,
         factors=_cp,
+    ),
+    "eigendamage": Method(
+        fits=lambda s: len(s.kernel) <= 2,
+        top=lambda s: 2 * max(s.outputs, s.fan_in),
+        ranks=lambda s, r: _in_turn(r, (s.fan_in, s.outputs)),
+        factors=_eigendamage,
     ),
     "tt": Method(
         fits=lambda s: s.kind == "linear",

@@ -15,7 +15,7 @@ from automc.policy import GroupDecision, LayerDecision, Policy, Recipe
 from automc.search_spaces.ranks import factored
 from automc.space import SearchSpace
 
-METHODS = ["svd", "spatial", "tucker2", "cp", "tt"]
+METHODS = ["svd", "spatial", "tucker2", "cp", "eigendamage", "tt"]
 
 
 def policy_of(setup, method: str, share: float, recipe: Recipe, keep: float = 1.0) -> Policy | None:

@@ -17,6 +17,7 @@ from automc.compression.alternating import Product, alternate
 from automc.compression.calibration import input_rows, output_shape
 from automc.compression.lowrank import build, fit_
 from automc.compression.tensor_train import TensorTrain
+from automc.criteria.kron import eigendamage
 from automc.criteria.roots import root
 from automc.errors import GraphError, PolicyError
 from automc.graph.ranks import (
@@ -107,7 +108,7 @@ def relative(weight, fitted, gram):
 
 def test_every_method_has_a_case_with_a_stride_or_tokens():
     assert {m for _, m in CASES} == set(METHODS)
-    assert {m for n, m in CASES if n == "strided"} == {"svd", "spatial", "tucker2", "cp"}
+    assert {m for n, m in CASES if n == "strided"} == {"svd", "spatial", "tucker2", "cp", "eigendamage"}
 
 
 @pytest.mark.parametrize(("name", "method"), CASES)
@@ -233,14 +234,14 @@ def test_methods_are_offered_where_they_are_defined():
         facts = trace_model(model, (torch.zeros(size),)).facts
         return [{m for m in METHODS if offered(Shape.of(f), m)} for f in facts.layers]
 
-    everywhere = {"svd", "spatial", "tucker2", "cp"}
-    assert names(nn.Conv2d(8, 8, 3)) == [everywhere]
-    assert names(nn.Conv2d(8, 8, (1, 3))) == [{"svd", "tucker2"}]
-    assert names(nn.Conv2d(8, 8, 1)) == [{"svd"}]
+    matrix = {"svd", "eigendamage"}
+    assert names(nn.Conv2d(8, 8, 3)) == [{*matrix, "spatial", "tucker2", "cp"}]
+    assert names(nn.Conv2d(8, 8, (1, 3))) == [{*matrix, "tucker2"}]
+    assert names(nn.Conv2d(8, 8, 1)) == [matrix]
     assert names(nn.Conv2d(8, 8, 3, groups=8), nn.Conv2d(8, 16, 3, groups=2)) == [set(), set()]
-    assert names(nn.Conv1d(8, 8, 3), size=(1, 8, 9)) == [{"svd"}]
+    assert names(nn.Conv1d(8, 8, 3), size=(1, 8, 9)) == [matrix]
     assert names(nn.Conv3d(8, 8, 3), size=(1, 8, 5, 5, 5)) == [set()]
-    assert names(nn.Linear(64, 64), size=(1, 64)) == [{"svd", "tt"}]
+    assert names(nn.Linear(64, 64), size=(1, 64)) == [{*matrix, "tt"}]
     assert names(nn.Linear(64, 1), size=(1, 64)) == [set()]  # rank 1 takes more than the layer itself
 
 
@@ -278,7 +279,7 @@ def test_a_shared_module_counts_every_call():
     model, x = Twice(1), rand(1, 6, 7, 5)
     facts = trace_model(model, (x,)).facts.layers[0]
     shape = Shape.of(facts)
-    for method in ("svd", "spatial", "tucker2", "cp"):
+    for method in ("svd", "spatial", "tucker2", "cp", "eigendamage"):
         chosen = ranks(shape, method, 0.7)
         other = copy.deepcopy(model)
         other.conv = build(model.conv, method, chosen)
@@ -287,11 +288,11 @@ def test_a_shared_module_counts_every_call():
         assert counter.get_total_flops() == 2 * macs(shape, method, chosen)
 
 
-def test_calls_of_different_sizes_leave_only_svd():
+def test_calls_of_different_sizes_leave_only_matrices():
     model, x = Twice(0), rand(1, 6, 9, 9)
     facts = trace_model(model, (x,)).facts.layers[0]
     shape = Shape.of(facts)
-    assert {m for m in METHODS if offered(shape, m)} == {"svd"}
+    assert {m for m in METHODS if offered(shape, m)} == {"svd", "eigendamage"}
 
 
 def test_an_unknown_method_is_named_with_the_nearest():
@@ -424,6 +425,28 @@ def test_svd_is_the_plain_truncated_svd_for_white_inputs(out, n):
     fit_(made, weight, 2.5 * torch.eye(n))
     u, s, v = np.linalg.svd(weight.numpy(), full_matrices=False)
     np.testing.assert_allclose(made.rows().numpy(), (u[:, :3] * s[:3]) @ v[:3], atol=1e-8)
+
+
+def test_eigendamage_keeps_what_the_loss_needs_and_fits_the_outputs():
+    """Its basis is that of `criteria.kron`, tested there; its last factor is the best one for that basis."""
+    weight, gram = rand(6, 9).double(), moment(9)
+    lost = []
+    for loud in range(6):
+        outputs = torch.eye(6).double()
+        outputs[loud, loud] = 1e4
+        made = build(nn.Linear(9, 6).double(), "eigendamage", (3, 2))
+        error = fit_(made, weight, gram, outputs)
+        basis = eigendamage(weight, gram, outputs, 2, 3)
+        right, core, left = made.tensors()
+        torch.testing.assert_close(core @ right, basis.core @ basis.right)
+        before = basis.left @ basis.core @ basis.right
+        assert error < relative(weight, before, gram)
+        for seed in range(20):
+            other = (left + 1e-3 * rand(6, 2, seed=seed)) @ core @ right
+            assert relative(weight, other, gram) > error
+        gap = weight - made.rows()
+        lost.append((gap @ gram @ gap.T).diagonal())
+    assert torch.stack(lost).argmin(dim=0).tolist() == list(range(6))  # each output loses least where it is loud
 
 
 def test_no_other_matrix_of_that_rank_and_no_gradient_descent_beats_svd():
