@@ -17,8 +17,10 @@ from automc.errors import AutomcError, StudyError, TaskError
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from torch import nn
 
     from automc.study import Study
+    from automc.task import Task
 
 app = typer.Typer(
     help="Search, layer by layer, how to compress a PyTorch model within a budget.",
@@ -168,6 +170,9 @@ def apply(
     name: NameOption = None,
     task: TaskOption = None,
     cache: CacheOption = None,
+    distill: Annotated[
+        int, typer.Option(min=0, metavar="EPOCHS", help="Then train towards the dense model's outputs, without labels.")
+    ] = 0,
 ) -> None:
     """Compress the model by one trial's policy, measure it, and save it."""
     found = open_study(study, name)
@@ -179,7 +184,10 @@ def apply(
     reference = _reference(task or found.meta.get("task"))
     loaded = load_task(reference)
     small = api.apply(loaded, chosen.policy, cache=cache)
+    if distill:
+        _distill(small, loaded, distill)
     origin = {"reference": reference, "study": found.name, "trial": chosen.number, "validation_score": chosen.score}
+    origin["distilled_epochs"] = distill
     report = summary.report(loaded, small, origin)
     size = api.save(small, out, report=report)
     for line in summary.lines(report):
@@ -287,6 +295,17 @@ def _check_costs(study: "Study", costs: Sequence[str]) -> None:
     for name in costs:
         if name not in known:
             raise StudyError(f"A cost must be one of {', '.join(known)}; {name!r} is none of them: name one of these.")
+
+
+def _distill(small: "nn.Module", task: "Task", epochs: int) -> None:
+    from automc import api
+    from automc.recovery.distill import Distillation
+    from automc.recovery.optimize import Schedule
+
+    def tell(epoch: int, loss: float) -> None:
+        _say(f"epoch {epoch + 1}/{epochs}: loss {loss:.4g}")
+
+    api.distill(small, task, settings=Distillation(Schedule(epochs=epochs)), progress=tell)
 
 
 def _reference(found: str | None) -> str:

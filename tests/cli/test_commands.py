@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -51,6 +52,19 @@ def test_from_task_to_compressed_model_on_disk(run: Run, tmp_path: Path) -> None
     assert status == 0, err
     shown = f"{report['compressed']['score']:.4f}"
     assert f"score on test: {shown} (when saved: {shown})" in out
+
+
+def test_a_policy_is_applied_and_distilled(run: Run, tmp_path: Path) -> None:
+    run(*SEARCH, "--trials", "2")
+    status, _, err = run("apply", "tiny", "--out", "small", "--distill", "2")
+    assert status == 0 and "epoch 2/2: loss" in err
+    assert json.loads((tmp_path / "small" / "report.json").read_text())["distilled_epochs"] == 2
+    plain, distilled = ((tmp_path / name / "model.safetensors") for name in ("plain", "small"))
+    run("apply", "tiny", "--out", "plain")
+    assert plain.read_bytes() != distilled.read_bytes()
+    _, out, _ = run("evaluate", "small")
+    score = re.findall(r"score on test: (\S+) \(when saved: (\S+)\)", out)[0]
+    assert score[0] == score[1]
 
 
 def test_the_same_command_again_goes_on(run: Run) -> None:
