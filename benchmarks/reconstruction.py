@@ -2,22 +2,26 @@
 
     python benchmarks/reconstruction.py table     l1, fpgm, obs, random x no, independent, sequential refit
     python benchmarks/reconstruction.py ranking   how well cheap refits rank 30 policies that the full one scores
+    python benchmarks/reconstruction.py prefix    seconds to compress neighbours of a policy, prefixes reused and not
 
 The policy of the table keeps the same share in every group, the largest share within the budget; ratios are what a
 search is for. At most 2,048 unlabelled training images calibrate. Needs AUTOMC_DATA (see README.md).
 """
 
 import argparse
+import statistics
 import time
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import torch
 from results import write
 from scipy.stats import kendalltau
 
 from automc.api import evaluator_of
 from automc.budget import Budget
+from automc.compression.prefix import PassMemory
 from automc.policy import GroupDecision, Policy, Recipe
 from automc.projection import Projector
 from automc.registry import SPACES
@@ -99,6 +103,30 @@ def ranking() -> None:
     write("reconstruction_ranking", {"policies": len(policies), "rows": rows, "full": full}, seeds=[0])
 
 
+def prefix() -> None:
+    """Neighbours of the uniform policy, one group changed in each, compressed with and without earlier passes' help."""
+    evaluator = evaluator_of(load_task("cifar10-resnet56"))
+    compressor = evaluator.compressor
+    space, projector = opened(evaluator)
+    start, rng = space.encode(uniform(space, projector)), np.random.default_rng(0)
+    policies = [space.decode(start)] + [space.decode(space.neighbours(start, rng, 1, 3)) for _ in range(30)]
+    compressor.compress(policies[0])  # the dense statistics
+    ways = {"reused": compressor.passes, "from the start": PassMemory(0)}
+    rows: dict[str, list[float]] = {way: [] for way in ways}
+    for policy in policies:
+        models = []
+        for way, memory in ways.items():
+            compressor.passes = memory
+            begun = time.perf_counter()
+            models.append(compressor.compress(policy).state_dict())
+            rows[way].append(time.perf_counter() - begun)
+        assert all(torch.equal(x, models[1][name]) for name, x in models[0].items())
+        print({way: round(seconds[-1], 2) for way, seconds in rows.items()}, flush=True)
+    summary = {way: {"mean": statistics.fmean(s), "median": statistics.median(s)} for way, s in rows.items()}
+    print(summary)
+    write("reconstruction_prefix", {"summary": summary, "seconds": rows}, seeds=[0])
+
+
 def scores(evaluator: Evaluator, policies: list[Policy], recipe: Recipe) -> tuple[list[float], float]:
     """Validation accuracies, and the median seconds that compressing took."""
     found, seconds = [], []
@@ -113,7 +141,7 @@ def scores(evaluator: Evaluator, policies: list[Policy], recipe: Recipe) -> tupl
 def main() -> None:
     """Runs one part."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parts = {"table": table, "ranking": ranking}
+    parts = {"table": table, "ranking": ranking, "prefix": prefix}
     parser.add_argument("part", choices=list(parts))
     parts[parser.parse_args().part]()
 

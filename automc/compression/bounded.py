@@ -7,7 +7,7 @@ T = TypeVar("T")
 
 
 class Bounded(Generic[T]):
-    """A dictionary with a memory of `limit` bytes; the last thing put in stays, whatever its size."""
+    """A dictionary that holds at most `limit` bytes; what is larger by itself is not held."""
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
@@ -29,7 +29,9 @@ class Bounded(Generic[T]):
         """Holds a value of `size` bytes."""
         if key in self._entries:
             self.bytes -= self._entries.pop(key)[1]
+        if size > self.limit:
+            return
         self._entries[key] = (value, size)
         self.bytes += size
-        while self.bytes > self.limit and len(self._entries) > 1:
+        while self.bytes > self.limit:
             self.bytes -= self._entries.popitem(last=False)[1][1]

@@ -54,7 +54,8 @@ class Compressor:
     ) -> None:
         self.graph, self.model, self.task = graph, model, task
         self._memory = memory_bytes // 2  # one half for the bank, one for passes
-        self._passes = PassMemory(self._memory)
+        self.passes = PassMemory(self._memory)
+        """What fitting passes left for later ones."""
         self._cache = None if cache is None else Path(cache)
         self._banks: dict[Recipe, LayerBank] = {}
         self._dense: dict[Recipe, DenseRows] = {}
@@ -138,7 +139,7 @@ class Compressor:
     def _fit(self, small: nn.Module, policy: Policy, structure: Structure) -> None:
         graph = interpretable(self.graph, small)
         dense, bank = self._dense_rows(policy.recipe), self.bank(policy.recipe)
-        run = FittingPass(graph, self.graph.facts, policy, structure, dense, bank, self._passes)
+        run = FittingPass(graph, self.graph.facts, policy, structure, dense, bank, self.passes)
         run.run(self.inputs(policy.recipe))
 
     def _dense_rows(self, recipe: Recipe) -> DenseRows | None:

@@ -35,11 +35,12 @@ def test_the_least_recently_used_leave_first() -> None:
     assert make.made == ["a", "b", "c", "b"]
 
 
-def test_an_entry_larger_than_the_bound_is_still_given() -> None:
-    store, make = TensorStore(1), Counter()
+def test_an_entry_larger_than_the_bound_is_given_and_not_held() -> None:
+    store, make = TensorStore(100), Counter()
+    store.get("small", lambda: make("small"))
     assert len(store.get("big", lambda: make("big", 1000))["x"]) == 1000
-    store.get("next", lambda: make("next"))
-    assert store.bytes == 40
+    store.get("small", lambda: make("small"))
+    assert store.bytes == 40 and make.made == ["small", "big"]
 
 
 def test_a_folder_outlives_the_process_and_may_be_opted_out_of(tmp_path: Path) -> None:
