@@ -1,6 +1,7 @@
-"""ResNet-56 at half the MACs, searched for fidelity to the dense model instead of accuracy, then distilled.
+"""A network at half the MACs, searched for fidelity to the dense model instead of accuracy, then distilled.
 
-    python benchmarks/resnet56_fidelity.py --seeds 0 1 2 --epochs 30
+    python benchmarks/fidelity.py cifar10-resnet56 --epochs 40
+    python benchmarks/fidelity.py cifar10-resnet20 --epochs 40
 
 The search scores a candidate on the validation images by the mean of exp(-KL(dense, candidate)), which needs no labels
 and tells candidates apart that give the same 4,600 right answers. Nothing is trained until the search is over;
@@ -43,13 +44,14 @@ def soft(task: Task) -> Task:
 def main() -> None:
     """Prints and writes accuracy before and after distillation."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("task", choices=["cifar10-resnet20", "cifar10-resnet56"])
     parser.add_argument("--budget", default="macs<=50%")
     parser.add_argument("--space", default="criteria")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    parser.add_argument("--epochs", type=int, default=30)
+    parser.add_argument("--epochs", type=int, default=40)
     parser.add_argument("--rate", type=float, default=3e-4)
     arguments = parser.parse_args()
-    task = load_task("cifar10-resnet56")
+    task = load_task(arguments.task)
     evaluator = evaluator_of(task)
     dense = 100 * evaluator.score(task.model, "test")
     rows: list[dict[str, Any]] = []
@@ -69,7 +71,11 @@ def main() -> None:
     summary = {key: statistics.fmean(row[key] for row in rows) for key in ("searched", "distilled")}
     drops = {f"{key}_drop": dense - value for key, value in summary.items()}
     print(f"dense {dense:.2f} %", summary, drops)
-    write("resnet56_fidelity", {"dense_test": dense, **summary, **drops, "rows": rows}, seeds=arguments.seeds)
+    write(
+        f"fidelity_{task.name.removeprefix('cifar10-')}",
+        {"dense_test": dense, **summary, **drops, "rows": rows},
+        seeds=arguments.seeds,
+    )
 
 
 if __name__ == "__main__":
