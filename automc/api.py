@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from automc import artifact, loop
 from automc.budget import Budget
 from automc.compression import provenance
+from automc.compression.bank import MEMORY_BYTES
 from automc.compression.compress import Compressor
 from automc.errors import AutomcError, TaskError
 from automc.evaluation import Evaluation
@@ -51,6 +52,7 @@ def search(
     study: str | None = None,
     recipe: Recipe | None = None,
     cache: str | Path | None = None,
+    memory_bytes: int = MEMORY_BYTES,
     progress: bool | Callable[[Evaluation], None] = False,
     on_start: Callable[[Study], None] | None = None,
 ) -> Study:
@@ -58,13 +60,13 @@ def search(
 
     The same call again goes on where the study stopped: `trials` counts all of a study's trials. `space` "auto"
     opens bits only where the budget limits size or bops. `storage` is a journal file or a database URL; by default
-    `runs/<study>.journal`. `cache` is a folder where what is computed once per layer is kept. `progress` shows a bar,
-    or is called with each recorded evaluation.
+    `runs/<study>.journal`. `cache` is a folder where what is computed once per layer is kept, `memory_bytes`
+    bounds how much of it is held in memory. `progress` shows a bar, or is called with each recorded evaluation.
     """
     limits = Budget.parse(budget) if isinstance(budget, str) else budget
     chosen = space_name(space, limits)
     SEARCHERS.check(searcher)
-    setting = prepare(task, limits, space if callable(space) else chosen, recipe, cache)
+    setting = prepare(task, limits, space if callable(space) else chosen, recipe, cache, memory_bytes)
     name = study or study_name(setting.task.name, limits, chosen, searcher, seed)
     record = Study.create(storage, name, _meta(setting, limits, chosen, searcher, seed), setting.problem.space.axes)
     if on_start is not None:
@@ -178,6 +180,7 @@ def prepare(
     space: str | SpaceBuilder,
     recipe: Recipe | None = None,
     cache: str | Path | None = None,
+    memory_bytes: int = MEMORY_BYTES,
 ) -> Setting:
     """Traces the model, opens the space and refuses a budget that cannot be met; nothing is scored yet."""
     build = SPACES.load(space) if isinstance(space, str) else space
@@ -189,7 +192,7 @@ def prepare(
             f"A search must have something to decide; this space opens nothing in {found.name!r}: try --space joint."
         )
     projector = Projector(opened, budget)
-    evaluator = Evaluator(found, Compressor(graph, found.model, found, cache), projector.costing)
+    evaluator = Evaluator(found, Compressor(graph, found.model, found, cache, memory_bytes), projector.costing)
     return Setting(found, _portable(task), graph, evaluator, (opened, projector))
 
 

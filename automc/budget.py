@@ -27,6 +27,14 @@ _BYTE_UNITS = _COUNT_UNITS | {
 }
 
 
+def parse_bytes(text: str) -> int:
+    """Bytes in `500MB`, `1GiB`, `1000000`; anything else raises BudgetError."""
+    match = re.fullmatch(r"\s*([0-9]*\.?[0-9]+)\s*([A-Za-z]*)\s*", text)
+    if match is None or match[2].lower() not in _BYTE_UNITS:
+        raise BudgetError(f"An amount of memory must read like 500MB or 1GiB; {text!r} does not: rewrite it.")
+    return int(float(match[1]) * _BYTE_UNITS[match[2].lower()])
+
+
 @dataclass(frozen=True, slots=True)
 class Limit:
     """One upper limit: `metric` may be at most `amount`, or that share of the dense model's."""

@@ -84,11 +84,14 @@ def search(
     storage: Annotated[str | None, typer.Option(help="Journal file or URL; default runs/<study>.journal.")] = None,
     study: Annotated[str | None, typer.Option(help="Name of the study; default made from the other options.")] = None,
     cache: CacheOption = None,
+    memory: Annotated[str, typer.Option(metavar="SIZE", help="How much of that is held in memory.")] = "1GiB",
 ) -> None:
     """Search policies within a budget; the same command again goes on where it stopped."""
+    from automc.budget import parse_bytes
     from automc.registry import SEARCHERS, SPACES, TASKS
 
     seconds = None if time is None else duration(time)
+    memory_bytes = parse_bytes(memory)
     SEARCHERS.check(searcher)
     if space != "auto":
         SPACES.check(space)
@@ -109,6 +112,7 @@ def search(
             storage=storage,
             study=study,
             cache=cache,
+            memory_bytes=memory_bytes,
             progress=True,
             on_start=lambda s: _announce(s, begun, trials),
         )

@@ -57,7 +57,7 @@ from automc.task import Inputs
 IntArray = NDArray[np.int64]
 FloatArray = NDArray[np.float64]
 MEMORY_BYTES = 2**30
-"""Default bound on what is memoised; the dense statistics themselves come on top."""
+"""Default bound on what is memoised in all; the dense statistics themselves come on top."""
 
 
 class LayerBank:

@@ -61,6 +61,7 @@ def changed(*changes: str) -> tuple[str, ...]:
         (("--searcher", "stab"), "did you mean 'stub'?"),
         (("--space", "chanels"), "did you mean 'channels'?"),
         (("--time", "10x"), "'10x' is not"),
+        (("--memory", "much"), "500MB or 1GiB"),
         (("--trials", "0"), "--trials"),
         (("--storage", "/proc/nowhere/x.journal"), "/proc/nowhere"),
         (("--storage", "nosuchdb://x/y"), "nosuchdb://x/y"),

@@ -1,0 +1,72 @@
+"""What a budget may say, and what it answers to everything else."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from automc.budget import Budget, parse_bytes
+from automc.errors import BudgetError
+from automc.registry import COSTS
+
+DENSE = {"macs": 1e9, "params": 2e6, "size": 8e6, "bops": 1e12}
+
+
+@pytest.mark.parametrize(
+    ("text", "limits"),
+    [
+        ("macs<=50%", {"macs": 5e8}),
+        (" macs <= 50 % ", {"macs": 5e8}),
+        ("MACS<=0.25G", {"macs": 2.5e8}),
+        ("params<=0.4M, size<=1MB", {"params": 4e5, "size": 1e6}),
+        ("size<=1MiB", {"size": 2**20}),
+        ("size<=512kib,macs<=100%", {"size": 2**19, "macs": 1e9}),
+        ("size<=1.5e6", {"size": 1.5e6}),
+        ("bops<=5G", {"bops": 5e9}),
+    ],
+)
+def test_limits_are_absolute_in_the_end(text: str, limits: dict[str, float]) -> None:
+    assert Budget.parse(text).resolve(DENSE) == limits
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("", "must read metric<=amount"),
+        ("macs", "must read metric<=amount"),
+        ("macs<50%", "must read metric<=amount"),
+        ("macs<=half", "must read metric<=amount"),
+        ("macs<=-5%", "must read metric<=amount"),
+        ("macs<=0", "must be above zero"),
+        ("macs<=120%", "at most 100"),
+        ("macs<=5MB", "unit of macs"),
+        ("speed<=5", "'speed' is none of them"),
+        ("macs<=5%,macs<=6%", "limited once"),
+        ("macs<=5%,", "must read metric<=amount"),
+    ],
+)
+def test_anything_else_is_refused_in_a_sentence(text: str, said: str) -> None:
+    with pytest.raises(BudgetError, match=said):
+        Budget.parse(text)
+
+
+@given(st.dictionaries(st.sampled_from(list(COSTS)), st.floats(1e-3, 100), min_size=1))
+def test_what_is_printed_reads_back(shares: dict[str, float]) -> None:
+    budget = Budget.parse(",".join(f"{name}<={share}%" for name, share in shares.items()))
+    again = Budget.parse(str(budget))
+    assert again.metrics == budget.metrics
+    for name, value in budget.resolve(DENSE).items():
+        assert again.resolve(DENSE)[name] == pytest.approx(value, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("text", "count"),
+    [("1GiB", 2**30), ("500MB", 5 * 10**8), (" 2 kb ", 2000), ("1000", 1000), ("0", 0), ("1.5k", 1500)],
+)
+def test_an_amount_of_memory(text: str, count: int) -> None:
+    assert parse_bytes(text) == count
+
+
+@pytest.mark.parametrize("text", ["", "much", "-1GB", "1 parsec", "1e3e"])
+def test_no_amount_of_memory(text: str) -> None:
+    with pytest.raises(BudgetError, match="500MB or 1GiB"):
+        parse_bytes(text)
