@@ -20,12 +20,14 @@ def _groups(policy: Policy) -> Table:
 
 
 def _layers(policy: Policy) -> Table:
-    result = Table("layer", "weights", "", "activations", "zeros", title="weights", title_justify="left")
+    columns = ("layer", "weights", "", "activations", "zeros", "factors")
+    result = Table(*columns, title="weights", title_justify="left")
     for name, decision in policy.layers:
-        if decision != LayerDecision():
-            bar = _bar(min(decision.weight_bits, 8) / 8 * (1 - decision.sparsity))
+        if decision.effective != LayerDecision():
+            stored = decision.rank * min(decision.weight_bits, 8) / 8 * (1 - decision.sparsity)
             zeros = f"{100 * decision.sparsity:.0f}% {_chosen(decision)}" if decision.sparsity else "-"
-            result.add_row(name, _bits(decision.weight_bits), bar, _bits(decision.activation_bits), zeros)
+            factors = f"{decision.factorization} {100 * decision.rank:.0f}%" if decision.rank < 1 else "-"
+            result.add_row(name, _weights(decision), _bar(stored), _bits(decision.activation_bits), zeros, factors)
     return result
 
 
@@ -39,6 +41,11 @@ def _blocks(policy: Policy) -> Table:
 def _chosen(decision: LayerDecision) -> str:
     """By which criterion, in which pattern."""
     return decision.criterion if decision.pattern == "element" else f"{decision.pattern} {decision.criterion}"
+
+
+def _weights(decision: LayerDecision) -> str:
+    shared = decision.weight_bits < FULL_BITS and decision.codebook == "kmeans"
+    return f"{_bits(decision.weight_bits)}, shared" if shared else _bits(decision.weight_bits)
 
 
 def _bits(bits: int) -> str:

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from automc.evaluation import Evaluation
-from automc.policy import FULL_BITS, Policy
+from automc.policy import FULL_BITS, LayerDecision, Policy
 
 
 def amount(metric: str, value: float) -> str:
@@ -33,12 +33,9 @@ def costs_line(evaluation: Evaluation, dense: Mapping[str, float], names: tuple[
 
 def policy_line(policy: Policy, width: int = 90, separator: str = "<br>") -> str:
     """The decisions that differ from the dense model, compactly, broken into lines."""
-    words = [f"{name} {100 * d.keep:.0f}%" for name, d in policy.groups if d.keep < 1]
-    for name, d in policy.layers:
-        parts = [f"w{d.weight_bits}"] if d.weight_bits < FULL_BITS else []
-        parts += [f"a{d.activation_bits}"] if d.activation_bits < FULL_BITS else []
-        parts += [f"{100 * d.sparsity:.0f}% zeros"] if d.sparsity > 0 else []
-        words += [f"{name} {' '.join(parts)}"] if parts else []
+    words = [f"without {name}" for name in policy.dropped]
+    words += [f"{name} {100 * d.keep:.0f}%" for name, d in policy.groups if d.keep < 1]
+    words += [f"{name} {_layer(d)}" for name, d in policy.layers if _layer(d)]
     lines, line = [], ""
     for word in words:
         if line and len(line) + len(word) > width:
@@ -46,6 +43,18 @@ def policy_line(policy: Policy, width: int = 90, separator: str = "<br>") -> str
             line = ""
         line = f"{line}, {word}" if line else word
     return separator.join([*lines, line]) if words else "dense"
+
+
+def _layer(decision: LayerDecision) -> str:
+    """One layer's decision: `w4 shared a8 50% zeros in 2:4`, `svd 40%`; nothing for a dense one."""
+    d = decision
+    parts = [f"w{d.weight_bits}" + " shared" * (d.codebook == "kmeans")] if d.weight_bits < FULL_BITS else []
+    parts += [f"a{d.activation_bits}"] if d.activation_bits < FULL_BITS else []
+    parts += (
+        [f"{100 * d.sparsity:.0f}% zeros" + f" in {d.pattern}" * (d.pattern != "element")] if d.sparsity > 0 else []
+    )
+    parts += [f"{d.factorization} {100 * d.rank:.0f}%"] if d.rank < 1 else []
+    return " ".join(parts)
 
 
 def as_json(evaluation: Evaluation) -> dict[str, Any]:

@@ -8,7 +8,7 @@ import torch
 from rich.console import Console
 from torch import nn
 
-from automc.policy import GroupDecision, LayerDecision, Policy
+from automc.policy import BlockDecision, GroupDecision, LayerDecision, Policy
 from automc.report import decisions, front, latency, text
 from automc.report.progress import Bar
 from automc.study import Study
@@ -63,6 +63,16 @@ def test_a_policy_on_one_line_says_what_differs_from_dense() -> None:
     policy = Policy("f", groups, (("a", LayerDecision(4, 8, 0.25)), ("b", LayerDecision())))
     assert text.policy_line(policy) == "a 50%, a w4 a8 25% zeros"
     assert text.policy_line(Policy("f")) == "dense"
+    every = (
+        ("a", LayerDecision(4, codebook="kmeans", sparsity=0.5, pattern="2:4")),
+        ("b", LayerDecision(rank=0.4, factorization="cp")),
+        ("c", LayerDecision(pattern="4x1")),  # no zeros: the pattern says nothing
+    )
+    full = Policy("f", (), every, blocks=(("x", BlockDecision(0)), ("y", BlockDecision(1))))
+    assert text.policy_line(full) == "without x, a w4 shared 50% zeros in 2:4, b cp 40%"
+    shown = "".join(printed(t) for t in decisions.tables(full))
+    for said in ("left out", "stays", "4 bits, shared", "50% 2:4 l1", "cp 40%"):
+        assert said in shown
 
 
 def test_bars_are_as_long_as_what_is_kept() -> None:
