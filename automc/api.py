@@ -28,7 +28,7 @@ from automc.projection import Costing, Projector
 from automc.recovery import distill as recovery
 from automc.recovery.distill import Distillation
 from automc.registry import SEARCHERS, SPACES
-from automc.scoring.evaluator import Evaluator
+from automc.scoring.evaluator import Evaluator, check_score
 from automc.searcher import Problem
 from automc.space import SearchSpace, SpaceBuilder
 from automc.study import Study
@@ -45,6 +45,7 @@ def search(
     budget: Budget | str,
     space: str | SpaceBuilder = "auto",
     searcher: str = "joint",
+    score: str = "metric",
     trials: int = 100,
     seconds: float | None = None,
     seed: int = 0,
@@ -59,16 +60,21 @@ def search(
     """Searches policies for `task` that meet `budget`, and returns the study of all evaluations.
 
     The same call again goes on where the study stopped: `trials` counts all of a study's trials. `space` "auto"
-    opens bits only where the budget limits size or bops. `storage` is a journal file or a database URL; by default
-    `runs/<study>.journal`. `cache` is a folder where what is computed once per layer is kept, `memory_bytes`
-    bounds how much of it is held in memory. `progress` shows a bar, or is called with each recorded evaluation.
+    opens bits only where the budget limits size or bops. `score` says what is searched: the task's "metric", or
+    likeness to the dense model's outputs, "kl" or "mse" (see `automc.scoring.soft`); the metric is recorded in any
+    case. `storage` is a journal file or a database URL; by default `runs/<study>.journal`. `cache` is a folder where
+    what is computed once per layer is kept, `memory_bytes` bounds how much of it is held in memory. `progress` shows a
+    bar, or is called with each recorded evaluation.
     """
     limits = Budget.parse(budget) if isinstance(budget, str) else budget
     chosen = space_name(space, limits)
     SEARCHERS.check(searcher)
-    setting = prepare(task, limits, space if callable(space) else chosen, recipe, cache, memory_bytes)
-    name = study or study_name(setting.task.name, limits, chosen, searcher, seed)
-    record = Study.create(storage, name, _meta(setting, limits, chosen, searcher, seed), setting.problem.space.axes)
+    check_score(score)
+    setting = prepare(task, limits, space if callable(space) else chosen, recipe, cache, memory_bytes, score)
+    words = chosen if score == "metric" else f"{chosen}-{score}"
+    name = study or study_name(setting.task.name, limits, words, searcher, seed)
+    meta = _meta(setting, limits, chosen, searcher, seed) | {"score": score}
+    record = Study.create(storage, name, meta, setting.problem.space.axes)
     if on_start is not None:
         on_start(record)
     if "uniform" not in record.meta:
@@ -181,6 +187,7 @@ def prepare(
     recipe: Recipe | None = None,
     cache: str | Path | None = None,
     memory_bytes: int = MEMORY_BYTES,
+    score: str = "metric",
 ) -> Setting:
     """Traces the model, opens the space and refuses a budget that cannot be met; nothing is scored yet."""
     build = SPACES.load(space) if isinstance(space, str) else space
@@ -192,14 +199,15 @@ def prepare(
             f"A search must have something to decide; this space opens nothing in {found.name!r}: try --space joint."
         )
     projector = Projector(opened, budget)
-    evaluator = Evaluator(found, Compressor(graph, found.model, found, cache, memory_bytes), projector.costing)
+    compressor = Compressor(graph, found.model, found, cache, memory_bytes)
+    evaluator = Evaluator(found, compressor, projector.costing, score)
     return Setting(found, _portable(task), graph, evaluator, (opened, projector))
 
 
-def evaluator_of(task: Task) -> Evaluator:
+def evaluator_of(task: Task, score: str = "metric") -> Evaluator:
     """An evaluator outside a search, for reports."""
     graph = trace_model(task.model, task.example_inputs, verify=False)
-    return Evaluator(task, Compressor(graph, task.model, task), Costing(SearchSpace(graph.facts, ())))
+    return Evaluator(task, Compressor(graph, task.model, task), Costing(SearchSpace(graph.facts, ())), score)
 
 
 def space_name(space: str | SpaceBuilder, budget: Budget) -> str:
@@ -216,6 +224,13 @@ def study_name(task: str, budget: Budget, space: str, searcher: str, seed: int) 
     """The default name, always the same for the same search, so that a repeated command goes on."""
     words = f"{task}-{str(budget).replace('<=', '')}-{space}-{searcher}-{seed}"
     return re.sub(r"[^a-z0-9.]+", "-", words.lower()).strip("-")
+
+
+def metric_name(task: Task) -> str:
+    """What the task's metric is called in reports."""
+    if task.evaluate is not None:
+        return str(getattr(task.evaluate, "__name__", "evaluate"))
+    return task.metric if isinstance(task.metric, str) else str(getattr(task.metric, "__name__", "metric"))
 
 
 def _found(task: Task | str) -> Task:
@@ -242,7 +257,12 @@ def _meta(setting: Setting, budget: Budget, space: str, searcher: str, seed: int
         "searcher": searcher,
         "seed": seed,
         "recipe": asdict(space_.recipe),
-        "dense": {"score": setting.evaluator.dense_score, "costs": projector.costing.dense()},
+        "metric": metric_name(setting.task),
+        "dense": {
+            "score": setting.evaluator.dense_score,
+            "metric": setting.evaluator.dense_metric,
+            "costs": projector.costing.dense(),
+        },
         "threads": torch.get_num_threads(),
         "versions": _versions(),
     }
@@ -262,7 +282,14 @@ def _uniform(setting: Setting, seed: int) -> dict[str, Any] | None:
         scored = setting.evaluator.evaluate(policy)
     except AutomcError:
         return None
-    return {"score": scored.score, "costs": dict(scored.costs), "policy": policy.to_dict()} if scored.ok else None
+    if not scored.ok:
+        return None
+    return {
+        "score": scored.score,
+        "metric": scored.metric,
+        "costs": dict(scored.costs),
+        "policy": policy.to_dict(),
+    }
 
 
 def _watching(progress: bool | Callable[[Evaluation], None], study: Study, trials: int, seconds: float | None) -> Any:

@@ -78,6 +78,9 @@ def search(
     budget: Annotated[str, typer.Option(help='Limits, such as "macs<=50%" or "macs<=60%,size<=1MB".')],
     space: Annotated[str, typer.Option(help="Open decisions; auto: bits only where the budget needs them.")] = "auto",
     searcher: Annotated[str, typer.Option(help="What proposes policies.")] = "joint",
+    score: Annotated[
+        str, typer.Option(help="What is searched: metric, or likeness to the dense model: kl, mse.")
+    ] = "metric",
     trials: Annotated[int, typer.Option(min=1, help="Trials of the study in all, earlier ones counted.")] = 100,
     time: Annotated[str | None, typer.Option(metavar="DURATION", help="Stop after this long: 90s, 10m, 2h.")] = None,
     seed: Annotated[int, typer.Option(min=0)] = 0,
@@ -106,6 +109,7 @@ def search(
             budget=budget,
             space=space,
             searcher=searcher,
+            score=score,
             trials=trials,
             seconds=seconds,
             seed=seed,
@@ -160,7 +164,7 @@ def show(study: StudyArgument, trial: TrialOption = "best", name: NameOption = N
     dense = found.meta["dense"]
     by = chosen.proposer or "unknown"
     print(f"trial {chosen.number} ({chosen.state}), proposed by {by} {chosen.reason}".rstrip())
-    print(f"score {text.score(chosen.score)}, dense {text.score(dense['score'])}")
+    print(text.scores_line(chosen, found.meta))
     print(text.costs_line(chosen, dense["costs"], tuple(n for n, _ in chosen.costs)))
     for table in decisions.tables(chosen.policy):
         _console().print(table)
@@ -191,6 +195,7 @@ def apply(
     if distill:
         _distill(small, loaded, distill)
     origin = {"reference": reference, "study": found.name, "trial": chosen.number, "validation_score": chosen.score}
+    origin["validation_metric"] = chosen.metric
     origin["distilled_epochs"] = distill
     report = summary.report(loaded, small, origin)
     size = api.save(small, out, report=report)
@@ -333,7 +338,7 @@ def _conclude(study: "Study") -> None:
     print(", ".join(f"{n} trials {s}" for s, n in counted.items() if n or s == "ok"))
     best = study.best
     costs = text.costs_line(best, dense["costs"], study.costs)
-    print(f"best: trial {best.number}, score {text.score(best.score)} (dense {text.score(dense['score'])}) at {costs}")
+    print(f"best: trial {best.number}, {text.scores_line(best, study.meta)} at {costs}")
     usual = Path("runs", f"{study.name}.journal") == Path(study.storage)
     reference = study.name if usual else f"{study.storage} --study {study.name}"
     print(f"results: {study.storage}\nnext:\n  automc pareto {reference} --html front.html\n  automc show {reference}")

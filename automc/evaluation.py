@@ -18,7 +18,7 @@ class Evaluation:
     policy: Policy
     state: State
     score: float | None
-    """The task's metric, higher is better; None unless state is ok."""
+    """What is searched, higher is better: the metric, or likeness to the dense model; None unless state is ok."""
     costs: tuple[tuple[str, float], ...]
     """Every cost of the policy, by name: macs, params and bops as counts, size in bytes."""
     share: float = 1.0
@@ -31,6 +31,8 @@ class Evaluation:
     """Why the state is not ok, in one sentence."""
     number: int = -1
     """Position in the study, from 0; -1 before it is recorded."""
+    metric: float | None = None
+    """The task's metric, whatever is searched; None unless state is ok."""
 
     @property
     def ok(self) -> bool:
@@ -58,6 +60,7 @@ class Evaluation:
                 "seconds": self.seconds,
                 "proposer": self.proposer,
                 "reason": self.reason,
+                "metric": self.metric,
             }
         )
 
@@ -74,4 +77,5 @@ class Evaluation:
             proposer=str(data.get("proposer", "")),
             reason=str(data.get("reason", "")),
             number=number,
+            metric=data.get("metric"),
         )

@@ -102,7 +102,7 @@ class _Loop:
         if not evaluation.ok or within(costs, limits):
             return evaluation
         broken = "; ".join(f"{n} is {costs[n]:g}, the limit {b:g}" for n, b in limits.items() if not costs[n] <= b)
-        return replace(evaluation, state="infeasible", score=None, reason=broken)
+        return replace(evaluation, state="infeasible", score=None, metric=None, reason=broken)
 
     def _learn(self, evaluation: Evaluation) -> None:
         self.known.setdefault(evaluation.policy.digest, evaluation)

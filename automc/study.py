@@ -25,7 +25,7 @@ from automc.evaluation import Evaluation
 from automc.space import Axis, Value
 from automc.storage import only_name, open_storage, owned, quiet, readable_errors
 
-_SETTLED = ("fingerprint", "budget", "axes", "recipe")
+_SETTLED = ("fingerprint", "budget", "axes", "recipe", "score")
 """What may not change when a search goes on: scores or costs would no longer compare."""
 _RESERVED = "automc"
 
@@ -214,7 +214,7 @@ def _describe(study: optuna.Study, meta: Mapping[str, Any]) -> None:
 
 def _check_same(known: Mapping[str, Any], meta: Mapping[str, Any], name: str, where: str) -> None:
     for key in _SETTLED:
-        if known.get(key) != meta.get(key):
+        if known.get(key, meta.get(key)) != meta.get(key):  # what an older automc did not write down is no difference
             what = {"axes": "space", "fingerprint": "model"}.get(key, key)
             was, now = _short(known.get(key)), _short(meta.get(key))
             if key == "axes":

@@ -1,6 +1,6 @@
 """The Pareto front of a study: a table, and an interactive plot in one self-contained HTML file."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,30 +14,32 @@ from automc.study import Study
 
 def table(study: Study, costs: Sequence[str]) -> Table:
     """The front, cheapest first, between the dense model and the uniform baseline."""
-    dense = study.meta["dense"]
+    meta = study.meta
+    dense, uniform = meta["dense"], meta.get("uniform")
     names = tuple(dict.fromkeys((*costs, *dense["costs"])))
-    result = Table(title=f"{study.name}: {study.meta['budget']}", title_justify="left")
-    for column in ("trial", "score", "drop", *names, "proposed by"):
+    shown = ("score", "metric") if text.soft(meta) else ("score",)
+    result = Table(title=f"{study.name}: {meta['budget']}", title_justify="left")
+    for column in ("trial", *(meta["metric"] if n == "metric" else n for n in shown), "drop", *names, "proposed by"):
         result.add_column(column, justify="left" if column == "proposed by" else "right")
 
-    def row(label: str, score: float | None, values: dict[str, float], by: str, style: str = "") -> None:
-        drop = "-" if score is None else f"{dense['score'] - score:+.4f}"
+    def row(label: str, found: Mapping[str, Any], by: str = "", style: str = "dim") -> None:
+        values, reference = found["costs"], shown[-1]
+        drop = "-" if found[reference] is None else f"{dense[reference] - found[reference]:+.4f}"
         cells = [f"{text.amount(n, values[n])} {text.share(values[n], dense['costs'][n])}" for n in names]
-        result.add_row(label, text.score(score), drop, *cells, by, style=style)
+        result.add_row(label, *(text.score(found[n]) for n in shown), drop, *cells, by, style=style)
 
-    row("dense", dense["score"], dense["costs"], "", "dim")
-    uniform = study.meta.get("uniform")
+    row("dense", dense)
     if uniform:
-        row("uniform", uniform["score"], uniform["costs"], "", "dim")
+        row("uniform", uniform)
     for evaluation in study.pareto(costs):
-        row(str(evaluation.number), evaluation.score, dict(evaluation.costs), evaluation.proposer)
+        row(str(evaluation.number), text.as_json(evaluation), evaluation.proposer, "")
     return result
 
 
 def document(study: Study, costs: Sequence[str]) -> dict[str, Any]:
     """The front for machines."""
     front = [text.as_json(e) for e in study.pareto(costs)]
-    keys = ("budget", "limits", "dense", "uniform", "task", "space", "searcher", "seed")
+    keys = ("budget", "limits", "score", "metric", "dense", "uniform", "task", "space", "searcher", "seed")
     return {"study": study.name} | {k: study.meta.get(k) for k in keys} | {"front": front}
 
 
@@ -115,5 +117,6 @@ def _traces(study: Study, cost: str, go: Any, *, legend: bool) -> list[Any]:
 
 def _hover(evaluation: Evaluation, dense: dict[str, float]) -> str:
     costs = "<br>".join(f"{n} {text.amount(n, v)} ({text.share(v, dense.get(n, 0))})" for n, v in evaluation.costs)
-    head = f"<b>trial {evaluation.number}</b> {evaluation.proposer}<br>score {text.score(evaluation.score)}<br>{costs}"
+    head = f"<b>trial {evaluation.number}</b> {evaluation.proposer}<br>score {text.score(evaluation.score)}"
+    head += f", metric {text.score(evaluation.metric)}<br>{costs}"
     return f"{head}<br>{text.policy_line(evaluation.policy)}"

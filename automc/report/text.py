@@ -26,6 +26,18 @@ def score(value: float | None) -> str:
     return "-" if value is None else f"{value:.4f}"
 
 
+def scores_line(found: Evaluation, meta: Mapping[str, Any]) -> str:
+    """The score and, where something else was searched, the metric, each beside the dense model's."""
+    dense = meta["dense"]
+    line = f"score {score(found.score)} (dense {score(dense['score'])})"
+    return f"{line}, {meta['metric']} {score(found.metric)} (dense {score(dense['metric'])})" if soft(meta) else line
+
+
+def soft(meta: Mapping[str, Any]) -> bool:
+    """Whether a study searched something else than the task's metric."""
+    return bool(meta.get("score", "metric") != "metric")
+
+
 def costs_line(evaluation: Evaluation, dense: Mapping[str, float], names: tuple[str, ...]) -> str:
     """The named costs on one line: `macs 49.8%, size 24.9%`."""
     return ", ".join(f"{n} {share(evaluation.cost(n), dense.get(n, 0.0))}" for n in names)
@@ -63,6 +75,7 @@ def as_json(evaluation: Evaluation) -> dict[str, Any]:
         "trial": evaluation.number,
         "state": evaluation.state,
         "score": evaluation.score,
+        "metric": evaluation.metric,
         "costs": dict(evaluation.costs),
         "proposer": evaluation.proposer,
         "seconds": evaluation.seconds,

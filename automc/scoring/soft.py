@@ -1,0 +1,41 @@
+"""Scores against the dense model's own outputs: no labels, and finer than counting right answers.
+
+* kl: exp(-KL(p || q)) of the dense model's distribution p and the candidate's q over classes, per sample. One where
+  both agree, and bounded, so that a few confident samples cannot outweigh all others.
+* mse: exp(-||y - d||^2 / ||d||^2) of outputs of any shape, per sample, the norm of d taken over the batch.
+
+Two candidates with as many right answers still differ in how sure they are of them; on data the model was trained on,
+where every answer is right, that is all there is to see.
+"""
+
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from automc.errors import TaskError
+
+SoftScore = Callable[[Tensor, Tensor], Tensor]
+"""From a candidate's and the dense model's outputs of a batch to scores (B,), higher is better, 1 where equal."""
+
+
+def kl(outputs: Tensor, dense: Tensor) -> Tensor:
+    """exp(-KL) of class scores (B, classes, ...), the mean over positions in the exponent."""
+    if dense.dim() < 2 or dense.shape[1] < 2:
+        raise TaskError(
+            f"Scoring by kl needs class scores (B, classes, ...); this model gives {tuple(dense.shape)}: score by mse."
+        )
+    p, q = F.log_softmax(dense.double(), dim=1), F.log_softmax(outputs.double(), dim=1)
+    divergence = (p.exp() * (p - q)).sum(dim=1)  # (B, ...)
+    return torch.exp(-divergence.reshape(len(dense), -1).mean(dim=1).clamp_min(0))
+
+
+def mse(outputs: Tensor, dense: Tensor) -> Tensor:
+    """exp(-relative squared error) of outputs (B, ...)."""
+    error = (outputs.double() - dense.double()).square().reshape(len(dense), -1).sum(dim=1)
+    energy = dense.double().square().reshape(len(dense), -1).sum(dim=1).mean()
+    return torch.exp(-error / energy.clamp_min(1e-30))
+
+
+SOFT: Mapping[str, SoftScore] = {"kl": kl, "mse": mse}
