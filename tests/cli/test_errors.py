@@ -62,6 +62,7 @@ def changed(*changes: str) -> tuple[str, ...]:
         (("--space", "chanels"), "did you mean 'channels'?"),
         (("--time", "10x"), "'10x' is not"),
         (("--memory", "much"), "500MB or 1GiB"),
+        (("--score", "likeness"), "metric, kl, mse"),
         (("--trials", "0"), "--trials"),
         (("--storage", "/proc/nowhere/x.journal"), "/proc/nowhere"),
         (("--storage", "nosuchdb://x/y"), "nosuchdb://x/y"),
