@@ -55,9 +55,9 @@ NETWORKS = {
         Settings(
             {"0": 0.25, "3": 0.78, "7": 0.95, "9": 0.65},
             {"0": 6, "3": 5, "7": 5, "9": 5},
-            steps=10,
-            after=12,
-            centroids=3,
+            steps=8,
+            after=10,
+            centroids=2,
         ),
     ),
 }

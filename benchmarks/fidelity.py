@@ -1,7 +1,7 @@
 """A network at half the MACs, searched for fidelity to the dense model instead of accuracy, then distilled.
 
-    python benchmarks/fidelity.py cifar10-resnet56 --epochs 40
-    python benchmarks/fidelity.py cifar10-resnet20 --epochs 40
+    python benchmarks/fidelity.py cifar10-resnet56 --epochs 25
+    python benchmarks/fidelity.py cifar10-resnet20 --epochs 25
 
 The search scores a candidate on the validation images by its likeness to the dense model (`score="kl"`), which needs no
 labels and tells candidates apart that give the same 4,600 right answers. Nothing is trained until the search is over;
@@ -32,7 +32,7 @@ def main() -> None:
     parser.add_argument("--budget", default="macs<=50%")
     parser.add_argument("--space", default="criteria")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    parser.add_argument("--epochs", type=int, default=40)
+    parser.add_argument("--epochs", type=int, default=25)
     parser.add_argument("--rate", type=float, default=3e-4)
     arguments = parser.parse_args()
     task = load_task(arguments.task)

@@ -14,6 +14,7 @@ from automc.compression.quantize import QuantizedLayer
 from automc.errors import TaskError
 from automc.graph.trace import trace_model
 from automc.policy import LayerDecision, Policy, Recipe
+from automc.recovery import finetune as module
 from automc.recovery.finetune import finetune, prune_gradually
 from automc.recovery.optimize import Schedule
 from automc.task import Task
@@ -88,6 +89,19 @@ def test_a_teacher_draws_the_student_to_itself() -> None:
         goal = task.model(x).softmax(dim=1)
         gaps = [float((m(x).softmax(dim=1) - goal).square().mean()) for m in (taught, alone)]
     assert gaps[0] < gaps[1]
+
+
+def test_a_teacher_asked_once_teaches_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    task, small = compressed(LayerDecision(sparsity=0.8))
+    found = []
+    for answers in (module._answers, lambda *_: None):
+        monkeypatch.setattr(module, "_answers", answers)
+        taught = copy.deepcopy(small)
+        finetune(taught, blobs(), Schedule(epochs=3, batch=32, rate=5e-3), teacher=task.model)
+        found.append(taught.get_parameter("0.weight").detach())
+    torch.testing.assert_close(*found, rtol=1e-4, atol=1e-5)
+    wide = nn.Linear(12, 13)  # more outputs than inputs: asked batch by batch
+    assert module._answers(wide, (torch.zeros(4, 12),)) is None
 
 
 def test_gradual_pruning_follows_the_cubic_curve_and_never_brings_weights_back() -> None:
