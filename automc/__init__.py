@@ -7,7 +7,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from automc.api import apply, cost, distill, load, save, search
+    from automc.api import apply, cost, distill, inspect, load, save, search
     from automc.budget import Budget
     from automc.errors import AutomcError
     from automc.evaluation import Evaluation
@@ -27,6 +27,7 @@ _EXPORTS = {
     "apply": "automc.api",
     "cost": "automc.api",
     "distill": "automc.api",
+    "inspect": "automc.api",
     "load": "automc.api",
     "save": "automc.api",
     "search": "automc.api",
@@ -42,6 +43,7 @@ __all__ = [
     "apply",
     "cost",
     "distill",
+    "inspect",
     "load",
     "save",
     "search",
