@@ -132,13 +132,12 @@ class Regression:
         """From input rows x (groups, rows, n) and target rows y (rows, out)."""
         groups, rows, _ = x.shape
         y = y.reshape(rows, groups, -1).transpose(0, 1)  # (groups, rows, out / groups)
-        mean_x, mean_y = x.mean(dim=1, dtype=torch.float64), y.mean(dim=1, dtype=torch.float64)
+        mean_x, mean_y = x.mean(dim=1), y.mean(dim=1)
         if not intercept:
             mean_x, mean_y = torch.zeros_like(mean_x), torch.zeros_like(mean_y)
-        x, y = x - mean_x[:, None].to(x.dtype), y - mean_y[:, None].to(y.dtype)  # before squares, which would round
-        moment = (x.transpose(1, 2) @ torch.cat((x, y), dim=2)).to(torch.float64) / rows
-        gram, cross = moment.split((x.shape[2], y.shape[2]), dim=2)  # type: ignore[no-untyped-call]
-        return cls(gram, cross, mean_x, mean_y)
+        x, y = x - mean_x[:, None], y - mean_y[:, None]  # before squares, which would round
+        gram, cross = ((x.transpose(1, 2) @ z).to(torch.float64) / rows for z in (x, y))
+        return cls(gram, cross, mean_x.to(torch.float64), mean_y.to(torch.float64))
 
     @classmethod
     def of_moments(cls, weight: Tensor, known: Moments, columns: Tensor | None = None) -> "Regression":
