@@ -36,12 +36,9 @@ RECIPES = {
     "sequential": Recipe(images=2048),
 }
 CHEAP = {
-    "independent, norms kept": Recipe(reconstruct="layerwise", batchnorm="keep"),
-    "independent": Recipe(reconstruct="layerwise"),
-    "independent, 256 images": Recipe(reconstruct="layerwise", images=256),
-    "sequential, 128 images": Recipe(images=128, rows=2048),
     "sequential, 256 images": Recipe(images=256, rows=4096),
     "sequential, 512 images": Recipe(images=512, rows=8192),
+    "independent": Recipe(reconstruct="layerwise"),
 }
 Row = dict[str, Any]
 
