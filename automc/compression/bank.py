@@ -78,6 +78,7 @@ class LayerBank:
         self._inputs, self._targets = inputs, targets
         own = None if folder is None else folder / _key(facts, inputs, recipe)
         self._store = TensorStore(memory_bytes, own)
+        self._of_gradients: dict[Need, Tensors] = {}
 
     @cached_property
     def moments(self) -> dict[str, Moments]:
@@ -189,8 +190,7 @@ class LayerBank:
     @cached_property
     def _statistics(self) -> Tensors:
         """The tensors of `moments` and `spreads`; not held in the store, since everything else is made from them."""
-        unbounded = TensorStore(0, self._store.folder)
-        return unbounded.get("statistics", self._collect)
+        return TensorStore(0, self._store.folder).get("statistics", self._collect)
 
     def _collect(self) -> dict[str, Tensor]:
         layers = tuple(x.name for x in self.facts.layers if refittable(self.model.get_submodule(x.name)))
@@ -294,7 +294,9 @@ class LayerBank:
                     return synaptic_flow(self.model, layers, self._inputs)
                 return output_sensitivity(self.model, layers, self._inputs)
 
-        return self._store.get(f"gradients {need}", make)
+        if need not in self._of_gradients:
+            self._of_gradients[need] = TensorStore(0, self._store.folder).get(f"gradients {need}", make)
+        return self._of_gradients[need]
 
     def _norm_scale(self, name: str) -> Tensor | None:
         norm = self.facts.layer(name).norm
