@@ -3,7 +3,7 @@
     python benchmarks/bank.py
 
 One forward pass of 1,024 calibration images gives the moments; an elimination for each group and criterion gives order
-and error at every level, and each level's refitted weights follow. Medians of five banks, each built from nothing.
+and error at every level, and each level's refitted weights follow. Medians of three banks, each built from nothing.
 Needs AUTOMC_DATA (see README.md).
 """
 
@@ -19,7 +19,7 @@ from automc.policy import Recipe
 from automc.tasks import load_task
 
 CRITERIA = ("obs", "l1")
-RUNS = 5
+RUNS = 3
 
 
 def build(bank: LayerBank) -> dict[str, float]:
