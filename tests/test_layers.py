@@ -26,6 +26,7 @@ ROWS = {
     "automc.task": 1,
     "automc.criteria": 2,
     "automc.costs": 2,
+    "automc.kernels": 2,
     "automc.space": 3,
     "automc.projection": 3,
     "automc.compression": 3,

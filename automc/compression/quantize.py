@@ -58,6 +58,11 @@ class ActivationQuantizer(nn.Module):
         """x of any shape, rounded."""
         return _fake_quantize(x, self.range, self.bits)
 
+    def levels(self) -> tuple[float, float, float]:
+        """The distance of two levels, the level that stands for 0.0, and the last one; the first one is 0."""
+        step, zero, top = _levels(self.range, self.bits)
+        return float(step), float(zero), float(top)
+
     def calibrate(self, x: Tensor, method: str = "mse") -> None:
         """Chooses the range from sample activations `x` by one of `RANGES`."""
         self.range = activation_range(x.flatten(), self.bits, method).to(torch.float32)
@@ -192,8 +197,13 @@ def _per_row(scale: Tensor, like: Tensor) -> Tensor:
 
 
 def _fake_quantize(x: Tensor, limits: Tensor, bits: int) -> Tensor:
-    top = 2**bits - 1
-    step = (limits[1] - limits[0]).clamp_min(1e-12) / top
-    zero = (-limits[0] / step).round()
+    step, zero, top = _levels(limits, bits)
     rounded: Tensor = ((x / step).round().add(zero).clamp(0, top) - zero) * step
     return rounded
+
+
+def _levels(limits: Tensor, bits: int) -> tuple[Tensor, Tensor, int]:
+    """The distance of two levels, the level of 0.0, and the last level."""
+    top = 2**bits - 1
+    step = (limits[1] - limits[0]).clamp_min(1e-12) / top
+    return step, (-limits[0] / step).round(), top

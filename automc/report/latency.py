@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from automc.scoring.evaluator import fused
+from automc.scoring.forward import prepared
 
 Inputs = tuple[Tensor, ...]
 _BATCHES = (1, 32, 128)
@@ -41,7 +41,7 @@ def compare(
 def _forms(module: nn.Module) -> dict[str, nn.Module]:
     plain = copy.deepcopy(module).eval()
     last = copy.deepcopy(plain).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    return {"plain": plain, "channels-last": last, "fused channels-last": fused(module).eval()}
+    return {"plain": plain, "channels-last": last, "fused channels-last": prepared(module).eval()}
 
 
 def _batch(example: Inputs, size: int) -> Inputs:

@@ -1,30 +1,25 @@
 """Scores a policy: compress, then one forward pass over the validation data.
 
-The score is that of the very module `apply` returns and `load` brings back. Convolution and batch norm are fused for
-the pass, as any deployment would, the same way for all three. Searched is the task's metric, or how near the outputs
-are to the dense model's (`soft`); the same pass gives both.
+The score is that of the very module `apply` returns and `load` brings back; all three go through one `forward`.
+Searched is the task's metric, or how near the outputs are to the dense model's (`soft`); the same pass gives both.
 """
 
-import copy
 import time
-from collections.abc import Iterator
 from functools import cached_property
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.fx.experimental.optimization import fuse
 
 from automc.compression.compress import Compressor
 from automc.errors import AutomcError, TaskError
 from automc.evaluation import Evaluation
 from automc.policy import Policy
 from automc.projection import Costing
+from automc.scoring.forward import Samples
 from automc.scoring.soft import SOFT
-from automc.task import Batch, Task
+from automc.task import Task
 
-CHUNK = 100
-"""Samples scored at once."""
 Split = Literal["validation", "test"]
 
 
@@ -38,7 +33,7 @@ class Evaluator:
         check_score(score)
         self.task, self.compressor, self.costing = task, compressor, costing
         self._soft = SOFT.get(score)
-        self._prepared: dict[Split, tuple[Batch, ...]] = {}
+        self._prepared: dict[Split, Samples] = {}
 
     @cached_property
     def dense_score(self) -> float:
@@ -68,15 +63,11 @@ class Evaluator:
         if self._soft is None:
             metric = self.score(module)
             return metric, metric
-        soft, hard = [], []
-        for outputs, targets, dense in zip(
-            self._outputs(module, "validation"), self._targets("validation"), self._dense_outputs, strict=True
-        ):
-            soft.append(self._soft(outputs, dense))
-            if self.task.evaluate is None:
-                hard.append(self.task.per_sample(outputs, targets).to(torch.float64))
-        metric = float(self.task.evaluate(module)) if self.task.evaluate is not None else float(torch.cat(hard).mean())
-        return _finite(float(torch.cat(soft).mean())), _finite(metric)
+        outputs = self._outputs(module, "validation")
+        soft = torch.cat([self._soft(x, d) for x, d in zip(outputs, self._dense_outputs, strict=True)])
+        own = self.task.evaluate
+        metric = float(self._per_sample(outputs).mean()) if own is None else float(own(module))
+        return _finite(float(soft.mean())), _finite(metric)
 
     def score(self, module: nn.Module, split: Split = "validation") -> float:
         """The task's metric of a module: the mean over samples, or what the task's own `evaluate` says."""
@@ -86,27 +77,22 @@ class Evaluator:
 
     def sample_scores(self, module: nn.Module, split: Split = "validation") -> Tensor:
         """Per-sample metrics (N,), float64."""
-        both = zip(self._outputs(module, split), self._targets(split), strict=True)
-        return torch.cat([self.task.per_sample(outputs, targets).to(torch.float64) for outputs, targets in both])
+        return self._per_sample(self._outputs(module, split), split)
 
-    @torch.no_grad()
-    def _outputs(self, module: nn.Module, split: Split) -> Iterator[Any]:
+    def _per_sample(self, outputs: list[Any], split: Split = "validation") -> Tensor:
+        both = zip(outputs, self._samples(split).targets, strict=True)
+        return torch.cat([self.task.per_sample(x, targets).to(torch.float64) for x, targets in both])
+
+    def _outputs(self, module: nn.Module, split: Split) -> list[Any]:
         """A module's outputs, chunk by chunk."""
-        ready = fused(module)
-        for inputs, _ in self._chunks(split):
-            outputs = ready(*inputs)
-            if isinstance(outputs, Tensor) and not bool(torch.isfinite(outputs).all()):
-                raise TaskError(
-                    "Outputs must be finite; this model gives NaN or infinity: check its weights and inputs."
-                )
-            yield outputs
-
-    def _targets(self, split: Split) -> Iterator[Tensor]:
-        return (targets for _, targets in self._chunks(split))
+        outputs = self._samples(split).outputs(module)
+        if not all(bool(torch.isfinite(x).all()) for x in outputs if isinstance(x, Tensor)):
+            raise TaskError("Outputs must be finite; this model gives NaN or infinity: check its weights and inputs.")
+        return outputs
 
     @cached_property
     def _dense_outputs(self) -> list[Tensor]:
-        found = list(self._outputs(self.task.model, "validation"))
+        found = self._outputs(self.task.model, "validation")
         if not all(isinstance(x, Tensor) for x in found):
             raise TaskError(
                 "A model scored by its likeness to the dense one must give one tensor; this one gives a "
@@ -114,15 +100,15 @@ class Evaluator:
             )
         return found
 
-    def _chunks(self, split: Split) -> tuple[Batch, ...]:
-        """The split's samples in chunks that stay in cache, channels last, prepared once."""
+    def _samples(self, split: Split) -> Samples:
+        """The split's samples, prepared once."""
         if split not in self._prepared:
             batches = self.task.validation if split == "validation" else self.task.test
             if not batches:
                 raise TaskError(
                     f"Scoring on {split} data needs {split} batches; task {self.task.name!r} has none: add them."
                 )
-            self._prepared[split] = tuple(chunk for batch in batches for chunk in _split(batch))
+            self._prepared[split] = Samples(batches)
         return self._prepared[split]
 
 
@@ -130,26 +116,6 @@ def check_score(name: str) -> None:
     """Raises TaskError unless `name` says what a search scores by."""
     if name != "metric" and name not in SOFT:
         raise TaskError(f"A search scores by metric, {', '.join(SOFT)}; {name!r} is none of them: use one of these.")
-
-
-def fused(module: nn.Module) -> nn.Module:
-    """A copy with batch norms folded into the convolutions before them where a trace shows that this is exact."""
-    small = copy.deepcopy(module).eval()
-    try:
-        traced: nn.Module = fuse(small)
-    except Exception:
-        traced = small
-    return nn.Module.to(traced, memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
-
-
-def _split(batch: Batch) -> list[Batch]:
-    inputs, targets = batch
-    columns = [_channels_last(x).split(CHUNK) for x in inputs]  # type: ignore[no-untyped-call]
-    return list(zip(zip(*columns, strict=True), targets.split(CHUNK), strict=True))  # type: ignore[no-untyped-call]
-
-
-def _channels_last(x: Tensor) -> Tensor:
-    return x.contiguous(memory_format=torch.channels_last) if x.dim() == 4 else x
 
 
 def _finite(score: float) -> float:

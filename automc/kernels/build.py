@@ -1,0 +1,82 @@
+"""Compiles C sources for this processor at first use and keeps what came out.
+
+The compiled file's name holds a digest of source, flags, compiler and processor, so that a folder shared between
+machines never hands out the wrong one. The folder is $AUTOMC_KERNELS, by default ~/.cache/automc/kernels; "off" turns
+compiled kernels off. Where there is no compiler, or it fails, there is no library, and torch does the work.
+"""
+
+import contextlib
+import ctypes
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+from functools import cache
+from pathlib import Path
+
+SOURCES = Path(__file__).parent / "csrc"
+FLAGS = ("-O3", "-march=native", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math", "-shared", "-fPIC")
+SECONDS = 120
+"""How long a compiler may take."""
+
+
+@cache
+def library(name: str) -> ctypes.CDLL | None:
+    """The compiled `csrc/NAME.c`; None where it cannot be had."""
+    compiler = _compiler()
+    folder = folder_named()
+    if compiler is None or folder is None:
+        return None
+    source = SOURCES / f"{name}.c"
+    try:
+        path = folder / f"{name}-{_digest(source, compiler)}.so"
+        if path.exists():
+            with contextlib.suppress(OSError):  # a broken file is made anew
+                return ctypes.CDLL(str(path))
+        _compile(compiler, source, path)
+        return ctypes.CDLL(str(path))
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def folder_named() -> Path | None:
+    """Where compiled files are kept; None where they are not wanted."""
+    named = os.environ.get("AUTOMC_KERNELS")
+    if named == "off":
+        return None
+    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return Path(named) if named else home / "automc" / "kernels"
+
+
+def _compiler() -> str | None:
+    """Path of the C compiler: $CC, else the first of cc, gcc and clang."""
+    named = os.environ.get("CC")
+    return next(
+        (found for name in ([named] if named else ["cc", "gcc", "clang"]) if (found := shutil.which(name))), None
+    )
+
+
+def _digest(source: Path, compiler: str) -> str:
+    version = subprocess.run([compiler, "--version"], capture_output=True, timeout=SECONDS, check=True).stdout
+    parts = (source.read_bytes(), " ".join(FLAGS).encode(), version, _processor().encode())
+    return hashlib.sha256(b"\0".join(parts)).hexdigest()[:16]
+
+
+def _processor() -> str:
+    """What tells processors apart that run different instructions."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    found = [line for line in lines if line.startswith(("model name", "flags", "Features", "CPU part"))]
+    return "\n".join(sorted(set(found))) or f"{platform.machine()} {platform.processor()}"
+
+
+def _compile(compiler: str, source: Path, path: Path) -> None:
+    """Writes the compiled file whole or not at all, whoever else may be at it."""
+    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    with tempfile.TemporaryDirectory(dir=path.parent) as scratch:
+        made = Path(scratch) / path.name
+        command = [compiler, *FLAGS, str(source), "-o", str(made)]
+        subprocess.run(command, capture_output=True, timeout=SECONDS, check=True)
+        os.replace(made, path)

@@ -1,0 +1,325 @@
+/* A network on tiles of samples: one sample in each lane of a vector, so that any number of channels fills it.
+
+   A value is [height][width][channels][LANES] floats. A convolution is then a small matrix product at each position,
+   weights broadcast; a 3x3 one with stride 1 takes 4x4 outputs at once with a quarter of the multiplications (Winograd's
+   minimal filtering F(4x4, 3x3); Lavin and Gray 2016, section 4.3). Lanes never meet, hence results do not depend on how
+   samples are put together or on the number of threads. */
+
+#include <stddef.h>
+
+#if defined(__AVX512F__)
+#define LANES 16
+#define OUTPUTS 12 /* of a block of output channels: with two positions each they fill the registers */
+#elif defined(__AVX__)
+#define LANES 8
+#define OUTPUTS 6
+#else
+#define LANES 4
+#define OUTPUTS 6
+#endif
+
+typedef float vec __attribute__((vector_size(4 * LANES)));
+typedef int mask __attribute__((vector_size(4 * LANES)));
+
+enum { CONV, WINOGRAD, DEPTHWISE, ADD, AFFINE, MAXIMUM, MEAN, COPY, CLEAR, ROUND };
+
+typedef struct {
+  int kind, in, other, out; /* buffers; other: what is added to the output, or -1 */
+  int height, width, channels;
+  int out_height, out_width, out_channels;
+  int kernel[2], stride[2], padding[2], dilation[2];
+  int groups;
+  int offset;          /* COPY: the first output channel */
+  float low, high;     /* the output is clamped to this */
+  float step, zero;    /* ROUND: width of a level and level of 0.0; high and low are its levels */
+  const float *weight; /* packed, see tiles.py */
+  const float *bias;   /* [out_channels] */
+} Step;
+
+static inline vec all(float x) { return x - (vec){}; }
+
+/* Between low and high; what is not a number stays so. */
+static inline vec clamp(vec x, float low, float high) {
+  mask under = x < low, over = x > high;
+  return (vec)(((mask)x & ~under & ~over) | ((mask)all(low) & under) | ((mask)all(high) & over));
+}
+
+static inline int smaller(int a, int b) { return a < b ? a : b; }
+static inline int larger(int a, int b) { return a > b ? a : b; }
+
+/* acc[p][q] += the products of `count` inputs of P positions, `apart` from each other, and weights [count][Q] */
+#define MULTIPLY(P, Q)                                                                                                 \
+  static inline const float *multiply_##P##_##Q(vec acc[P][Q], const float *at, ptrdiff_t apart, ptrdiff_t next,      \
+                                                int count, const float *weight) {                                     \
+    for (int k = 0; k < count; k++, at += next, weight += Q) {                                                         \
+      vec x[P];                                                                                                        \
+      _Pragma("GCC unroll 2") for (int p = 0; p < P; p++) x[p] = *(const vec *)(at + p * apart);                       \
+      _Pragma("GCC unroll 12") for (int q = 0; q < Q; q++)                                                             \
+          _Pragma("GCC unroll 2") for (int p = 0; p < P; p++) acc[p][q] += x[p] * weight[q];                           \
+    }                                                                                                                  \
+    return weight;                                                                                                     \
+  }
+
+/* P neighbouring outputs of Q channels; taps from `top` to `bottom` and `left` to `right` lie inside the input */
+#define DIRECT(P, Q)                                                                                                   \
+  static void direct_##P##_##Q(const Step *s, const float *x, int top, int bottom, int left, int right,                \
+                               const float *weight, const float *bias, const float *other, float *out) {               \
+    const int inner = s->channels / s->groups;                                                                         \
+    const ptrdiff_t pixel = (ptrdiff_t)s->channels * LANES, row = pixel * s->width;                                    \
+    const ptrdiff_t apart = (ptrdiff_t)s->out_channels * LANES;                                                        \
+    vec acc[P][Q];                                                                                                     \
+    for (int p = 0; p < P; p++)                                                                                        \
+      for (int q = 0; q < Q; q++) acc[p][q] = all(bias[q]);                                                            \
+    for (int i = top; i < bottom; i++)                                                                                 \
+      for (int j = left; j < right; j++)                                                                               \
+        multiply_##P##_##Q(acc, x + i * s->dilation[0] * row + j * s->dilation[1] * pixel, s->stride[1] * pixel,       \
+                           LANES, inner, weight + (ptrdiff_t)(i * s->kernel[1] + j) * inner * Q);                      \
+    for (int p = 0; p < P; p++)                                                                                        \
+      for (int q = 0; q < Q; q++) {                                                                                    \
+        const vec sum = other ? acc[p][q] + *(const vec *)(other + p * apart + q * LANES) : acc[p][q];                 \
+        *(vec *)(out + p * apart + q * LANES) = clamp(sum, s->low, s->high);                                           \
+      }                                                                                                                \
+  }
+
+/* Floats between two frequencies of two tiles: an odd number of vectors, so that they do not share cache sets. */
+static inline ptrdiff_t far(int channels) { return (2 * (ptrdiff_t)channels + 1) * LANES; }
+
+/* Winograd's 36 products of two tiles: sums[f][q][p] from inputs[f][k][p] and weights[f][k][q] */
+#define FREQUENCIES(Q)                                                                                                 \
+  static void frequencies_##Q(const float *inputs, const float *weight, int channels, float *sums) {                   \
+    for (int f = 0; f < 36; f++, inputs += far(channels), sums += far(Q)) {                                            \
+      vec acc[2][Q];                                                                                                   \
+      for (int q = 0; q < Q; q++) acc[0][q] = acc[1][q] = (vec){};                                                     \
+      weight = multiply_2_##Q(acc, inputs, LANES, 2 * LANES, channels, weight);                                        \
+      for (int q = 0; q < Q; q++)                                                                                      \
+        for (int p = 0; p < 2; p++) *(vec *)(sums + (2 * q + p) * LANES) = acc[p][q];                                  \
+    }                                                                                                                  \
+  }
+
+#define WITH(Q) MULTIPLY(1, Q) MULTIPLY(2, Q) DIRECT(1, Q) DIRECT(2, Q) FREQUENCIES(Q)
+WITH(1) WITH(2) WITH(3) WITH(4) WITH(5) WITH(6) WITH(7) WITH(8) WITH(9) WITH(10) WITH(11) WITH(12)
+
+typedef void (*Direct)(const Step *, const float *, int, int, int, int, const float *, const float *, const float *,
+                       float *);
+typedef void (*Frequencies)(const float *, const float *, int, float *);
+#define TWO(Q) {direct_1_##Q, direct_2_##Q}
+static const Direct direct[13][2] = {{0, 0}, TWO(1), TWO(2), TWO(3), TWO(4), TWO(5), TWO(6),
+                                     TWO(7), TWO(8), TWO(9), TWO(10), TWO(11), TWO(12)};
+static const Frequencies frequencies[13] = {
+    0,             frequencies_1, frequencies_2, frequencies_3, frequencies_4,  frequencies_5,  frequencies_6,
+    frequencies_7, frequencies_8, frequencies_9, frequencies_10, frequencies_11, frequencies_12};
+
+/* Of `left` output channels in `blocks` blocks, how many are in the first: as even as can be. */
+static inline int block_of(int left, int blocks) { return (left + blocks - 1) / blocks; }
+
+/* Taps t with 0 <= at + t * dilation < size. */
+static inline int first_tap(int at, int dilation) { return at >= 0 ? 0 : (-at + dilation - 1) / dilation; }
+static inline int last_tap(int at, int dilation, int size, int taps) {
+  return at >= size ? 0 : smaller(taps, (size - at - 1) / dilation + 1);
+}
+
+static void convolve(const Step *s, const float *in, const float *other, float *out) {
+  const int inner = s->channels / s->groups, outer = s->out_channels / s->groups;
+  const int area = s->kernel[0] * s->kernel[1], blocks = (outer + OUTPUTS - 1) / OUTPUTS;
+  const ptrdiff_t pixel = (ptrdiff_t)s->channels * LANES, row = pixel * s->width;
+  const ptrdiff_t out_pixel = (ptrdiff_t)s->out_channels * LANES;
+  const float *weight = s->weight;
+  for (int g = 0, done = 0; g < s->groups; g++) {
+    for (int b = 0, o = 0; b < blocks; b++) {
+      const int q = block_of(outer - o, blocks - b);
+      for (int y = 0; y < s->out_height; y++) {
+        const int at_y = y * s->stride[0] - s->padding[0];
+        const int top = first_tap(at_y, s->dilation[0]);
+        const int bottom = last_tap(at_y, s->dilation[0], s->height, s->kernel[0]);
+        for (int x = 0; x < s->out_width;) {
+          const int at_x = x * s->stride[1] - s->padding[1];
+          const int last = at_x + s->stride[1] + (s->kernel[1] - 1) * s->dilation[1]; /* that two outputs read */
+          const int pair = x + 1 < s->out_width && at_x >= 0 && last < s->width;
+          const ptrdiff_t to = ((ptrdiff_t)y * s->out_width + x) * out_pixel + (ptrdiff_t)done * LANES;
+          direct[q][pair](s, in + at_y * row + at_x * pixel + (ptrdiff_t)g * inner * LANES, top, bottom,
+                          first_tap(at_x, s->dilation[1]),
+                          last_tap(at_x, s->dilation[1], s->width, s->kernel[1]), weight, s->bias + done,
+                          other ? other + to : 0, out + to);
+          x += 1 + pair;
+        }
+      }
+      weight += (ptrdiff_t)q * inner * area;
+      o += q;
+      done += q;
+    }
+  }
+}
+
+/* One line of the input transform; `gap` vectors between neighbours. */
+static inline void into(const vec *d, int gap, vec *t) {
+  const vec a = d[4 * gap] - 4 * d[2 * gap], b = d[3 * gap] - 4 * d[1 * gap];
+  const vec c = d[4 * gap] - d[2 * gap], e = 2 * (d[3 * gap] - d[1 * gap]);
+  t[0] = 4 * d[0] - 5 * d[2 * gap] + d[4 * gap];
+  t[1] = a + b;
+  t[2] = a - b;
+  t[3] = c + e;
+  t[4] = c - e;
+  t[5] = 4 * d[1 * gap] - 5 * d[3 * gap] + d[5 * gap];
+}
+
+/* One line of the output transform. */
+static inline void back(const vec *m, int gap, vec *y) {
+  const vec a = m[1 * gap] + m[2 * gap], b = m[1 * gap] - m[2 * gap];
+  const vec c = m[3 * gap] + m[4 * gap], e = m[3 * gap] - m[4 * gap];
+  y[0] = m[0] + a + c;
+  y[1] = b + 2 * e;
+  y[2] = a + 4 * c;
+  y[3] = b + 8 * e + m[5 * gap];
+}
+
+/* The inputs of the tile at (y, x), transformed, zero outside of the input. */
+static void transform_tile(const Step *s, const float *in, int y, int x, float *to) {
+  const int inside = y >= 0 && x >= 0 && y + 6 <= s->height && x + 6 <= s->width;
+  const ptrdiff_t pixel = (ptrdiff_t)s->channels * LANES, row = pixel * s->width, apart = far(s->channels);
+  for (int k = 0; k < s->channels; k++, in += LANES, to += 2 * LANES) {
+    const float *from = in + y * row + x * pixel;
+    vec half[36], line[6];
+    for (int i = 0; i < 6; i++) {
+      for (int j = 0; j < 6; j++)
+        line[j] = inside || (y + i >= 0 && x + j >= 0 && y + i < s->height && x + j < s->width)
+                      ? *(const vec *)(from + i * row + j * pixel)
+                      : (vec){};
+      into(line, 1, half + 6 * i);
+    }
+    for (int j = 0; j < 6; j++) {
+      into(half + j, 6, line);
+      for (int i = 0; i < 6; i++) *(vec *)(to + (6 * i + j) * apart) = line[i];
+    }
+  }
+}
+
+/* The outputs of the tile at (y, x) from its products, `apart` by frequency. */
+static void finish_tile(const Step *s, const float *sums, ptrdiff_t apart, float bias, int y, int x, const float *other,
+                        float *out) {
+  const ptrdiff_t pixel = (ptrdiff_t)s->out_channels * LANES, row = pixel * s->out_width;
+  const int rows = smaller(4, s->out_height - y), columns = smaller(4, s->out_width - x);
+  vec products[36], half[24], line[4];
+  for (int f = 0; f < 36; f++) products[f] = *(const vec *)(sums + f * apart);
+  for (int i = 0; i < 6; i++) back(products + 6 * i, 1, half + 4 * i);
+  for (int j = 0; j < columns; j++) {
+    back(half + j, 4, line);
+    for (int i = 0; i < rows; i++) {
+      const ptrdiff_t to = (y + i) * row + (x + j) * pixel;
+      const vec sum = line[i] + bias;
+      *(vec *)(out + to) = clamp(other ? sum + *(const vec *)(other + to) : sum, s->low, s->high);
+    }
+  }
+}
+
+/* scratch: 36 far(channels) + 36 far(OUTPUTS) floats */
+static void winograd(const Step *s, const float *in, const float *other, float *out, float *scratch) {
+  const int across = (s->out_width + 3) / 4, count = across * ((s->out_height + 3) / 4);
+  const int blocks = (s->out_channels + OUTPUTS - 1) / OUTPUTS;
+  float *sums = scratch + 36 * far(s->channels);
+  for (int t = 0; t < count; t += 2) {
+    const int tiles = smaller(2, count - t);
+    for (int p = 0; p < tiles; p++)
+      transform_tile(s, in, (t + p) / across * 4 - s->padding[0], (t + p) % across * 4 - s->padding[1],
+                     scratch + p * LANES);
+    const float *weight = s->weight;
+    for (int b = 0, o = 0; b < blocks; b++) {
+      const int q = block_of(s->out_channels - o, blocks - b);
+      frequencies[q](scratch, weight, s->channels, sums);
+      for (int i = 0; i < q; i++)
+        for (int p = 0; p < tiles; p++) {
+          const ptrdiff_t channel = (ptrdiff_t)(o + i) * LANES;
+          finish_tile(s, sums + (2 * i + p) * LANES, far(q), s->bias[o + i], (t + p) / across * 4,
+                      (t + p) % across * 4, other ? other + channel : 0, out + channel);
+        }
+      weight += (ptrdiff_t)36 * q * s->channels;
+      o += q;
+    }
+  }
+}
+
+/* What a window operation does with the values under the window, for one channel of one output. */
+static inline vec window(const Step *s, const float *in, int y, int x, int c) {
+  const int at_y = y * s->stride[0] - s->padding[0], at_x = x * s->stride[1] - s->padding[1];
+  const int top = first_tap(at_y, s->dilation[0]), left = first_tap(at_x, s->dilation[1]);
+  const int bottom = last_tap(at_y, s->dilation[0], s->height, s->kernel[0]);
+  const int right = last_tap(at_x, s->dilation[1], s->width, s->kernel[1]);
+  vec found = s->kind == DEPTHWISE ? all(s->bias[c]) : s->kind == MAXIMUM ? all(-__builtin_inff()) : (vec){};
+  for (int i = top; i < bottom; i++)
+    for (int j = left; j < right; j++) {
+      const int y_in = at_y + i * s->dilation[0], x_in = at_x + j * s->dilation[1];
+      const vec v = *(const vec *)(in + (((ptrdiff_t)y_in * s->width + x_in) * s->channels + c) * LANES);
+      if (s->kind == DEPTHWISE)
+        found += v * s->weight[(ptrdiff_t)(i * s->kernel[1] + j) * s->channels + c];
+      else if (s->kind == MAXIMUM) {
+        const mask stays = (found >= v) | (found != found);
+        found = (vec)(((mask)found & stays) | ((mask)v & ~stays));
+      } else
+        found += v;
+    }
+  return s->kind == MEAN ? found * s->step : found;
+}
+
+static void windows(const Step *s, const float *in, const float *other, float *out) {
+  for (int y = 0; y < s->out_height; y++)
+    for (int x = 0; x < s->out_width; x++)
+      for (int c = 0; c < s->out_channels; c++) {
+        const ptrdiff_t to = (((ptrdiff_t)y * s->out_width + x) * s->out_channels + c) * LANES;
+        vec found = window(s, in, y, x, c);
+        if (other) found += *(const vec *)(other + to);
+        *(vec *)(out + to) = clamp(found, s->low, s->high);
+      }
+}
+
+static void copy(const Step *s, const float *in, float *out) {
+  for (int y = 0; y < smaller(s->out_height, (s->height + s->stride[0] - 1) / s->stride[0]); y++)
+    for (int x = 0; x < smaller(s->out_width, (s->width + s->stride[1] - 1) / s->stride[1]); x++) {
+      const float *from = in + ((ptrdiff_t)y * s->stride[0] * s->width + x * s->stride[1]) * s->channels * LANES;
+      float *to = out + (((ptrdiff_t)y * s->out_width + x) * s->out_channels + s->offset) * LANES;
+      for (int c = 0; c < s->channels * LANES; c += LANES) *(vec *)(to + c) = *(const vec *)(from + c);
+    }
+}
+
+static void pointwise(const Step *s, const float *in, const float *other, float *out) {
+  const ptrdiff_t count = (ptrdiff_t)s->out_height * s->out_width * s->out_channels;
+  for (ptrdiff_t i = 0; i < count; i++, in += LANES, out += LANES) {
+    const vec x = *(const vec *)in;
+    vec y = x;
+    if (s->kind == CLEAR)
+      y = (vec){};
+    else if (s->kind == AFFINE)
+      y = x * s->weight[i % s->out_channels] + s->bias[i % s->out_channels];
+    else if (s->kind == ROUND) {
+      vec level = x / s->step;
+      for (int l = 0; l < LANES; l++) level[l] = __builtin_rintf(level[l]);
+      *(vec *)out = (clamp(level + s->zero, s->low, s->high) - s->zero) * s->step;
+      continue;
+    }
+    if (other) {
+      y += *(const vec *)other;
+      other += LANES;
+    }
+    *(vec *)out = clamp(y, s->low, s->high);
+  }
+}
+
+int tiles_lanes(void) { return LANES; }
+int tiles_outputs(void) { return OUTPUTS; }
+int tiles_step_bytes(void) { return sizeof(Step); }
+
+/* Runs `count` steps on one tile; buffers hold its values by number. */
+void tiles_run(const Step *steps, int count, float *const *buffers, float *scratch) {
+  for (const Step *s = steps; s < steps + count; s++) {
+    const float *in = buffers[s->in], *other = s->other < 0 ? 0 : buffers[s->other];
+    float *out = buffers[s->out];
+    if (s->kind == CONV)
+      convolve(s, in, other, out);
+    else if (s->kind == WINOGRAD)
+      winograd(s, in, other, out, scratch);
+    else if (s->kind == COPY)
+      copy(s, in, out);
+    else if (s->kind == ADD || s->kind == AFFINE || s->kind == CLEAR || s->kind == ROUND)
+      pointwise(s, in, other, out);
+    else
+      windows(s, in, other, out);
+  }
+}

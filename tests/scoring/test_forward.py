@@ -1,0 +1,195 @@
+"""One forward pass, compiled or by torch: the same outputs, and what has no step is left to torch."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, fx, nn
+from torch.nn import functional as F
+
+from automc.compression.quantize import QuantizedLayer
+from automc.kernels.tiles import lanes
+from automc.scoring.folding import folded
+from automc.scoring.forward import Samples
+from automc.scoring.lowering import lowered
+from automc.tasks.resnet import ResNet
+
+needs_compiler = pytest.mark.skipif(not lanes(), reason="needs a C compiler")
+
+
+def settled(module: nn.Module) -> nn.Module:
+    """In eval mode, with statistics of its own."""
+    torch.manual_seed(0)
+    for each in module.modules():
+        if isinstance(each, (nn.BatchNorm1d, nn.BatchNorm2d)):
+            each.running_mean = torch.randn(each.num_features) * 0.1
+            each.running_var = torch.rand(each.num_features) + 0.5
+            nn.init.uniform_(each.weight, 0.5, 1.5)
+            nn.init.normal_(each.bias)
+    return module.eval()
+
+
+class Mobile(nn.Module):
+    """Inverted residuals: depthwise convolutions, ReLU6, a mean over positions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(3, 8, 3, 2, 1, bias=False), nn.BatchNorm2d(8), nn.ReLU6())
+        self.widen = nn.Sequential(nn.Conv2d(8, 24, 1, bias=False), nn.BatchNorm2d(24), nn.ReLU6())
+        self.depthwise = nn.Sequential(nn.Conv2d(24, 24, 3, 1, 1, groups=24, bias=False), nn.BatchNorm2d(24))
+        self.narrow = nn.Sequential(nn.Conv2d(24, 8, 1, bias=False), nn.BatchNorm2d(8))
+        self.head = nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        x = x + self.narrow(F.relu6(self.depthwise(self.widen(x))))
+        return self.head(F.dropout(x.mean([2, 3]), training=self.training))
+
+
+class Dense(nn.Module):
+    """Concatenations, a norm before the activation, both kinds of pooling."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(3, 6, 3, padding=1)
+        self.norm = nn.BatchNorm2d(6)
+        self.second = nn.Conv2d(6, 4, 3, padding="same")
+        self.last = nn.Sequential(nn.MaxPool2d(2), nn.Flatten(), nn.Linear(10 * 16, 20), nn.ReLU(), nn.Linear(20, 5))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(F.avg_pool2d(x, 1) if False else x)
+        y = self.second(torch.relu(self.norm(x)))
+        return self.last(torch.cat([x, y], 1))
+
+
+class Vectors(nn.Module):
+    """Linear layers and norms on vectors."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.Linear(9, 30), nn.BatchNorm1d(30), nn.ReLU(), nn.Dropout(), nn.Linear(30, 30))
+        self.head = nn.Linear(30, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.body(x)
+        return self.head(torch.flatten(y + F.relu(y), 1))
+
+
+class Quantized(nn.Module):
+    """Weights and activations in few bits, behind a folded norm."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = QuantizedLayer(nn.Conv2d(3, 8, 3, padding=1), 4, 6)
+        self.norm = nn.BatchNorm2d(8)
+        self.head = QuantizedLayer(nn.Linear(8, 5), 8, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(torch.flatten(F.adaptive_avg_pool2d(torch.relu(self.norm(self.conv(x))), 1), 1))
+
+
+MODELS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
+    "resnet": (lambda: ResNet(8), (3, 16, 16)),
+    "resnet of odd sizes": (lambda: ResNet(8, widths=(5, 7, 9)), (3, 11, 13)),
+    "mobile": (Mobile, (3, 9, 9)),
+    "dense": (Dense, (3, 8, 8)),
+    "vectors": (Vectors, (9,)),
+    "quantized": (Quantized, (3, 6, 6)),
+}
+
+
+@needs_compiler
+@pytest.mark.parametrize("name", MODELS)
+def test_compiled_outputs_are_torchs(name: str) -> None:
+    make, shape = MODELS[name]
+    module = settled(make())
+    x = torch.randn(45, *shape, generator=torch.Generator().manual_seed(1))
+    size = (*shape[1:], shape[0]) if len(shape) == 3 else (1, 1, shape[0])
+    assert lowered(folded(module), size) is not None
+    samples = Samples([((x[:30],), torch.zeros(30)), ((x[30:],), torch.zeros(15))])
+    found = torch.cat(samples.outputs(module))
+    with torch.no_grad():
+        expected = module(x)
+    assert found.shape == expected.shape
+    assert torch.allclose(found, expected, rtol=1e-4, atol=1e-4 * float(expected.abs().max()))
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_folding_changes_nothing_and_nobody(name: str) -> None:
+    make, shape = MODELS[name]
+    module = settled(make())
+    before = {k: v.clone() for k, v in module.state_dict().items()}
+    x = torch.randn(4, *shape)
+    with torch.no_grad():
+        assert torch.allclose(folded(module)(x), module(x), atol=1e-4)
+    assert all(torch.equal(v, before[k]) for k, v in module.state_dict().items())
+
+
+class Odd(nn.Module):
+    """One operation that has no step."""
+
+    def __init__(self, operation: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.conv, self.operation = nn.Conv2d(3, 4, 3), operation
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.operation(self.conv(x)).flatten(1)
+
+
+@pytest.mark.parametrize(
+    "operation",
+    [
+        torch.sigmoid,
+        lambda x: x * 2,
+        lambda x: x + 1.0,
+        lambda x: x + x.mean((2, 3), keepdim=True),
+        lambda x: x[:, 1:],
+        lambda x: x[:, :, 1:],
+        lambda x: F.pad(x, (1, 1)),
+        lambda x: F.pad(x, (0, 0, 0, 0, 1, 1), value=1.0),
+        lambda x: torch.cat([x, x], 2),
+        lambda x: x.mean(1),
+        lambda x: F.adaptive_avg_pool2d(x, 2),
+        lambda x: torch.add(x, x, alpha=2),
+        lambda x: x.flatten(2),
+    ],
+)
+def test_what_has_no_step_is_left_to_torch(operation: Callable[[Tensor], Tensor]) -> None:
+    module, x = Odd(operation).eval(), torch.randn(20, 3, 8, 8)
+    assert lowered(folded(module), (8, 8, 3)) is None
+    with torch.no_grad():
+        found = torch.cat(Samples([((x,), torch.zeros(20))]).outputs(module))
+        assert torch.allclose(found, module(x), atol=1e-5)
+
+
+def test_inputs_of_several_kinds_are_left_to_torch() -> None:
+    module = nn.Sequential(nn.Flatten(), nn.Linear(8, 3)).eval()
+    double = nn.Sequential(nn.Flatten(), nn.Linear(8, 3)).double().eval()
+    batches = [((torch.randn(5, 8),), torch.zeros(5)), ((torch.randn(5, 2, 4),), torch.zeros(5))]
+    assert len(torch.cat(Samples(batches).outputs(module))) == 10
+    found = Samples([((torch.randn(5, 8, dtype=torch.float64),), torch.zeros(5))]).outputs(double)
+    assert found[0].dtype == torch.float64
+
+
+def test_a_shared_convolution_is_not_folded_twice() -> None:
+    class Shared(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.one, self.two = nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3), nn.BatchNorm2d(3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.two(self.conv(self.one(self.conv(x))))
+
+    module, x = settled(Shared()), torch.randn(5, 3, 4, 4)
+    with torch.no_grad():
+        assert torch.allclose(folded(module)(x), module(x), atol=1e-5)
+
+
+def test_what_cannot_be_traced_runs_as_it_is() -> None:
+    class Branching(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x if float(x.sum()) > 1e9 else -x
+
+    x = torch.ones(3, 2)
+    assert not isinstance(folded(Branching()), fx.GraphModule)
+    assert torch.equal(torch.cat(Samples([((x,), torch.zeros(3))]).outputs(Branching())), -x)
