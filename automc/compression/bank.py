@@ -39,7 +39,7 @@ from automc.compression.gradients import (
 from automc.compression.patterns import layout
 from automc.compression.prune import eliminations
 from automc.compression.ranking import thresholds, trace_scores, unit_scores, weight_scores
-from automc.compression.reconstruct import Regression
+from automc.compression.regression import Regression
 from automc.compression.settle import Known
 from automc.compression.store import Tensors, TensorStore
 from automc.compression.structure import Sides

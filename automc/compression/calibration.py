@@ -16,6 +16,8 @@ from torch.nn import functional as F
 from automc.errors import GraphError
 
 Conv = nn.Conv1d | nn.Conv2d | nn.Conv3d
+GROUP, GROUPED = 16, 256
+"""Samples whose rows are drawn together, and how many samples there must be for that."""
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -66,11 +68,18 @@ def refittable(module: nn.Module) -> bool:
 
 
 def sampled_positions(output: tuple[int, ...], rows: int, generator: torch.Generator) -> Tensor:
-    """Up to `rows` positions, sorted, of an output with this (samples, *positions) shape, as flat indices."""
-    total = int(torch.tensor(output).prod())
-    if total <= rows:
-        return torch.arange(total)
-    return torch.randint(total, (rows,), generator=generator).sort().values
+    """Up to `rows` positions, sorted, of an output with this (samples, *positions) shape, as flat indices.
+
+    Of `GROUPED` samples and more, whole groups of `GROUP` successive ones are taken at the same position, and an
+    incomplete last group is left out; who goes through tiles of samples can then read them as they lie.
+    """
+    samples, area = output[0], prod(output[1:])
+    size = GROUP if samples >= GROUPED else 1
+    places = samples // size * area  # of whole groups
+    count = max(1, rows // size)
+    chosen = torch.arange(places) if places <= count else torch.randperm(places, generator=generator)[:count]
+    first = chosen // area * size * area + chosen % area
+    return (first[:, None] + torch.arange(size) * area).flatten().sort().values
 
 
 def input_rows(module: nn.Module, x: Tensor, positions: Tensor) -> Tensor:
@@ -96,6 +105,19 @@ def output_rows(y: Tensor, positions: Tensor, *, channels_last: bool) -> Tensor:
     if channels_last or y.dim() == 2:
         return y.reshape(-1, y.shape[-1])[positions]
     return y.movedim(1, -1).reshape(-1, y.shape[1])[positions]
+
+
+def gather_inputs(layer: nn.Module, chunks: Sequence[Tensor], positions: Tensor) -> Tensor:
+    """A layer's input rows (groups, rows, n) at sampled positions of all chunks together."""
+    parts = _by_chunk(positions, [output_shape(layer, x) for x in chunks])
+    return torch.cat([input_rows(layer, x, part) for x, part in zip(chunks, parts, strict=True)], dim=1)
+
+
+def gather_outputs(chunks: Sequence[Tensor], positions: Tensor, *, channels_last: bool) -> Tensor:
+    """Output entries (rows, channels) at sampled positions of all chunks together."""
+    shapes = [y.shape[:-1] if channels_last else (y.shape[0], *y.shape[2:]) for y in chunks]
+    parts = _by_chunk(positions, shapes)
+    return torch.cat([output_rows(y, part, channels_last=channels_last) for y, part in zip(chunks, parts, strict=True)])
 
 
 def moments(rows: Tensor) -> Moments:
@@ -124,6 +146,14 @@ def watched(model: nn.Module, names: tuple[str, ...], see: Callable[[str, nn.Mod
     finally:
         for handle in handles:
             handle.remove()
+
+
+def _by_chunk(positions: Tensor, shapes: Sequence[tuple[int, ...]]) -> list[Tensor]:
+    """Sorted positions of the whole, as positions within each chunk of these (samples, *positions) shapes."""
+    ends = torch.tensor([prod(shape) for shape in shapes]).cumsum(0)
+    cuts = torch.searchsorted(positions, ends).tolist()
+    starts = [0, *ends[:-1].tolist()]
+    return [positions[a:b] - start for a, b, start in zip([0, *cuts[:-1]], cuts, starts, strict=True)]
 
 
 def _padding(module: Conv) -> list[tuple[int, int]]:

@@ -139,8 +139,8 @@ class Compressor:
     def _fit(self, small: nn.Module, policy: Policy, structure: Structure) -> None:
         graph = interpretable(self.graph, small)
         dense, bank = self._dense_rows(policy.recipe), self.bank(policy.recipe)
-        run = FittingPass(graph, self.graph.facts, policy, structure, dense, bank, self.passes)
-        run.run(self.inputs(policy.recipe))
+        inputs = self.inputs(policy.recipe)
+        FittingPass(graph, self.graph.facts, policy, structure, dense, bank, self.passes, inputs).run()
 
     def _dense_rows(self, recipe: Recipe) -> DenseRows | None:
         if recipe.reconstruct != "sequential" or self.graph.graph is None:

@@ -10,20 +10,13 @@ from torch import Tensor, fx
 from automc.compression.bank import LayerBank
 from automc.compression.place import Place
 from automc.compression.prefix import PassMemory, Snapshot, cuts, keys, modules_before, restore
-from automc.compression.quantize import QuantizedLayer
-from automc.compression.reconstruct import (
-    DenseRows,
-    Regression,
-    absorbs,
-    gather_inputs,
-    gather_outputs,
-    reestimate,
-    set_intercept,
-    shift_intercept,
-)
+from automc.compression.quantize import ActivationQuantizer, QuantizedLayer
+from automc.compression.reconstruct import DenseRows, reestimate
+from automc.compression.regression import absorbs, set_intercept, shift_intercept
 from automc.compression.segments import SegmentedRun
 from automc.compression.settle import Known, settle
 from automc.compression.structure import Structure, kept_channels, kept_of_norms
+from automc.compression.tiled import TiledRun
 from automc.errors import GraphError
 from automc.graph.facts import ModelFacts
 from automc.policy import FULL_BITS, LayerDecision, Policy
@@ -45,8 +38,10 @@ class FittingPass:
         dense: DenseRows | None,
         bank: LayerBank,
         memory: PassMemory,
+        inputs: tuple[Tensor, ...],
     ) -> None:
         self.module, self.dense, self.bank, self.recipe = module, dense, bank, policy.recipe
+        self.data = TiledRun.of(module, inputs) or SegmentedRun(module, inputs)
         self.layers = {x.name: x for x in facts.layers}
         self.decisions = dict(policy.layers)
         self.channels = kept_channels(facts, structure.kept)
@@ -54,16 +49,15 @@ class FittingPass:
         """Additions that have lost their branch."""
         self.norms = kept_of_norms(facts, structure.kept)
         self.memory = memory
-        self.cuts = keys(module.graph, cuts(module.graph), facts, policy, structure)
+        self.cuts = keys(module.graph, cuts(module.graph), facts, policy, structure, self.data.kind)
         """Places where the pass may begin, and the names of what was decided before each."""
         self.nodes = {n.name: n for n in module.graph.nodes}
         self.settled: set[str] = set()
         """Layers fitted and norms that took their intercept."""
 
     @torch.no_grad()
-    def run(self, inputs: tuple[Tensor, ...]) -> None:
+    def run(self) -> None:
         """Fits everything in one pass, from the last cut that an earlier pass came by with the same decisions."""
-        self.data = SegmentedRun(self.module, inputs)
         begin = next((node for node in reversed(self.cuts) if self.cuts[node] in self.memory), None)
         if begin is not None:
             self._resume(begin)
@@ -73,10 +67,13 @@ class FittingPass:
         def look(node: fx.Node) -> None:
             if node in passed:
                 self._remember(passed[node])
-            if node in changed:
+            if node in changed and str(node.target) not in self.settled:
                 self._visit(node)
 
-        self.data.execute(changed | set(passed), look, begin)
+        def stops(node: fx.Node) -> bool:
+            return node in passed or (node in changed and str(node.target) not in self.settled)
+
+        self.data.execute(stops, look, begin)
 
     def _resume(self, at: fx.Node) -> None:
         snapshot = self.memory[self.cuts[at]]
@@ -85,7 +82,7 @@ class FittingPass:
 
     def _remember(self, at: fx.Node) -> None:
         before = modules_before(self.module.graph, at)
-        snapshot = Snapshot.of(self.data.values(at), self.module, before, self.settled)
+        snapshot = Snapshot.of(self.data.stored(at), self.module, before, self.settled)
         self.memory.put(self.cuts[at], snapshot)
 
     def _changed_modules(self) -> set[fx.Node]:
@@ -111,42 +108,40 @@ class FittingPass:
         return name in self.layers or (name in self.norms and absorbs(self.module.get_submodule(name)))
 
     def _visit(self, node: fx.Node) -> None:
-        name = str(node.target)
-        if name in self.settled:
-            return
-        chunks = self.data.values(node.args[0])  # type: ignore[arg-type]
+        name, source = str(node.target), node.all_input_nodes[0]
         if name in self.layers:
             self.settled.add(name)
-            self._fit(name, chunks)
+            self._fit(name, source)
         elif self.recipe.batchnorm == "reestimate":
             dense = self.bank.spreads[name].of_channels(torch.from_numpy(self.norms[name]))
-            reestimate(self.module.get_submodule(name), chunks, dense)
+            reestimate(self.module.get_submodule(name), self.data.values(source), dense)
 
-    def _fit(self, name: str, chunks: list[Tensor]) -> None:
+    def _fit(self, name: str, source: fx.Node) -> None:
         place = Place(self.layers[name], self.decisions.get(name, LayerDecision()), self.module.get_submodule(name))
-        if isinstance(place.holder, QuantizedLayer) and place.holder.input is not None:
-            place.holder.input.calibrate(torch.cat([x.flatten() for x in chunks]), self.recipe.activation_range)
-            chunks = [place.holder.input(x) for x in chunks]
+        quantizer = place.holder.input if isinstance(place.holder, QuantizedLayer) else None
+        if quantizer is not None:
+            flat = torch.cat([x.flatten() for x in self.data.values(source)])
+            quantizer.calibrate(flat, self.recipe.activation_range)
         if self.dense is not None and name in self.dense.targets:
-            self._fit_to_dense(place, self.dense, chunks)
+            self._fit_to_dense(place, self.dense, source, quantizer)
         elif name in self.bank.moments:
             self._fit_alone(place)
         else:
             settle(place, self.recipe, rows=self._rows(place), known=self._known(place))
 
-    def _fit_to_dense(self, place: Place, dense: DenseRows, chunks: list[Tensor]) -> None:
+    def _fit_to_dense(
+        self, place: Place, dense: DenseRows, source: fx.Node, quantizer: ActivationQuantizer | None
+    ) -> None:
         """Towards what the dense model computes there, from the compressed model's own inputs."""
         name, layer = place.facts.name, place.layer
         point, positions = dense.points[name], dense.positions[name]
-        target = dense.targets[name][:, self.channels[name].outputs]
-        if point.other is not None:
-            other = self.data.values(self.nodes[point.other])
-            target = target - gather_outputs(other, positions, channels_last=not place.facts.kernel)
+        other = None if point.other is None else self.nodes[point.other]
         norm = self.module.get_submodule(point.norm) if point.norm else None
         intercept = norm is not None or layer.bias is not None
         # A factored layer does not tell kernel and stride; the dense one does.
         shaped = self.bank.model.get_submodule(name) if place.decision.rank < 1 else layer
-        fit = Regression.of(gather_inputs(shaped, chunks, positions), target, intercept=intercept)
+        wanted = dense.targets[name][:, self.channels[name].outputs]
+        fit = self.data.regression(shaped, source, wanted, positions, other, quantizer, intercept=intercept)
         if not fit.finite:
             raise GraphError(
                 f"Inputs and outputs of every layer must be finite; those of {name!r} hold NaN or infinity: check the "

@@ -28,7 +28,7 @@ class Snapshot:
     """A pass at a cut."""
 
     values: tuple[Tensor, ...]
-    """The value there, chunk by chunk."""
+    """The value there, as a pass stores it."""
     state: Mapping[str, Tensor]
     """Tensors of the modules before it."""
     settled: frozenset[str]
@@ -86,9 +86,9 @@ def cuts(graph: fx.Graph) -> list[fx.Node]:
 
 
 def keys(
-    graph: fx.Graph, at: Sequence[fx.Node], facts: ModelFacts, policy: Policy, structure: Structure
+    graph: fx.Graph, at: Sequence[fx.Node], facts: ModelFacts, policy: Policy, structure: Structure, kind: str
 ) -> dict[fx.Node, str]:
-    """A digest of everything decided before each cut."""
+    """A digest of everything decided before each cut; `kind` tells passes apart that store values in other ways."""
     order = {node: i for i, node in enumerate(graph.nodes)}
     called: dict[str, int] = {}
     for node, i in order.items():
@@ -99,7 +99,7 @@ def keys(
         first = min(called.get(member.target, -1) for member in facts.group(name).members)
         decided.append((first, name.encode() + b" " + units.tobytes()))
     waiting = sorted(decided)
-    digest = hashlib.sha256(f"{policy.recipe} {policy.dropped}".encode())
+    digest = hashlib.sha256(f"{kind} {policy.recipe} {policy.dropped}".encode())
     found = {}
     for node in at:
         while waiting and waiting[0][0] <= order[node]:
@@ -109,7 +109,7 @@ def keys(
 
 
 def restore(snapshot: Snapshot, module: nn.Module) -> list[Tensor]:
-    """Gives the modules before the cut their fitted values; returns the value at the cut, chunk by chunk."""
+    """Gives the modules before the cut their fitted values; returns the value at the cut, as it was stored."""
     with torch.no_grad():
         module.load_state_dict(dict(snapshot.state), strict=False)
     return [x.clone() for x in snapshot.values]

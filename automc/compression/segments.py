@@ -6,13 +6,18 @@ small enough to stay in cache, which is three times faster than sending all of t
 
 from collections.abc import Callable, Sequence
 
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
+
+from automc.compression.quantize import ActivationQuantizer
+from automc.compression.regression import Regression, of_chunks
 
 CHUNK = 64
 
 
 class SegmentedRun:
     """One pass over the calibration data; values are lists of tensors, one a chunk."""
+
+    kind = "chunks"
 
     def __init__(self, module: fx.GraphModule, inputs: Sequence[Tensor], chunk: int = CHUNK) -> None:
         self.module = module
@@ -24,26 +29,49 @@ class SegmentedRun:
             {node: column[c] for node, column in zip(placeholders, columns, strict=False)} for c in range(self.chunks)
         ]
 
-    def execute(self, stops: set[fx.Node], look: Callable[[fx.Node], None], behind: fx.Node | None = None) -> None:
-        """Runs every node, or those `behind` one whose values were given by `resume`; before each of `stops` runs,
-        `look(node)` is called with all its inputs computed."""
+    def execute(
+        self, stops: Callable[[fx.Node], bool], look: Callable[[fx.Node], None], behind: fx.Node | None = None
+    ) -> None:
+        """Runs every node up to the last of `stops`, or those `behind` one whose values were given by `resume`; before
+        each stop runs, `look(node)` is called with all its inputs computed."""
         segment: list[fx.Node] = []
         nodes = list(self.module.graph.nodes)
         for node in nodes[0 if behind is None else nodes.index(behind) + 1 :]:
-            if node in stops:
+            if stops(node):
                 self._flush(segment)
                 segment = []
                 look(node)
             segment.append(node)
-        self._flush(segment)
 
     def resume(self, node: fx.Node, values: Sequence[Tensor]) -> None:
         """Forgets all values but those of one node, chunk by chunk."""
         self._values = [{node: x} for x in values]
 
+    def stored(self, node: fx.Node) -> list[Tensor]:
+        """A node's value as `resume` takes it."""
+        return self.values(node)
+
     def values(self, node: fx.Node) -> list[Tensor]:
         """What a computed node gave, chunk by chunk, while some later node still needs it."""
         return [values[node] for values in self._values]
+
+    def regression(
+        self,
+        layer: nn.Module,
+        source: fx.Node,
+        wanted: Tensor,
+        positions: Tensor,
+        other: fx.Node | None,
+        quantizer: ActivationQuantizer | None,
+        *,
+        intercept: bool,
+    ) -> Regression:
+        """Of what a layer reads from `source` at sampled positions, rounded by the quantizer, on what it should give
+        there (rows, out), less what is added to it."""
+        inputs = self.values(source)
+        inputs = inputs if quantizer is None else [quantizer(x) for x in inputs]
+        added = None if other is None else self.values(other)
+        return of_chunks(layer, inputs, wanted, positions, added, intercept=intercept)
 
     def _flush(self, segment: list[fx.Node]) -> None:
         run, last_uses = self._interpreter, self._interpreter.user_to_last_uses

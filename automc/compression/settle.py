@@ -14,7 +14,7 @@ from automc.compression.lowrank import fit_
 from automc.compression.place import Place
 from automc.compression.prune import weight_mask
 from automc.compression.quantize import QuantizedLayer, weight_scale
-from automc.compression.reconstruct import Regression
+from automc.compression.regression import Regression
 from automc.compression.sweep import round_rows
 from automc.compression.tensor_train import TensorTrain
 from automc.criteria.criterion import LayerView, Need, fan_in_view

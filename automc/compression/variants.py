@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from automc.compression.place import Place
-from automc.compression.reconstruct import Regression, rows_of
+from automc.compression.regression import Regression, rows_of
 from automc.compression.settle import Known, settle
 from automc.compression.structure import Factors, opened
 from automc.criteria.criterion import fan_in_view

@@ -86,14 +86,18 @@ def lanes() -> int:
 
 
 class Program:
-    """Steps that follow one another; each gives a value, known by its number, and the input is value 0."""
+    """Steps that follow one another; a value, given or made by a step, is known by its number."""
 
-    def __init__(self, shape: Shape) -> None:
-        self.shapes: list[Shape] = [shape]
+    def __init__(self) -> None:
+        self.shapes: list[Shape] = []
         """Of every value."""
         self._steps: list[_Step] = []
         self._arrays: list[FloatArray] = []
-        self._slots: list[int] | None = None
+
+    def given(self, shape: Shape) -> int:
+        """A value that every run is given, or might be."""
+        self.shapes.append(shape)
+        return len(self.shapes) - 1
 
     def convolution(
         self,
@@ -107,7 +111,7 @@ class Program:
     ) -> int:
         """weight (out, in / groups, kh, kw), bias (out,); `other` is added before the limits."""
         channels, out = self.shapes[x][2], len(weight)
-        found = self._new((*window.over(self.shapes[x]), out))
+        found = self.given((*window.over(self.shapes[x]), out))
         if groups == channels == out > 1:
             kind, packed = DEPTHWISE, weight[:, 0].reshape(out, -1).T
         elif window.kernel == (3, 3) and window.stride == window.dilation == (1, 1) and groups == 1:
@@ -128,22 +132,22 @@ class Program:
 
     def pool(self, x: int, window: Window, *, largest: bool) -> int:
         """The largest value under each window, or the mean, padding counted as zeros."""
-        found = self._new((*window.over(self.shapes[x]), self.shapes[x][2]))
+        found = self.given((*window.over(self.shapes[x]), self.shapes[x][2]))
         kind = MAXIMUM if largest else MEAN
         return self._add(kind, x, found, window, step=1 / (window.kernel[0] * window.kernel[1]))
 
     def add(self, x: int, other: int = -1, limits: Limits = FREE) -> int:
         """The sum of two values of one shape, or one value, within limits."""
-        return self._add(ADD, x, self._new(self.shapes[x]), limits=limits, other=other)
+        return self._add(ADD, x, self.given(self.shapes[x]), limits=limits, other=other)
 
     def affine(self, x: int, scale: FloatArray, shift: FloatArray, limits: Limits = FREE) -> int:
         """scale * x + shift, both (channels,)."""
-        return self._add(AFFINE, x, self._new(self.shapes[x]), limits=limits, weight=scale, bias=shift)
+        return self._add(AFFINE, x, self.given(self.shapes[x]), limits=limits, weight=scale, bias=shift)
 
     def joined(self, parts: Sequence[tuple[int, int]], channels: int, stride: Pair = (1, 1)) -> int:
         """Values side by side, each with its first channel in the output, every stride-th position; zeros between."""
         height, width, _ = self.shapes[parts[0][0]]
-        found = self._new((-(-height // stride[0]), -(-width // stride[1]), channels))
+        found = self.given((-(-height // stride[0]), -(-width // stride[1]), channels))
         if sum(self.shapes[x][2] for x, _ in parts) < channels:
             self._add(CLEAR, found, found)
         for x, offset in parts:
@@ -152,38 +156,38 @@ class Program:
 
     def rounded(self, x: int, step: float, zero: float, top: float) -> int:
         """Levels 0 to `top`, `step` apart, of which `zero` stands for 0.0."""
-        return self._add(ROUND, x, self._new(self.shapes[x]), limits=Limits(0.0, top), step=step, zero=zero)
-
-    def writer(self, value: int) -> int:
-        """The number of the step behind which a value is there; 0 for the input."""
-        return max((i + 1 for i, step in enumerate(self._steps) if step.out == value), default=0)
+        return self._add(ROUND, x, self.given(self.shapes[x]), limits=Limits(0.0, top), step=step, zero=zero)
 
     def run(
         self,
-        tiles: Tensor,
-        output: int,
+        given: Mapping[int, Tensor],
+        wanted: Sequence[int],
         *,
-        begin: int = 0,
-        keep: Mapping[int, Tensor] | None = None,
         threads: int | None = None,
-    ) -> Tensor:
-        """Runs all tiles (tiles, *shape, lanes) of value `begin` on to value `output`, which is returned.
+        room: "Room | None" = None,
+    ) -> list[Tensor]:
+        """What the wanted values are for given ones, each (tiles, *shape, lanes); only steps between them run.
 
-        keep: values to write down on the way, each into tiles of its own.
+        room: where results are put.
         """
-        result = torch.empty(len(tiles), *self.shapes[output], lanes())
-        first, last = self.writer(begin), self.writer(output)
-        steps, sizes = self._placed({begin, output, *(keep or {})})
-        stored = {begin: tiles.contiguous(), output: result, **(keep or {})}
-        job = _Job((_Step * len(steps))(*steps), first, last - first, sizes, self._scratch(), stored)
-        workers = min(torch.get_num_threads() if threads is None else threads, max(1, len(tiles)))
+        count, room = len(next(iter(given.values()))), room or Room()
+        results = {v: room.take((count, *self.shapes[v], lanes())) for v in wanted if v not in given}
+        stored = {value: x.contiguous() for value, x in given.items()} | results
+        steps, sizes = self._placed(self._needed(set(given), set(results)), set(stored))
+        job = _Job((_Step * len(steps))(*steps), sizes, self._scratch(), stored)
+        workers = min(torch.get_num_threads() if threads is None else threads, max(1, count))
         with ThreadPoolExecutor(workers) as pool:
-            list(pool.map(job.run, np.array_split(np.arange(len(tiles)), workers)))
-        return result
+            list(pool.map(job.run, np.array_split(np.arange(count), workers)))
+        return [stored[value] for value in wanted]
 
-    def _new(self, shape: Shape) -> int:
-        self.shapes.append(shape)
-        return len(self.shapes) - 1
+    def _needed(self, given: set[int], wanted: set[int]) -> list[_Step]:
+        """The steps that lead from some values to others."""
+        needed, steps = set(wanted), []
+        for step in reversed(self._steps):
+            if step.out in needed - given:
+                steps.append(step)
+                needed |= {step.in_, step.other}
+        return steps[::-1]
 
     def _add(
         self,
@@ -213,17 +217,17 @@ class Program:
         self._arrays.append(np.ascontiguousarray(array, dtype=np.float32))
         return self._arrays[-1].ctypes.data
 
-    def _placed(self, stored: set[int]) -> tuple[list[_Step], list[int]]:
+    def _placed(self, steps: list[_Step], stored: set[int]) -> tuple[list[_Step], list[int]]:
         """Steps with buffers instead of values, and each buffer's floats; stored values come first, with none.
 
         A buffer is used again once its value is read for the last time, so that little memory stays warm.
         """
-        reads = {v: i for i, s in enumerate(self._steps) for v in (s.in_, s.other) if v >= 0}
+        reads = {v: i for i, s in enumerate(steps) for v in (s.in_, s.other) if v >= 0}
         place = {value: i for i, value in enumerate(sorted(stored))}
         sizes = [0] * len(place)
         free: list[int] = []
         placed = []
-        for i, step in enumerate(self._steps):
+        for i, step in enumerate(steps):
             for value in (step.in_, step.other, step.out):
                 if value >= 0 and value not in place:
                     floats = math.prod(self.shapes[value])
@@ -249,13 +253,32 @@ class Program:
         return max((72 * (s.channels + outputs + 1) for s in self._steps if s.kind == WINOGRAD), default=1)
 
 
+class Room:
+    """Memory that is handed out again: asking the system for it takes longer than most steps."""
+
+    def __init__(self) -> None:
+        self._free: list[Tensor] = []
+
+    def take(self, shape: tuple[int, ...]) -> Tensor:
+        """A tensor with anything in it."""
+        size = math.prod(shape)
+        fitting = [x for x in self._free if size <= len(x) <= 2 * size]
+        if not fitting:
+            return torch.empty(shape)
+        best = min(fitting, key=len)
+        self._free = [x for x in self._free if x is not best]
+        return best[:size].view(shape)
+
+    def give(self, x: Tensor) -> None:
+        """Takes back a tensor that nobody reads any more."""
+        self._free.append(torch.empty(0).set_(x.untyped_storage()))
+
+
 @dataclass(frozen=True, eq=False)
 class _Job:
     """One run of a program, by several threads."""
 
     steps: "ctypes.Array[_Step]"
-    first: int
-    count: int
     sizes: list[int]
     scratch: int
     stored: Mapping[int, Tensor]
@@ -268,11 +291,10 @@ class _Job:
         scratch = torch.empty(self.scratch * lanes())
         buffers = (ctypes.c_void_p * len(own))(*(x.data_ptr() for x in own))
         values = [(i, x.data_ptr(), x[0].nbytes) for i, (_, x) in enumerate(sorted(self.stored.items()))]
-        steps = ctypes.byref(self.steps, self.first * ctypes.sizeof(_Step))
         for tile in tiles.tolist():
             for i, start, size in values:
                 buffers[i] = start + tile * size
-            run(steps, self.count, buffers, ctypes.c_void_p(scratch.data_ptr()))
+            run(self.steps, len(self.steps), buffers, ctypes.c_void_p(scratch.data_ptr()))
 
 
 def to_tiles(x: Tensor) -> Tensor:

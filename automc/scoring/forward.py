@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from automc.kernels.tiles import Shape, from_tiles, lanes, to_tiles
+from automc.compression.lowering import lowered
+from automc.kernels.tiles import Shape, lanes, to_tiles
 from automc.scoring.folding import folded
-from automc.scoring.lowering import lowered
 from automc.task import Batch
 
 CHUNK = 100
@@ -38,9 +38,9 @@ class Samples:
         shape = self._shape
         program = lowered(ready, shape) if shape is not None else None
         if program is not None:
-            tiles = program.program.run(self._tiles, program.output)
-            whole = from_tiles(tiles, sum(len(x) for x in self.targets))
-            found = whole.flatten(1) if program.result in program.flat else whole
+            assert program.output is not None
+            whole = program.run({program.inputs[0]: self._tiles}, [program.output])[0]
+            found = program.samples(program.output, whole, sum(len(x) for x in self.targets))
             return list(found.split([len(x) for x in self.targets]))  # type: ignore[no-untyped-call]
         channels_last(ready)
         return [ready(*inputs) for inputs in self._chunks]

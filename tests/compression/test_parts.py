@@ -19,7 +19,7 @@ from automc.compression.quantize import (
     weight_codes,
     weight_scale,
 )
-from automc.compression.reconstruct import Regression
+from automc.compression.regression import Regression
 from automc.criteria.criterion import LayerView
 from automc.criteria.curvature import damped_inverse
 from automc.criteria.surgeon import Reader, eliminate

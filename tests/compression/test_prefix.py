@@ -74,17 +74,21 @@ def test_a_key_tells_whatever_lies_before_the_cut_and_nothing_behind(setup: Setu
     at = cuts(graph)
     order = [str(n.target) for n in graph.nodes]
     dense = Policy(facts.fingerprint)
-    plain = keys(graph, at, facts, dense, setup.compressor.structure(dense))
+    plain = keys(graph, at, facts, dense, setup.compressor.structure(dense), "tiles")
     for layer in facts.layers:
         policy = replace(dense, layers=((layer.name, LayerDecision(weight_bits=4)),))
-        changed = keys(graph, at, facts, policy, setup.compressor.structure(policy))
+        changed = keys(graph, at, facts, policy, setup.compressor.structure(policy), "tiles")
         for node in at:
             behind = order.index(layer.name) > list(graph.nodes).index(node)
             assert (changed[node] == plain[node]) == behind
     unused = replace(dense, layers=((facts.layers[0].name, LayerDecision(pattern="2:4", criterion="obs")),))
-    assert keys(graph, at, facts, unused, setup.compressor.structure(unused)) == plain
+    assert keys(graph, at, facts, unused, setup.compressor.structure(unused), "tiles") == plain
+    kinds = keys(graph, at, facts, dense, setup.compressor.structure(dense), "chunks")
+    assert not set(kinds.values()) & set(plain.values())
     other = dense.with_recipe(Recipe(seed=1))
-    assert not set(keys(graph, at, facts, other, setup.compressor.structure(other)).values()) & set(plain.values())
+    assert not set(keys(graph, at, facts, other, setup.compressor.structure(other), "tiles").values()) & set(
+        plain.values()
+    )
 
 
 def test_a_snapshot_is_wanted_at_the_second_passing_and_once() -> None:

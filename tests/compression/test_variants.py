@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from automc.compression import bank as module
 from automc.compression.bank import LayerBank
 from automc.compression.calibration import watched
-from automc.compression.reconstruct import rows_of
+from automc.compression.regression import rows_of
 from automc.compression.structure import Sides, opened
 from automc.compression.variants import Variant, factors_of, settled
 from automc.graph.facts import LayerFacts

@@ -22,8 +22,14 @@ def images(samples: int, channels: int, height: int, width: int, seed: int = 0) 
     return torch.randn(samples, channels, height, width, generator=torch.Generator().manual_seed(seed))
 
 
+def opened(shape: tuple[int, int, int]) -> Program:
+    program = Program()
+    assert program.given(shape) == 0
+    return program
+
+
 def ran(program: Program, x: Tensor, output: int, threads: int = 1) -> Tensor:
-    return from_tiles(program.run(to_tiles(x), output, threads=threads), len(x))
+    return from_tiles(program.run({0: to_tiles(x)}, [output], threads=threads)[0], len(x))
 
 
 def close(found: Tensor, expected: Tensor) -> bool:
@@ -47,7 +53,7 @@ def test_convolution_is_torchs(
         return
     x = images(5, channels[0], *size, seed=seed)
     weight, bias = images(channels[1], channels[0], kernel, kernel, seed=seed + 1), torch.arange(channels[1]) * 0.1
-    program = Program((*size, channels[0]))
+    program = opened((*size, channels[0]))
     window = Window((kernel, kernel), (stride, stride), (padding, padding), (dilation, dilation))
     out = program.convolution(0, weight.numpy(), bias.numpy(), window)
     assert close(ran(program, x, out), F.conv2d(x, weight, bias, stride, padding, dilation))
@@ -57,7 +63,7 @@ def test_convolution_is_torchs(
 @pytest.mark.parametrize("stride", [1, 2])
 def test_groups_kernels_of_two_sides_and_what_goes_along(groups: int, stride: int) -> None:
     x, weight = images(20, 12, 9, 7), images(24 if groups < 12 else 12, 12 // groups, 3, 5, seed=1)
-    program = Program((9, 7, 12))
+    program = opened((9, 7, 12))
     window = Window((3, 5), (stride, 1), (1, 2))
     first = program.convolution(0, weight.numpy(), None, window, groups)
     out = program.convolution(0, weight.numpy(), None, window, groups, Limits(0.0, 6.0), first)
@@ -66,7 +72,7 @@ def test_groups_kernels_of_two_sides_and_what_goes_along(groups: int, stride: in
 
 def test_a_linear_layer_is_a_convolution_as_large_as_its_input() -> None:
     x, weight = images(7, 3, 4, 5), torch.randn(11, 60)
-    program = Program((4, 5, 3))
+    program = opened((4, 5, 3))
     out = program.convolution(0, weight.reshape(11, 3, 4, 5).numpy(), None, Window((4, 5)))
     assert close(ran(program, x, out).flatten(1), x.flatten(1) @ weight.T)
 
@@ -76,7 +82,7 @@ def test_pools(kernel: int, stride: int, padding: int) -> None:
     x = images(17, 5, 9, 9)
     window = Window((kernel, kernel), (stride, stride), (padding, padding))
     for largest, pool in ((True, F.max_pool2d), (False, F.avg_pool2d)):
-        program = Program((9, 9, 5))
+        program = opened((9, 9, 5))
         out = program.pool(0, window, largest=largest)
         assert close(ran(program, x, out), pool(x, kernel, stride, padding))
 
@@ -84,7 +90,7 @@ def test_pools(kernel: int, stride: int, padding: int) -> None:
 def test_pointwise_steps_and_copies() -> None:
     x = images(16, 6, 5, 4)
     scale, shift = np.linspace(-1, 2, 6, dtype=np.float32), np.linspace(3, -1, 6, dtype=np.float32)
-    program = Program((5, 4, 6))
+    program = opened((5, 4, 6))
     changed = program.affine(0, scale, shift, Limits(0.0))
     both = program.add(0, changed)
     wide = program.joined([(both, 2), (0, 8)], 16, (2, 3))
@@ -98,7 +104,7 @@ def test_rounding_to_levels_is_the_quantizers() -> None:
 
     x, quantizer = images(40, 3, 6, 6), ActivationQuantizer(4)
     quantizer.calibrate(x)
-    program = Program((6, 6, 3))
+    program = opened((6, 6, 3))
     assert torch.equal(ran(program, x, program.rounded(0, *quantizer.levels())), quantizer(x))
 
 
@@ -106,7 +112,7 @@ def test_rounding_to_levels_is_the_quantizers() -> None:
 def test_what_is_not_a_number_stays_so_and_stays_in_its_sample(kernel: int) -> None:
     x = images(3, 4, 6, 6)
     x[1, 2, 3, 3] = float("nan")
-    program = Program((6, 6, 4))
+    program = opened((6, 6, 4))
     weight = images(4, 4, kernel, kernel, seed=3).numpy()
     first = program.convolution(0, weight, None, Window((kernel,) * 2, (1, 1), (kernel // 2,) * 2), 1, Limits(0.0))
     found = ran(program, x, program.pool(first, Window((6, 6)), largest=True))
@@ -115,7 +121,7 @@ def test_what_is_not_a_number_stays_so_and_stays_in_its_sample(kernel: int) -> N
 
 def test_results_depend_neither_on_neighbours_nor_on_threads() -> None:
     x, weight = images(70, 8, 10, 10), images(13, 8, 3, 3, seed=1).numpy()
-    program = Program((10, 10, 8))
+    program = opened((10, 10, 8))
     out = program.convolution(0, weight, None, Window((3, 3), (1, 1), (1, 1)))
     whole = ran(program, x, out)
     assert torch.equal(whole, ran(program, x, out, threads=4))
@@ -124,16 +130,15 @@ def test_results_depend_neither_on_neighbours_nor_on_threads() -> None:
 
 def test_a_run_may_begin_at_a_kept_value() -> None:
     x, weight = images(33, 4, 8, 8), images(4, 4, 3, 3, seed=1).numpy()
-    program = Program((8, 8, 4))
+    program = opened((8, 8, 4))
     window = Window((3, 3), (1, 1), (1, 1))
     values = [0]
     for _ in range(4):
         values.append(program.convolution(values[-1], weight, None, window, 1, Limits(0.0)))
     given_tiles = to_tiles(x)
-    kept = torch.empty(len(given_tiles), 8, 8, 4, lanes())
-    whole = program.run(given_tiles, values[4], keep={values[2]: kept})
-    assert torch.equal(whole, program.run(kept, values[4], begin=values[2]))
-    assert torch.equal(kept, program.run(given_tiles, values[2]))
+    kept, whole = program.run({0: given_tiles}, [values[2], values[4]])
+    assert torch.equal(whole, program.run({values[2]: kept}, [values[4]])[0])
+    assert torch.equal(kept, program.run({0: given_tiles}, [values[2]])[0])
 
 
 def test_without_a_compiler_there_is_no_library(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

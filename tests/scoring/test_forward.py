@@ -7,11 +7,11 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
+from automc.compression.lowering import lowered
 from automc.compression.quantize import QuantizedLayer
 from automc.kernels.tiles import lanes
 from automc.scoring.folding import folded
 from automc.scoring.forward import Samples
-from automc.scoring.lowering import lowered
 from automc.tasks.resnet import ResNet
 
 needs_compiler = pytest.mark.skipif(not lanes(), reason="needs a C compiler")

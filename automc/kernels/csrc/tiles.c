@@ -302,6 +302,94 @@ static void pointwise(const Step *s, const float *in, const float *other, float 
   }
 }
 
+/* Moments. Columns are what one output position reads, in the order of a weight [channels][kernel], and then what it
+   should give; rows are samples. A block holds [columns][GATHERED + 1][LANES]: the odd number of vectors keeps columns
+   out of each other's cache sets. */
+#define GATHERED 32
+#define COLUMN ((GATHERED + 1) * LANES)
+#define SIDE (LANES == 16 ? 5 : 3) /* columns of a block of products: they fill the registers */
+
+typedef struct {
+  int height, width, channels, wanted; /* of the input; how many columns it should give */
+  int kernel[2], stride[2], padding[2], dilation[2];
+} Reading;
+
+typedef struct {
+  int tile, y, x; /* of an output */
+} Position;
+
+/* Over all lanes; halves first, which leaves hardly anything to add one by one. */
+static inline double sum_of(vec v) {
+  typedef float quarter __attribute__((vector_size(16)));
+  union {
+    vec whole;
+    quarter parts[LANES / 4];
+  } u = {v};
+  quarter sum = u.parts[0];
+  for (int i = 1; i < LANES / 4; i++) sum += u.parts[i];
+  return (sum[0] + sum[1]) + (sum[2] + sum[3]);
+}
+
+static void gather(const Reading *r, const float *in, const float *shift, Position at, float *to) {
+  const int taps = r->kernel[0] * r->kernel[1];
+  for (int i = 0; i < r->kernel[0]; i++)
+    for (int j = 0; j < r->kernel[1]; j++) {
+      const int y = at.y * r->stride[0] - r->padding[0] + i * r->dilation[0];
+      const int x = at.x * r->stride[1] - r->padding[1] + j * r->dilation[1];
+      const int there = y >= 0 && x >= 0 && y < r->height && x < r->width;
+      const float *from =
+          in + (((ptrdiff_t)at.tile * r->height + y) * r->width + x) * (ptrdiff_t)r->channels * LANES;
+      for (int c = 0, n = i * r->kernel[1] + j; c < r->channels; c++, n += taps)
+        *(vec *)(to + (ptrdiff_t)n * COLUMN) = (there ? *(const vec *)(from + (ptrdiff_t)c * LANES) : (vec){}) - shift[n];
+    }
+}
+
+/* products[i][j] += columns i and j of `rows` rows, for SIDE by SIDE columns */
+static void multiply_columns(const float *left, const float *right, int rows, double *products, ptrdiff_t apart) {
+  vec acc[SIDE][SIDE];
+  for (int i = 0; i < SIDE; i++)
+    for (int j = 0; j < SIDE; j++) acc[i][j] = (vec){};
+  for (int r = 0; r < rows; r++, left += LANES, right += LANES) {
+    vec across[SIDE];
+    _Pragma("GCC unroll 5") for (int j = 0; j < SIDE; j++) across[j] = *(const vec *)(right + (ptrdiff_t)j * COLUMN);
+    _Pragma("GCC unroll 5") for (int i = 0; i < SIDE; i++) {
+      const vec down = *(const vec *)(left + (ptrdiff_t)i * COLUMN);
+      _Pragma("GCC unroll 5") for (int j = 0; j < SIDE; j++) acc[i][j] += down * across[j];
+    }
+  }
+  for (int i = 0; i < SIDE; i++)
+    for (int j = 0; j < SIDE; j++) products[i * apart + j] += sum_of(acc[i][j]);
+}
+
+int tiles_gathered(void) { return GATHERED; }
+int tiles_columns(int columns) { return (columns + SIDE - 1) / SIDE * SIDE; }
+
+/* Adds to sums [padded] and products [padded][padded], the columns filled up to tiles_columns; products are right where
+   the column is no smaller than the row. Wanted values are [count][wanted][LANES]; what is near each column's mean is
+   subtracted first, lest squares round away a small variance. scratch: padded * COLUMN floats, zero at first. */
+void tiles_moments(const Reading *r, const float *in, const float *wanted, const float *shift, const Position *at,
+                   int count, double *sums, double *products, float *scratch) {
+  const int read = r->channels * r->kernel[0] * r->kernel[1], padded = tiles_columns(read + r->wanted);
+  for (int start = 0; start < count; start += GATHERED) {
+    const int rows = smaller(GATHERED, count - start);
+    for (int s = 0; s < rows; s++) {
+      gather(r, in, shift, at[start + s], scratch + s * LANES);
+      for (int c = 0; c < r->wanted; c++)
+        *(vec *)(scratch + (ptrdiff_t)(read + c) * COLUMN + s * LANES) =
+            *(const vec *)(wanted + ((ptrdiff_t)(start + s) * r->wanted + c) * LANES) - shift[read + c];
+    }
+    for (int n = 0; n < read + r->wanted; n++) {
+      vec total = {};
+      for (int s = 0; s < rows; s++) total += *(const vec *)(scratch + (ptrdiff_t)n * COLUMN + s * LANES);
+      sums[n] += sum_of(total);
+    }
+    for (int i = 0; i < padded; i += SIDE)
+      for (int j = i; j < padded; j += SIDE)
+        multiply_columns(scratch + (ptrdiff_t)i * COLUMN, scratch + (ptrdiff_t)j * COLUMN, rows,
+                         products + (ptrdiff_t)i * padded + j, padded);
+  }
+}
+
 int tiles_lanes(void) { return LANES; }
 int tiles_outputs(void) { return OUTPUTS; }
 int tiles_step_bytes(void) { return sizeof(Step); }

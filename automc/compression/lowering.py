@@ -5,16 +5,18 @@ layer behind it becomes a convolution as large as its input. One operation witho
 """
 
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from torch import fx, nn
+from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
-from automc.compression.quantize import ActivationQuantizer
-from automc.kernels.tiles import FREE, Limits, Pair, Program, Shape, Window
+from automc.compression.chains import FactoredLayer
+from automc.compression.quantize import ActivationQuantizer, QuantizedLayer
+from automc.kernels.tiles import FREE, FloatArray, Limits, Pair, Program, Room, Shape, Window, from_tiles
 
 _ADDITIONS = {operator.add, operator.iadd, torch.add, "add", "add_"}
 _ACTIVATIONS: dict[Any, Limits] = {
@@ -32,27 +34,51 @@ class UnsupportedError(Exception):
 class Lowering:
     """A program and the values of the graph's nodes in it."""
 
-    def __init__(self, module: fx.GraphModule, shape: Shape) -> None:
-        self.module, self.program = module, Program(shape)
-        self.values: dict[fx.Node, int] = {}
-        """The value that holds each node's result once its step has run."""
-        self.flat: set[fx.Node] = set()
-        """Nodes whose result has no height and width."""
-        self.output = -1
-        for node in module.graph.nodes:
-            if node not in self.values:
+    def __init__(self, module: fx.GraphModule) -> None:
+        self.module, self.program = module, Program()
+        self.inputs: list[fx.Node] = []
+        """Nodes whose values every run is given."""
+        self.output: fx.Node | None = None
+        self._values: dict[fx.Node, int] = {}
+        self._flat: set[fx.Node] = set()
+        self._nodes: set[fx.Node] = set()
+
+    def given(self, node: fx.Node, shape: Shape, *, flat: bool) -> None:
+        """A node whose value comes from elsewhere; flat: it has no height and width."""
+        self.inputs.append(node)
+        self._set(node, self.program.given(shape), flat=flat)
+
+    def lower(self, nodes: Sequence[fx.Node]) -> None:
+        """Steps for nodes in the graph's order; an operation that has none raises UnsupportedError."""
+        self._nodes = set(nodes)
+        for node in nodes:
+            if node not in self._values:
                 self._lower(node)
 
+    def run(self, given: Mapping[fx.Node, Tensor], wanted: Sequence[fx.Node], room: Room | None = None) -> list[Tensor]:
+        """Tiles of the wanted nodes for tiles of given ones, put in `room`."""
+        values = {self._values[node]: tiles for node, tiles in given.items()}
+        return self.program.run(values, [self._values[node] for node in wanted], room=room)
+
+    def shape(self, node: fx.Node) -> Shape:
+        """Height, width and channels of a node's value as tiles hold it."""
+        return self.program.shapes[self._values[node]]
+
+    def is_flat(self, node: fx.Node) -> bool:
+        """Whether a node's value has no height and width, whatever its tiles have."""
+        return node in self._flat
+
+    def samples(self, node: fx.Node, tiles: Tensor, count: int) -> Tensor:
+        """A node's value as torch has it, (count, channels, height, width) or (count, features)."""
+        whole = from_tiles(tiles, count)
+        return whole.flatten(1) if node in self._flat else whole
+
     def _lower(self, node: fx.Node) -> None:
-        if node.op == "placeholder":
-            if 0 in self.values.values():
-                raise UnsupportedError("several inputs")
-            self._set(node, 0, flat=self.program.shapes[0][:2] == (1, 1))
-        elif node.op == "output":
-            if not isinstance(_args(node)[0], fx.Node):
+        if node.op == "output":
+            if not isinstance(node.args[0], fx.Node):
                 raise UnsupportedError("several outputs")
-            self.output = self.value(_args(node)[0])
-            self.result = _args(node)[0]
+            self.value(node.args[0])
+            self.output = node.args[0]
         elif node.op == "call_module":
             self._module(node, self.module.get_submodule(str(node.target)))
         elif node.op in ("call_function", "call_method"):
@@ -62,18 +88,25 @@ class Lowering:
 
     def value(self, node: Any) -> int:
         """The value of a node that was lowered."""
-        if not isinstance(node, fx.Node) or node not in self.values:
+        if not isinstance(node, fx.Node) or node not in self._values:
             raise UnsupportedError(f"an argument {node!r}")
-        return self.values[node]
+        return self._values[node]
 
     def _set(self, node: fx.Node, value: int, *, flat: bool) -> None:
-        self.values[node] = value
+        self._values[node] = value
         if flat:
-            self.flat.add(node)
+            self._flat.add(node)
 
     def _module(self, node: fx.Node, module: Any) -> None:
         source = _args(node)[0]
-        x, flat = self.value(source), source in self.flat
+        x, flat = self.value(source), source in self._flat
+        if isinstance(module, QuantizedLayer):
+            x = x if module.input is None else self._quantizer(x, module.input)
+            module = module.layer
+        if isinstance(module, FactoredLayer):
+            for part in list(module.parts)[:-1]:
+                x = self._part(x, part)
+            module = module.parts[-1]
         kind = type(module)
         if kind is nn.Conv2d and not flat:
             self._convolution(node, x, module)
@@ -104,42 +137,56 @@ class Lowering:
                 return
         raise UnsupportedError(str(target))
 
+    def _part(self, x: int, part: nn.Module) -> int:
+        """A layer that only the next one reads."""
+        if isinstance(part, nn.Conv2d):
+            weight, bias = _rows(part)
+            return self.program.convolution(x, weight, bias, _window(part), part.groups)
+        if not isinstance(part, nn.Linear):
+            raise UnsupportedError(type(part).__name__)
+        weight, bias = _rows(part)
+        height, width, channels = self.program.shapes[x]
+        return self.program.convolution(x, weight.reshape(-1, channels, height, width), bias, Window((height, width)))
+
     def _convolution(self, node: fx.Node, x: int, conv: nn.Conv2d) -> None:
-        if conv.padding_mode != "zeros":
-            raise UnsupportedError(f"padding by {conv.padding_mode}")
-        window = Window(_pair(conv.kernel_size), _pair(conv.stride), _padding(conv), _pair(conv.dilation))
-        other, limits, covered = self._tail(node, (*window.over(self.program.shapes[x]), conv.out_channels))
-        weight, bias = conv.weight.detach().numpy(), None if conv.bias is None else conv.bias.detach().numpy()
-        found = self.program.convolution(x, weight, bias, window, conv.groups, limits, other)
-        for each in covered:
+        window = _window(conv)
+        tail = self._tail(node, (*window.over(self.program.shapes[x]), conv.out_channels), nn.BatchNorm2d)
+        weight, bias = _rows(conv, tail.norm)
+        found = self.program.convolution(x, weight, bias, window, conv.groups, tail.limits, tail.other)
+        for each in tail.covered:
             self._set(each, found, flat=False)
 
     def _linear(self, node: fx.Node, x: int, linear: nn.Linear, flat: bool) -> None:
         height, width, channels = self.program.shapes[x]
         if (height, width) != (1, 1) and not flat:
             raise UnsupportedError("a linear layer over the last of several dimensions")
-        weight = linear.weight.detach().numpy().reshape(-1, channels, height, width)
-        bias = None if linear.bias is None else linear.bias.detach().numpy()
-        other, limits, covered = self._tail(node, (1, 1, linear.out_features))
-        found = self.program.convolution(x, weight, bias, Window((height, width)), 1, limits, other)
-        for each in covered:
+        tail = self._tail(node, (1, 1, linear.out_features), nn.BatchNorm1d)
+        weight, bias = _rows(linear, tail.norm)
+        weight = weight.reshape(-1, channels, height, width)
+        found = self.program.convolution(x, weight, bias, Window((height, width)), 1, tail.limits, tail.other)
+        for each in tail.covered:
             self._set(each, found, flat=True)
 
-    def _tail(self, node: fx.Node, shape: Shape) -> tuple[int, Limits, list[fx.Node]]:
-        """What follows a layer and goes along with it: an addition, an activation; and all nodes so covered."""
-        covered, other = [node], -1
-        user = _only_user(node)
-        if user is not None and user.target in _ADDITIONS and user.op != "call_module":
-            rest = [a for a in _args(user) if a is not node]
-            known = len(rest) == 1 and not user.kwargs and rest[0] in self.values
-            if known and self.program.shapes[self.values[rest[0]]] == shape:
-                other = self.values[rest[0]]
+    def _tail(self, node: fx.Node, shape: Shape, norm: type[nn.BatchNorm1d | nn.BatchNorm2d]) -> "_Tail":
+        """What follows a layer and goes along with it: a batch norm, an addition, an activation."""
+        covered, other, folded = [node], -1, None
+        user = self._only_user(node)
+        behind = None if user is None or user.op != "call_module" else self.module.get_submodule(str(user.target))
+        if user is not None and type(behind) is norm and behind.running_mean is not None:
+            folded = behind
+            covered.append(user)
+            user = self._only_user(user)
+        if user is not None and user.op != "call_module" and user.target in _ADDITIONS:
+            rest = [a for a in _args(user) if a is not covered[-1]]
+            known = len(rest) == 1 and not user.kwargs and rest[0] in self._values
+            if known and self.program.shapes[self._values[rest[0]]] == shape:
+                other = self._values[rest[0]]
                 covered.append(user)
-                user = _only_user(user)
+                user = self._only_user(user)
         limits = self._clamp(user)
         if limits is not None and user is not None:
             covered.append(user)
-        return other, limits or FREE, covered
+        return _Tail(covered, folded, other, limits or FREE)
 
     def _clamp(self, node: fx.Node | None) -> Limits | None:
         """The limits of a node that is an activation of one input and nothing else."""
@@ -150,19 +197,16 @@ class Lowering:
         return _ACTIVATIONS.get(node.target)
 
     def _norm(self, node: fx.Node, x: int, norm: nn.BatchNorm2d, flat: bool) -> None:
-        if norm.running_mean is None or norm.running_var is None or (flat and self.program.shapes[x][:2] != (1, 1)):
+        if norm.running_mean is None or (flat and self.program.shapes[x][:2] != (1, 1)):
             raise UnsupportedError("a batch norm without statistics")
-        scale = (norm.running_var.double() + norm.eps).rsqrt()
-        scale = scale if norm.weight is None else scale * norm.weight.detach().double()
-        shift = -norm.running_mean.double() * scale
-        shift = shift if norm.bias is None else shift + norm.bias.detach().double()
+        scale, shift = _scale_and_shift(norm)
         limits, covered = self._followed(node)
         found = self.program.affine(x, scale.float().numpy(), shift.float().numpy(), limits)
         for each in covered:
             self._set(each, found, flat=flat)
 
     def _followed(self, node: fx.Node) -> tuple[Limits, list[fx.Node]]:
-        user = _only_user(node)
+        user = self._only_user(node)
         limits = self._clamp(user)
         return (FREE, [node]) if limits is None or user is None else (limits, [node, user])
 
@@ -189,7 +233,7 @@ class Lowering:
     def activation(self, node: fx.Node) -> None:
         """Of one input."""
         found = self.program.add(self.value(_args(node)[0]), limits=_ACTIVATIONS[node.target])
-        self._set(node, found, flat=_args(node)[0] in self.flat)
+        self._set(node, found, flat=_args(node)[0] in self._flat)
 
     def addition(self, node: fx.Node) -> None:
         """Of two values of one shape, with the activation behind it."""
@@ -201,7 +245,7 @@ class Lowering:
         limits, covered = self._followed(node)
         found = self.program.add(x, other, limits)
         for each in covered:
-            self._set(each, found, flat=_args(node)[0] in self.flat)
+            self._set(each, found, flat=_args(node)[0] in self._flat)
 
     def flatten(self, node: fx.Node) -> None:
         """From the first dimension on."""
@@ -222,7 +266,7 @@ class Lowering:
         if not isinstance(dims, (tuple, list)) or sorted(d % 4 for d in dims) != [2, 3]:
             raise UnsupportedError("a mean over other dimensions than height and width")
         keep = bool(arguments.pop("keepdim", False))
-        if arguments or _args(node)[0] in self.flat:
+        if arguments or _args(node)[0] in self._flat:
             raise UnsupportedError("a mean with options")
         self._set(node, self._mean(self.value(_args(node)[0])), flat=not keep)
 
@@ -234,7 +278,7 @@ class Lowering:
             raise UnsupportedError("a concatenation along another dimension than the channels")
         values = [self.value(p) for p in parts]
         shapes = [self.program.shapes[v] for v in values]
-        if len({s[:2] for s in shapes}) > 1 or any(p in self.flat for p in parts):
+        if len({s[:2] for s in shapes}) > 1 or any(p in self._flat for p in parts):
             raise UnsupportedError("a concatenation of different sizes")
         offsets = np.cumsum([0, *(s[2] for s in shapes)]).tolist()
         self._set(node, self.program.joined(list(zip(values, offsets, strict=False)), offsets[-1]), flat=False)
@@ -248,10 +292,10 @@ class Lowering:
         if not all(isinstance(i, slice) and i.start is i.stop is None for i in index[2:]):
             raise UnsupportedError("an index of some positions")
         stride = (index[2].step or 1, index[3].step or 1)
-        user = _only_user(node)
+        user = self._only_user(node)
         if user is not None and user.target in (F.pad, torch._C._nn.pad) and self._pads_channels(user):
             self._pad(user, _args(node)[0], stride)
-            self.values[node] = self.values[user]  # nobody else reads it
+            self._values[node] = self._values[user]  # nobody else reads it
         else:
             x = self.value(_args(node)[0])
             self._set(node, self.program.joined([(x, 0)], self.program.shapes[x][2], stride), flat=False)
@@ -276,9 +320,14 @@ class Lowering:
         channels = self.program.shapes[x][2] + before + behind
         self._set(node, self.program.joined([(x, before)], channels, stride), flat=False)
 
+    def _only_user(self, node: fx.Node) -> fx.Node | None:
+        """The one node that reads this one, where it is lowered along with it."""
+        user = next(iter(node.users)) if len(node.users) == 1 else None
+        return user if user in self._nodes else None
+
     def nothing(self, node: fx.Node) -> None:
         """What does nothing when a model is scored."""
-        self._set(node, self.value(_args(node)[0]), flat=_args(node)[0] in self.flat)
+        self._set(node, self.value(_args(node)[0]), flat=_args(node)[0] in self._flat)
 
 
 _FUNCTIONS: tuple[tuple[set[Any], Callable[[Lowering, fx.Node], None]], ...] = (
@@ -294,17 +343,43 @@ _FUNCTIONS: tuple[tuple[set[Any], Callable[[Lowering, fx.Node], None]], ...] = (
 )
 
 
+@dataclass(frozen=True, slots=True)
+class _Tail:
+    """What goes along with a layer."""
+
+    covered: list[fx.Node]
+    """The layer's own node and those behind it."""
+    norm: nn.Module | None
+    other: int
+    """The value that is added, or -1."""
+    limits: Limits
+
+
 def lowered(module: nn.Module, shape: Shape) -> Lowering | None:
     """A model's program for samples of a shape; None where it has no trace or an operation has no step."""
     if not isinstance(module, fx.GraphModule) or not all(_plain(x) for x in module.parameters()):
         return None
+    nodes = list(module.graph.nodes)
+    inputs = [node for node in nodes if node.op == "placeholder"]
+    if len(inputs) != 1:
+        return None
+    found = Lowering(module)
+    found.given(inputs[0], shape, flat=shape[:2] == (1, 1))
     try:
-        return Lowering(module, shape)
+        found.lower(nodes)
     except UnsupportedError:
         return None
+    return found
 
 
-def _plain(x: torch.Tensor) -> bool:
+def window_of(layer: nn.Module, shape: Shape) -> Window | None:
+    """How a layer without conv-groups reads a value of a shape; None for any other layer."""
+    if isinstance(layer, nn.Conv2d) and layer.groups == 1:
+        return _window(layer)
+    return Window(shape[:2]) if isinstance(layer, nn.Linear) else None
+
+
+def _plain(x: Tensor) -> bool:
     return x.dtype == torch.float32 and x.device.type == "cpu" and x.layout == torch.strided
 
 
@@ -312,12 +387,32 @@ def _args(node: fx.Node) -> tuple[Any, ...]:
     return node.args
 
 
-def _only_user(node: fx.Node) -> fx.Node | None:
-    return next(iter(node.users)) if len(node.users) == 1 else None
+def _rows(layer: nn.Conv2d | nn.Linear, norm: Any = None) -> tuple[FloatArray, FloatArray | None]:
+    """Weight and bias of a layer, a batch norm behind it taken along."""
+    weight, bias = layer.weight.detach(), None if layer.bias is None else layer.bias.detach()
+    if norm is not None:
+        scale, shift = _scale_and_shift(norm)
+        weight = weight.double() * scale.reshape(-1, *[1] * (weight.dim() - 1))
+        bias = shift if bias is None else shift + scale * bias.double()
+    return weight.float().numpy(), None if bias is None else bias.float().numpy()
+
+
+def _scale_and_shift(norm: Any) -> tuple[Tensor, Tensor]:
+    """A batch norm as scale * x + shift, both (channels,), float64."""
+    scale = (norm.running_var.double() + norm.eps).rsqrt()
+    scale = scale if norm.weight is None else scale * norm.weight.detach().double()
+    shift = -norm.running_mean.double() * scale
+    return scale, shift if norm.bias is None else shift + norm.bias.detach().double()
 
 
 def _pair(value: Any) -> Pair:
     return (value, value) if isinstance(value, int) else (int(value[0]), int(value[1]))
+
+
+def _window(conv: nn.Conv2d) -> Window:
+    if conv.padding_mode != "zeros":
+        raise UnsupportedError(f"padding by {conv.padding_mode}")
+    return Window(_pair(conv.kernel_size), _pair(conv.stride), _padding(conv), _pair(conv.dilation))
 
 
 def _padding(conv: nn.Conv2d) -> Pair:

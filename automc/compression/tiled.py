@@ -1,0 +1,155 @@
+"""A calibration pass on compiled tiles: what `SegmentedRun` does, for models whose every operation has a step.
+
+Sampled rows come in groups of samples at one position (`calibration.sampled_positions`), which is what makes their
+moments cheap: a tile's vectors are read as they lie.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, fx, nn
+
+from automc.compression.calibration import GROUPED
+from automc.compression.lowering import Lowering, lowered, window_of
+from automc.compression.quantize import ActivationQuantizer
+from automc.compression.regression import Regression, of_chunks
+from automc.kernels.moments import column_moments
+from automc.kernels.tiles import Room, Shape, Window, lanes, to_tiles
+from automc.task import Inputs
+
+IntArray = NDArray[np.int32]
+
+
+class TiledRun:
+    """One pass over the calibration data; values are tiles, all data together."""
+
+    kind = "tiles"
+
+    def __init__(self, module: fx.GraphModule, whole: Lowering, inputs: Tensor) -> None:
+        self.module, self._whole, self._samples = module, whole, len(inputs)
+        self._nodes = list(module.graph.nodes)
+        order = {node: i for i, node in enumerate(self._nodes)}
+        self._last_use = {n: max((order[user] for user in n.users), default=-1) for n in self._nodes}
+        self._order = order
+        self._values = {whole.inputs[0]: to_tiles(inputs)}
+        self._room = Room()
+
+    @classmethod
+    def of(cls, module: fx.GraphModule, inputs: Inputs) -> "TiledRun | None":
+        """A run of a module on calibration inputs; None where it cannot go on tiles."""
+        if not lanes() or len(inputs) != 1 or len(inputs[0]) < GROUPED or inputs[0].dtype != torch.float32:
+            return None
+        sizes = tuple(inputs[0].shape[1:])
+        if len(sizes) not in (1, 3):
+            return None
+        shape: Shape = (sizes[1], sizes[2], sizes[0]) if len(sizes) == 3 else (1, 1, sizes[0])
+        whole = lowered(module, shape)
+        return None if whole is None else cls(module, whole, inputs[0])
+
+    def execute(
+        self, stops: Callable[[fx.Node], bool], look: Callable[[fx.Node], None], behind: fx.Node | None = None
+    ) -> None:
+        """Up to the last of `stops`: before each of them runs, `look(node)` is called with all its inputs computed."""
+        segment: list[fx.Node] = []
+        for node in self._nodes[0 if behind is None else self._order[behind] + 1 :]:
+            if stops(node):
+                self._run(segment)
+                segment = []
+                look(node)
+            segment.append(node)
+
+    def stored(self, node: fx.Node) -> list[Tensor]:
+        """A node's value as `resume` takes it."""
+        return [self._values[node]]
+
+    def resume(self, node: fx.Node, values: Sequence[Tensor]) -> None:
+        """Forgets all values but that of one node."""
+        self._values = {node: values[0]}
+
+    def values(self, node: fx.Node) -> list[Tensor]:
+        """What a computed node gave, as torch has it."""
+        return [self._whole.samples(node, self._values[node], self._samples)]
+
+    def regression(
+        self,
+        layer: nn.Module,
+        source: fx.Node,
+        wanted: Tensor,
+        positions: Tensor,
+        other: fx.Node | None,
+        quantizer: ActivationQuantizer | None,
+        *,
+        intercept: bool,
+    ) -> Regression:
+        """Of what a layer reads from `source` at sampled positions, rounded by the quantizer, on what it should give
+        there (rows, out), less what is added to it."""
+        window = window_of(layer, self._whole.shape(source))
+        if window is None:
+            inputs, added = self.values(source), None if other is None else self.values(other)
+            inputs = inputs if quantizer is None else [quantizer(x) for x in inputs]
+            return of_chunks(layer, inputs, wanted, positions, added, intercept=intercept)
+        at = _Places.of(positions, *window.over(self._whole.shape(source)))
+        target = at.arranged(wanted)
+        if other is not None:
+            tile, y, x = torch.from_numpy(at.positions.T).to(torch.int64)
+            target = target - self._values[other][tile, y, x]
+        tiles = self._values[source]
+        return _regression(
+            tiles if quantizer is None else quantizer(tiles), window, at.positions, target, intercept=intercept
+        )
+
+    def _run(self, segment: list[fx.Node]) -> None:
+        """Runs nodes and forgets what nobody will read."""
+        if not segment:
+            return
+        behind = self._order[segment[-1]] + 1
+        read = {a for n in segment for a in n.all_input_nodes if a in self._values}
+        program = Lowering(self.module)
+        for node in sorted(read, key=self._order.__getitem__):
+            program.given(node, self._whole.shape(node), flat=self._whole.is_flat(node))
+        nodes = [node for node in segment if node not in self._values]
+        program.lower(nodes)
+        wanted = [node for node in nodes if self._last_use[node] >= behind]
+        found = program.run({node: self._values[node] for node in read}, wanted, self._room)
+        self._values |= dict(zip(wanted, found, strict=True))
+        held = {n: x for n, x in self._values.items() if self._last_use[n] >= behind}
+        kept = {x.data_ptr() for x in held.values()}  # an operation that does nothing gives what it was given
+        for x in {x.data_ptr(): x for x in self._values.values() if x.data_ptr() not in kept}.values():
+            self._room.give(x)
+        self._values = held
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class _Places:
+    """Sampled rows as positions of whole tiles."""
+
+    positions: IntArray
+    """Tile, row and column (S, 3)."""
+    order: Tensor
+    """Of the rows (S * lanes,), so that those of one position follow one another by lane."""
+
+    @classmethod
+    def of(cls, rows: Tensor, height: int, width: int) -> "_Places":
+        """From flat indices (rows,) of an output (samples, height, width), whole groups of samples at each position."""
+        area, size = height * width, lanes()
+        sample, at = rows // area, rows % area
+        order = ((sample // size * area + at) * size + sample % size).argsort()
+        first = order[::size]
+        found = torch.stack((sample[first] // size, at[first] // width, at[first] % width), dim=1)
+        return cls(found.numpy().astype(np.int32), order)
+
+    def arranged(self, rows: Tensor) -> Tensor:
+        """Rows (rows, out) as (S, out, lanes)."""
+        return rows[self.order].reshape(len(self.positions), lanes(), -1).transpose(1, 2).contiguous()
+
+
+def _regression(tiles: Tensor, window: Window, at: IntArray, wanted: Tensor, *, intercept: bool) -> Regression:
+    found = column_moments(tiles, window, at, wanted)
+    n = len(found.mean) - wanted.shape[1]
+    mean, second = torch.from_numpy(found.mean), torch.from_numpy(found.centred)
+    if not intercept:
+        second, mean = second + torch.outer(mean, mean), torch.zeros_like(mean)
+    return Regression(second[None, :n, :n], second[None, :n, n:], mean[None, :n], mean[None, n:])

@@ -1,0 +1,92 @@
+"""First and second moments of what a layer reads and what it should give, straight from tiles of samples.
+
+A least-squares fit needs X^T X and X^T Y; forming X, nine times its input for a 3x3 kernel, costs more than all else. A
+row is one sample at one output position; a position is drawn for a whole tile.
+"""
+
+import ctypes
+import itertools
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from automc.kernels.build import library
+from automc.kernels.tiles import Window, lanes
+
+FloatArray = NDArray[np.float64]
+PARTS = 4
+"""Rows are summed in so many parts, whatever the number of threads, so that a sum is always the same."""
+
+
+class _Reading(ctypes.Structure):
+    """As in tiles.c."""
+
+    _fields_ = [
+        *((name, ctypes.c_int) for name in ("height", "width", "channels", "wanted")),
+        *((name, ctypes.c_int * 2) for name in ("kernel", "stride", "padding", "dilation")),
+    ]
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class ColumnMoments:
+    """Of all columns: the inputs, in a weight's own order, and then the outputs."""
+
+    mean: FloatArray
+    """(columns,)"""
+    centred: FloatArray
+    """(columns, columns), of the deviations from the mean; divided by the rows."""
+
+
+def column_moments(tiles: Tensor, window: Window, positions: NDArray[np.int32], wanted: Tensor) -> ColumnMoments:
+    """Moments over all samples of the tiles at positions.
+
+    tiles (tiles, height, width, channels, lanes); positions (positions, 3): tile, row and column of an output; wanted
+    (positions, outputs, lanes).
+    """
+    tiles, wanted, places = tiles.contiguous(), wanted.contiguous(), np.ascontiguousarray(positions, dtype=np.int32)
+    job = _Job(tiles, window, places, wanted)
+    near, _ = job.sums(np.zeros(job.padded, dtype=np.float32), 0, min(4, len(places)))
+    shift = (near / (min(4, len(places)) * lanes())).astype(np.float32)
+    bounds = np.linspace(0, len(places), PARTS + 1).astype(int).tolist()
+    with ThreadPoolExecutor(min(PARTS, torch.get_num_threads())) as pool:
+        found = list(pool.map(lambda part: job.sums(shift, *part), itertools.pairwise(bounds)))
+    rows = len(places) * lanes()
+    first = np.sum([sums for sums, _ in found], axis=0)[: job.columns] / rows
+    second = np.sum([products for _, products in found], axis=0)[: job.columns, : job.columns] / rows
+    whole = np.triu(second) + np.triu(second, 1).T - np.outer(first, first)
+    return ColumnMoments(first + shift[: job.columns].astype(np.float64), whole)
+
+
+class _Job:
+    """What all parts of one computation have in common."""
+
+    def __init__(self, tiles: Tensor, window: Window, places: NDArray[np.int32], wanted: Tensor) -> None:
+        self._tiles, self._places, self._wanted = tiles, places, wanted
+        pairs = ((ctypes.c_int * 2)(*p) for p in (window.kernel, window.stride, window.padding, window.dilation))
+        self._reading = _Reading(*tiles.shape[1:4], wanted.shape[1], *pairs)
+        self.columns = tiles.shape[3] * window.kernel[0] * window.kernel[1] + wanted.shape[1]
+        found = library("tiles")
+        assert found is not None  # there are no tiles without it
+        self._library = found
+        self.padded = int(found.tiles_columns(self.columns))
+
+    def sums(self, shift: NDArray[np.float32], start: int, stop: int) -> tuple[FloatArray, FloatArray]:
+        """Sums (padded,) and sums of products (padded, padded) of some positions, `shift` subtracted first."""
+        sums, products = np.zeros(self.padded), np.zeros((self.padded, self.padded))
+        scratch = torch.zeros(self.padded, int(self._library.tiles_gathered()) + 1, lanes())
+        self._library.tiles_moments(
+            ctypes.byref(self._reading),
+            ctypes.c_void_p(self._tiles.data_ptr()),
+            ctypes.c_void_p(self._wanted[start:].data_ptr()),
+            ctypes.c_void_p(shift.ctypes.data),
+            ctypes.c_void_p(self._places[start:].ctypes.data),
+            stop - start,
+            ctypes.c_void_p(sums.ctypes.data),
+            ctypes.c_void_p(products.ctypes.data),
+            ctypes.c_void_p(scratch.data_ptr()),
+        )
+        return sums, products
