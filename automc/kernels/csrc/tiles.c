@@ -6,6 +6,9 @@
    samples are put together or on the number of threads. */
 
 #include <stddef.h>
+#if defined(__AVX__)
+#include <immintrin.h>
+#endif
 
 #if defined(__AVX512F__)
 #define LANES 16
@@ -38,10 +41,16 @@ typedef struct {
 
 static inline vec all(float x) { return x - (vec){}; }
 
-/* Between low and high; what is not a number stays so. */
+/* Between low and high; what is not a number stays so: of two values x86 gives the second where they do not compare. */
 static inline vec clamp(vec x, float low, float high) {
-  mask under = x < low, over = x > high;
+#if defined(__AVX512F__)
+  return (vec)_mm512_min_ps((__m512)all(high), _mm512_max_ps((__m512)all(low), (__m512)x));
+#elif defined(__AVX__)
+  return (vec)_mm256_min_ps((__m256)all(high), _mm256_max_ps((__m256)all(low), (__m256)x));
+#else
+  const mask under = x < low, over = x > high;
   return (vec)(((mask)x & ~under & ~over) | ((mask)all(low) & under) | ((mask)all(high) & over));
+#endif
 }
 
 static inline int smaller(int a, int b) { return a < b ? a : b; }
