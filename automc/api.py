@@ -199,8 +199,9 @@ def prepare(
             f"A search must have something to decide; this space opens nothing in {found.name!r}: try --space joint."
         )
     projector = Projector(opened, budget)
-    compressor = Compressor(graph, found.model, found, cache, memory_bytes)
-    evaluator = Evaluator(found, compressor, projector.costing, score)
+    half = memory_bytes // 2  # for what is known of layers and fitting passes; the other for scoring passes
+    compressor = Compressor(graph, found.model, found, cache, half)
+    evaluator = Evaluator(found, compressor, projector.costing, score, half)
     return Setting(found, _portable(task), graph, evaluator, (opened, projector))
 
 

@@ -50,10 +50,10 @@ class Compressor:
         model: nn.Module,
         task: Task,
         cache: str | Path | None = None,
-        memory_bytes: int = MEMORY_BYTES,
+        memory_bytes: int = MEMORY_BYTES // 2,
     ) -> None:
         self.graph, self.model, self.task = graph, model, task
-        self._memory = memory_bytes // 2  # one half for the bank, one for passes
+        self._memory = memory_bytes // 2  # of which one half for the bank, one for passes
         self.passes = PassMemory(self._memory)
         """What fitting passes left for later ones."""
         self._cache = None if cache is None else Path(cache)

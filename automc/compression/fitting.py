@@ -9,7 +9,7 @@ from torch import Tensor, fx
 
 from automc.compression.bank import LayerBank
 from automc.compression.place import Place
-from automc.compression.prefix import PassMemory, Snapshot, cuts, keys, modules_before, restore
+from automc.compression.prefix import PassMemory, Snapshot, cuts, keys, modules_before, restore, spread
 from automc.compression.quantize import ActivationQuantizer, QuantizedLayer
 from automc.compression.reconstruct import DenseRows, reestimate
 from automc.compression.regression import absorbs, set_intercept, shift_intercept
@@ -49,7 +49,7 @@ class FittingPass:
         """Additions that have lost their branch."""
         self.norms = kept_of_norms(facts, structure.kept)
         self.memory = memory
-        self.cuts = keys(module.graph, cuts(module.graph), facts, policy, structure, self.data.kind)
+        self.cuts = keys(module.graph, spread(cuts(module.graph)), facts, policy, structure, self.data.kind)
         """Places where the pass may begin, and the names of what was decided before each."""
         self.nodes = {n.name: n for n in module.graph.nodes}
         self.settled: set[str] = set()

@@ -41,6 +41,8 @@ class Lowering:
         self.output: fx.Node | None = None
         self._values: dict[fx.Node, int] = {}
         self._flat: set[fx.Node] = set()
+        self._inner: set[fx.Node] = set()
+        """Nodes whose own value is nowhere, since what follows them went along."""
         self._nodes: set[fx.Node] = set()
 
     def given(self, node: fx.Node, shape: Shape, *, flat: bool) -> None:
@@ -59,6 +61,10 @@ class Lowering:
         """Tiles of the wanted nodes for tiles of given ones, put in `room`."""
         values = {self._values[node]: tiles for node, tiles in given.items()}
         return self.program.run(values, [self._values[node] for node in wanted], room=room)
+
+    def holds(self, node: fx.Node) -> bool:
+        """Whether a node's own value is there to be kept."""
+        return node in self._values and node not in self._inner
 
     def shape(self, node: fx.Node) -> Shape:
         """Height, width and channels of a node's value as tiles hold it."""
@@ -96,6 +102,12 @@ class Lowering:
         self._values[node] = value
         if flat:
             self._flat.add(node)
+
+    def _cover(self, nodes: Sequence[fx.Node], value: int, *, flat: bool) -> None:
+        """Several nodes become one value, that of the last."""
+        for node in nodes:
+            self._set(node, value, flat=flat)
+        self._inner |= set(nodes[:-1])
 
     def _module(self, node: fx.Node, module: Any) -> None:
         source = _args(node)[0]
@@ -153,8 +165,7 @@ class Lowering:
         tail = self._tail(node, (*window.over(self.program.shapes[x]), conv.out_channels), nn.BatchNorm2d)
         weight, bias = _rows(conv, tail.norm)
         found = self.program.convolution(x, weight, bias, window, conv.groups, tail.limits, tail.other)
-        for each in tail.covered:
-            self._set(each, found, flat=False)
+        self._cover(tail.covered, found, flat=False)
 
     def _linear(self, node: fx.Node, x: int, linear: nn.Linear, flat: bool) -> None:
         height, width, channels = self.program.shapes[x]
@@ -164,8 +175,7 @@ class Lowering:
         weight, bias = _rows(linear, tail.norm)
         weight = weight.reshape(-1, channels, height, width)
         found = self.program.convolution(x, weight, bias, Window((height, width)), 1, tail.limits, tail.other)
-        for each in tail.covered:
-            self._set(each, found, flat=True)
+        self._cover(tail.covered, found, flat=True)
 
     def _tail(self, node: fx.Node, shape: Shape, norm: type[nn.BatchNorm1d | nn.BatchNorm2d]) -> "_Tail":
         """What follows a layer and goes along with it: a batch norm, an addition, an activation."""
@@ -202,8 +212,7 @@ class Lowering:
         scale, shift = _scale_and_shift(norm)
         limits, covered = self._followed(node)
         found = self.program.affine(x, scale.float().numpy(), shift.float().numpy(), limits)
-        for each in covered:
-            self._set(each, found, flat=flat)
+        self._cover(covered, found, flat=flat)
 
     def _followed(self, node: fx.Node) -> tuple[Limits, list[fx.Node]]:
         user = self._only_user(node)
@@ -244,8 +253,7 @@ class Lowering:
             raise UnsupportedError("an addition that broadcasts")
         limits, covered = self._followed(node)
         found = self.program.add(x, other, limits)
-        for each in covered:
-            self._set(each, found, flat=_args(node)[0] in self._flat)
+        self._cover(covered, found, flat=_args(node)[0] in self._flat)
 
     def flatten(self, node: fx.Node) -> None:
         """From the first dimension on."""
@@ -296,6 +304,7 @@ class Lowering:
         if user is not None and user.target in (F.pad, torch._C._nn.pad) and self._pads_channels(user):
             self._pad(user, _args(node)[0], stride)
             self._values[node] = self._values[user]  # nobody else reads it
+            self._inner.add(node)
         else:
             x = self.value(_args(node)[0])
             self._set(node, self.program.joined([(x, 0)], self.program.shapes[x][2], stride), flat=False)

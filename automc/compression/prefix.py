@@ -1,4 +1,4 @@
-"""Fitting passes that begin where two candidates' decisions part.
+"""Passes that begin where two candidates' decisions part.
 
 The fit of a layer depends on all decisions before it and on none behind it. At a cut of the graph, where one value is
 all that the rest needs, a pass leaves that value for every calibration sample and the tensors fitted so far; a later
@@ -10,6 +10,7 @@ comes by.
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import Tensor, fx, nn
@@ -19,6 +20,7 @@ from automc.compression.structure import Structure
 from automc.graph.facts import ModelFacts
 from automc.policy import LayerDecision, Policy
 
+T = TypeVar("T")
 CUTS = 8
 """Cuts of one pass that are remembered."""
 
@@ -62,6 +64,11 @@ class PassMemory:
             raise KeyError(key)
         return found
 
+    @property
+    def bytes(self) -> int:
+        """Bytes of everything held."""
+        return self._held.bytes
+
     def wants(self, key: str) -> bool:
         """Whether a pass has come by with this key before and left nothing; from now on one has."""
         again = key in self._seen and key not in self._held
@@ -74,7 +81,7 @@ class PassMemory:
 
 
 def cuts(graph: fx.Graph) -> list[fx.Node]:
-    """Nodes behind which nothing but their own value is needed, a few spread evenly, in order."""
+    """Nodes behind which nothing but their own value is needed, in order."""
     order = {node: i for i, node in enumerate(graph.nodes)}
     found, live = [], 0  # live: the last use of anything before
     for node, i in order.items():
@@ -82,7 +89,12 @@ def cuts(graph: fx.Graph) -> list[fx.Node]:
         if live <= i and node.op in ("call_module", "call_function", "call_method") and last > i:
             found.append(node)
         live = max(live, last)
-    return found[:: -(-len(found) // CUTS)] if found else []
+    return found
+
+
+def spread(found: Sequence[T]) -> list[T]:
+    """A few cuts of many, evenly."""
+    return list(found[:: -(-len(found) // CUTS)]) if found else []
 
 
 def keys(

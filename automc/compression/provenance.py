@@ -50,10 +50,16 @@ def attach(
     return module
 
 
+def known(module: nn.Module) -> Provenance | None:
+    """A module's provenance, if automc made it."""
+    found = getattr(module, "automc", None)
+    return found if isinstance(found, Provenance) else None
+
+
 def of(module: nn.Module) -> Provenance:
     """A module's provenance; ArtifactError for one that automc did not make."""
-    found = getattr(module, "automc", None)
-    if not isinstance(found, Provenance):
+    found = known(module)
+    if found is None:
         raise ArtifactError(
             "Only a module that automc.apply or automc.load returned can be saved; this one is none: apply a policy."
         )

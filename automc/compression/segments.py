@@ -1,7 +1,7 @@
 """Runs a traced model on calibration data in segments: all data reach one node before anyone looks at it there.
 
-A refit needs every sample at a layer before the layer runs. Between two such layers the samples go through in chunks
-small enough to stay in cache, which is three times faster than sending all of them through node by node.
+A refit needs every sample at a layer before the layer runs. Between two looks the samples go through in chunks small
+enough to stay in cache, which is three times faster than sending all of them through node by node.
 """
 
 from collections.abc import Callable, Sequence
@@ -25,6 +25,8 @@ class SegmentedRun:
         columns = [x.split(chunk) for x in inputs]  # type: ignore[no-untyped-call]
         self.chunks = len(columns[0])
         placeholders = [n for n in module.graph.nodes if n.op == "placeholder"]
+        self._waiting: list[fx.Node] = []
+        """Nodes that come next; layers are settled by the time somebody looks at what they give."""
         self._values = [
             {node: column[c] for node, column in zip(placeholders, columns, strict=False)} for c in range(self.chunks)
         ]
@@ -32,16 +34,14 @@ class SegmentedRun:
     def execute(
         self, stops: Callable[[fx.Node], bool], look: Callable[[fx.Node], None], behind: fx.Node | None = None
     ) -> None:
-        """Runs every node up to the last of `stops`, or those `behind` one whose values were given by `resume`; before
-        each stop runs, `look(node)` is called with all its inputs computed."""
-        segment: list[fx.Node] = []
+        """Calls `look(node)` before each of `stops` runs, or those `behind` a node whose values were given by `resume`;
+        what nobody looks at is not computed."""
+        self._waiting = []
         nodes = list(self.module.graph.nodes)
         for node in nodes[0 if behind is None else nodes.index(behind) + 1 :]:
             if stops(node):
-                self._flush(segment)
-                segment = []
                 look(node)
-            segment.append(node)
+            self._waiting.append(node)
 
     def resume(self, node: fx.Node, values: Sequence[Tensor]) -> None:
         """Forgets all values but those of one node, chunk by chunk."""
@@ -52,7 +52,10 @@ class SegmentedRun:
         return self.values(node)
 
     def values(self, node: fx.Node) -> list[Tensor]:
-        """What a computed node gave, chunk by chunk, while some later node still needs it."""
+        """What a node gives, chunk by chunk, while some later node still needs it."""
+        if self._waiting:
+            self._flush(self._waiting)
+            self._waiting = []
         return [values[node] for values in self._values]
 
     def regression(

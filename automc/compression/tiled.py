@@ -36,6 +36,8 @@ class TiledRun:
         self._order = order
         self._values = {whole.inputs[0]: to_tiles(inputs)}
         self._room = Room()
+        self._waiting: list[fx.Node] = []
+        """Nodes that come next; layers are settled by the time somebody looks at what they give."""
 
     @classmethod
     def of(cls, module: fx.GraphModule, inputs: Inputs) -> "TiledRun | None":
@@ -52,18 +54,16 @@ class TiledRun:
     def execute(
         self, stops: Callable[[fx.Node], bool], look: Callable[[fx.Node], None], behind: fx.Node | None = None
     ) -> None:
-        """Up to the last of `stops`: before each of them runs, `look(node)` is called with all its inputs computed."""
-        segment: list[fx.Node] = []
+        """Calls `look(node)` before each of `stops` runs; what nobody looks at is not computed."""
+        self._waiting = []
         for node in self._nodes[0 if behind is None else self._order[behind] + 1 :]:
             if stops(node):
-                self._run(segment)
-                segment = []
                 look(node)
-            segment.append(node)
+            self._waiting.append(node)
 
     def stored(self, node: fx.Node) -> list[Tensor]:
         """A node's value as `resume` takes it."""
-        return [self._values[node]]
+        return [self._tiles(node)]
 
     def resume(self, node: fx.Node, values: Sequence[Tensor]) -> None:
         """Forgets all values but that of one node."""
@@ -71,7 +71,7 @@ class TiledRun:
 
     def values(self, node: fx.Node) -> list[Tensor]:
         """What a computed node gave, as torch has it."""
-        return [self._whole.samples(node, self._values[node], self._samples)]
+        return [self._whole.samples(node, self._tiles(node), self._samples)]
 
     def regression(
         self,
@@ -95,16 +95,21 @@ class TiledRun:
         target = at.arranged(wanted)
         if other is not None:
             tile, y, x = torch.from_numpy(at.positions.T).to(torch.int64)
-            target = target - self._values[other][tile, y, x]
-        tiles = self._values[source]
+            target = target - self._tiles(other)[tile, y, x]
+        tiles = self._tiles(source)
         return _regression(
             tiles if quantizer is None else quantizer(tiles), window, at.positions, target, intercept=intercept
         )
 
+    def _tiles(self, node: fx.Node) -> Tensor:
+        """A node's value, once everything that waits has run."""
+        if self._waiting:
+            self._run(self._waiting)
+            self._waiting = []
+        return self._values[node]
+
     def _run(self, segment: list[fx.Node]) -> None:
         """Runs nodes and forgets what nobody will read."""
-        if not segment:
-            return
         behind = self._order[segment[-1]] + 1
         read = {a for n in segment for a in n.all_input_nodes if a in self._values}
         program = Lowering(self.module)

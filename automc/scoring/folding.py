@@ -1,6 +1,7 @@
 """A model as it is scored: traced, batch norms folded into the convolutions before them."""
 
 import copy
+from collections.abc import Sequence
 
 from torch import fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
@@ -12,20 +13,44 @@ _PAIRS = ((nn.Conv1d, nn.BatchNorm1d), (nn.Conv2d, nn.BatchNorm2d), (nn.Conv3d, 
 
 def folded(module: nn.Module) -> nn.Module:
     """A copy with batch norms folded where a trace shows that this is exact; a plain copy where there is no trace."""
-    small = copy.deepcopy(module).eval()
-    try:
-        traced = fx.GraphModule(small, _Tracer().trace(small))
-    except Exception:  # a model's own forward may raise anything when it is given proxies
+    small = traced(copy.deepcopy(module).eval())
+    if not isinstance(small, fx.GraphModule):
         return small
-    for node in list(traced.graph.nodes):
+    for node in list(small.graph.nodes):
         source = node.all_input_nodes[0] if node.all_input_nodes else None
-        if source is not None and _folds(traced, source, node):
-            fused = fuse_conv_bn_eval(traced.get_submodule(source.target), traced.get_submodule(node.target))  # type: ignore[arg-type, type-var]
-            _replace(traced, str(source.target), fused)
+        if source is not None and _folds(small, source, node):
+            fused = fuse_conv_bn_eval(small.get_submodule(source.target), small.get_submodule(node.target))  # type: ignore[arg-type, type-var]
+            _replace(small, str(source.target), fused)
             node.replace_all_uses_with(source)
-            traced.graph.erase_node(node)
-    traced.recompile()
-    return traced
+            small.graph.erase_node(node)
+    small.recompile()
+    return small
+
+
+def traced(module: nn.Module) -> nn.Module:
+    """A module as a graph of its layers, which it shares; itself where it is one, or where there is no trace."""
+    if isinstance(module, fx.GraphModule):
+        return module
+    try:
+        return fx.GraphModule(module, _Tracer().trace(module))
+    except Exception:  # a model's own forward may raise anything when it is given proxies
+        return module
+
+
+def behind(module: fx.GraphModule, begin: str | None, keep: Sequence[str]) -> fx.GraphModule:
+    """What lies behind a node that is given, or the whole; it gives the values of some nodes and then the output."""
+    nodes = {node.name: node for node in module.graph.nodes}
+    order = list(module.graph.nodes)
+    graph, copied = fx.Graph(), {}
+    if begin is not None:
+        copied[nodes[begin]] = graph.placeholder(begin)
+        order = order[order.index(nodes[begin]) + 1 :]
+    for node in order:
+        if node.op == "output":
+            graph.output((*(copied[nodes[name]] for name in keep), fx.node.map_arg(node.args[0], copied.__getitem__)))
+        else:
+            copied[node] = graph.node_copy(node, copied.__getitem__)
+    return fx.GraphModule(module, graph)
 
 
 class _Tracer(fx.Tracer):
@@ -36,17 +61,17 @@ class _Tracer(fx.Tracer):
         return isinstance(m, ActivationQuantizer) or super().is_leaf_module(m, module_qualified_name)
 
 
-def _folds(traced: fx.GraphModule, source: fx.Node, node: fx.Node) -> bool:
+def _folds(small: fx.GraphModule, source: fx.Node, node: fx.Node) -> bool:
     """Whether `node` is a batch norm whose only input is a convolution that nobody else reads or shares."""
     if source.op != "call_module" or node.op != "call_module" or len(source.users) > 1:
         return False
-    first, second = traced.get_submodule(str(source.target)), traced.get_submodule(str(node.target))
+    first, second = small.get_submodule(str(source.target)), small.get_submodule(str(node.target))
     if (type(first), type(second)) not in _PAIRS or second.running_mean is None:
         return False
-    calls = [n.target for n in traced.graph.nodes if n.op == "call_module"]
+    calls = [n.target for n in small.graph.nodes if n.op == "call_module"]
     return calls.count(source.target) == 1
 
 
-def _replace(traced: fx.GraphModule, path: str, module: nn.Module) -> None:
+def _replace(small: fx.GraphModule, path: str, module: nn.Module) -> None:
     parent, _, child = path.rpartition(".")
-    setattr(traced.get_submodule(parent), child, module)
+    setattr(small.get_submodule(parent), child, module)

@@ -1,30 +1,43 @@
 """Forward passes over one set of samples, as fast as the machine allows.
 
-Batch norms are folded (`folding`). A model whose every operation has a compiled step (`lowering`) runs on tiles of
-samples, without Python between its layers; any other runs in torch, channels last, in chunks that stay in cache.
+Batch norms are folded. A model whose every operation has a compiled step (`lowering`) runs on tiles of samples, without
+Python between its layers; any other runs in torch, channels last, in chunks that stay in cache. A traced model may
+begin at a cut of its graph, with the values another model with the same decisions up to there has left (`prefix`).
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
-from automc.compression.lowering import lowered
+from automc.compression.lowering import Lowering, lowered
+from automc.compression.prefix import PassMemory, Snapshot, spread
 from automc.kernels.tiles import Shape, lanes, to_tiles
-from automc.scoring.folding import folded
+from automc.scoring.folding import behind, folded, traced
 from automc.task import Batch
 
 CHUNK = 100
 """Samples that go through torch at once."""
 
 
+@dataclass(frozen=True, eq=False, slots=True)
+class Prefix:
+    """What a traced model shares with others."""
+
+    cuts: Mapping[str, str]
+    """By name of a node in the model's graph, in its order: a digest of everything decided up to it."""
+    memory: PassMemory
+
+
 class Samples:
     """Inputs and targets, prepared once for many models."""
 
-    def __init__(self, batches: Sequence[Batch]) -> None:
-        self._batches = batches
+    def __init__(self, batches: Sequence[Batch], name: str = "") -> None:
+        self._batches, self.name = batches, name
+        """The name tells samples apart that share a memory of prefixes."""
 
     @cached_property
     def targets(self) -> tuple[Tensor, ...]:
@@ -32,20 +45,32 @@ class Samples:
         return tuple(chunk for _, targets in self._batches for chunk in targets.split(CHUNK))  # type: ignore[no-untyped-call]
 
     @torch.no_grad()
-    def outputs(self, module: nn.Module) -> list[Any]:
-        """A module's outputs, chunk by chunk; the module is not changed."""
-        ready = folded(module)
-        shape = self._shape
-        program = lowered(ready, shape) if shape is not None else None
-        if program is not None:
-            assert program.output is not None
-            whole = program.run({program.inputs[0]: self._tiles}, [program.output])[0]
-            found = program.samples(program.output, whole, sum(len(x) for x in self.targets))
-            return list(found.split([len(x) for x in self.targets]))  # type: ignore[no-untyped-call]
-        channels_last(ready)
-        return [ready(*inputs) for inputs in self._chunks]
+    def outputs(self, module: nn.Module, prefix: Prefix | None = None) -> list[Any]:
+        """A module's outputs, chunk by chunk; the module is not changed.
 
-    @property
+        prefix: only for a GraphModule whose nodes it names.
+        """
+        run = self._run_of(module)
+        if prefix is None:
+            return run.outputs(run.values(None, ())[-1])
+        held = {
+            name: f"{run.kind} {self.name} {prefix.cuts[name]}" for name in spread(list(filter(run.holds, prefix.cuts)))
+        }
+        begin = next((name for name in reversed(held) if held[name] in prefix.memory), None)
+        later = list(held)[list(held).index(begin) + 1 if begin else 0 :]
+        wanted = [name for name in later if prefix.memory.wants(held[name])]
+        given = prefix.memory[held[begin]].values if begin else ()
+        values = run.values(None if begin is None else (begin, given), wanted)
+        for name, found in zip(wanted, values, strict=False):
+            prefix.memory.put(held[name], Snapshot(tuple(found), {}, frozenset()))
+        return run.outputs(values[-1])
+
+    def _run_of(self, module: nn.Module) -> "_Run":
+        shape = self._shape
+        program = lowered(traced(module), shape) if shape is not None else None
+        return _Torch(module, self) if program is None else _Compiled(program, self)
+
+    @cached_property
     def _shape(self) -> Shape | None:
         """Height, width and channels, where all samples are one float image or vector of the same shape."""
         if not lanes() or any(len(inputs) != 1 for inputs, _ in self._batches):
@@ -57,24 +82,85 @@ class Samples:
         return (sizes[1], sizes[2], sizes[0]) if len(sizes) == 3 else (1, 1, sizes[0])
 
     @cached_property
-    def _tiles(self) -> Tensor:
+    def tiles(self) -> Tensor:
+        """Inputs as tiles."""
         return to_tiles(torch.cat([x for (x,), _ in self._batches]))
 
     @cached_property
-    def _chunks(self) -> tuple[tuple[Tensor, ...], ...]:
+    def chunks(self) -> tuple[tuple[Tensor, ...], ...]:
         """Inputs, channels last."""
         columns = [[_channels_last(x).split(CHUNK) for x in inputs] for inputs, _ in self._batches]  # type: ignore[no-untyped-call]
         return tuple(chunk for column in columns for chunk in zip(*column, strict=True))
 
 
+class _Run(Protocol):
+    """One model on one set of samples."""
+
+    kind: str
+
+    def holds(self, name: str) -> bool:
+        """Whether a node's own value can be kept or begun with."""
+        ...
+
+    def values(self, begin: tuple[str, Sequence[Tensor]] | None, keep: Sequence[str]) -> list[list[Any]]:
+        """The values of some nodes and at last the output, from a node whose value is given or from the inputs."""
+        ...
+
+    def outputs(self, value: list[Any]) -> list[Any]:
+        """The last of them, chunk by chunk."""
+        ...
+
+
+class _Compiled:
+    """By compiled steps."""
+
+    kind = "tiles"
+
+    def __init__(self, program: Lowering, samples: Samples) -> None:
+        self.program, self.samples = program, samples
+        self._nodes = {node.name: node for node in program.module.graph.nodes}
+
+    def holds(self, name: str) -> bool:
+        return name in self._nodes and self.program.holds(self._nodes[name])
+
+    def values(self, begin: tuple[str, Sequence[Tensor]] | None, keep: Sequence[str]) -> list[list[Tensor]]:
+        assert self.program.output is not None
+        given = (self.program.inputs[0], self.samples.tiles) if begin is None else (self._nodes[begin[0]], begin[1][0])
+        found = self.program.run(dict([given]), [*(self._nodes[name] for name in keep), self.program.output])
+        return [[x] for x in found]
+
+    def outputs(self, value: list[Tensor]) -> list[Tensor]:
+        assert self.program.output is not None
+        sizes = [len(x) for x in self.samples.targets]
+        return list(self.program.samples(self.program.output, value[0], sum(sizes)).split(sizes))  # type: ignore[no-untyped-call]
+
+
+class _Torch:
+    """By torch, channels last."""
+
+    kind = "chunks"
+
+    def __init__(self, module: nn.Module, samples: Samples) -> None:
+        self.module, self.samples = prepared(module), samples
+
+    def holds(self, name: str) -> bool:
+        return isinstance(self.module, fx.GraphModule) and any(n.name == name for n in self.module.graph.nodes)
+
+    def values(self, begin: tuple[str, Sequence[Tensor]] | None, keep: Sequence[str]) -> list[list[Any]]:
+        if begin is None and not keep:
+            return [[self.module(*inputs) for inputs in self.samples.chunks]]
+        assert isinstance(self.module, fx.GraphModule)  # it holds no node otherwise
+        part = behind(self.module, None if begin is None else begin[0], keep)
+        inputs = self.samples.chunks if begin is None else [(x,) for x in begin[1]]
+        return [list(column) for column in zip(*(part(*chunk) for chunk in inputs), strict=True)]
+
+    def outputs(self, value: list[Any]) -> list[Any]:
+        return value
+
+
 def prepared(module: nn.Module) -> nn.Module:
     """A copy as torch runs it fastest: batch norms folded, channels last."""
-    return channels_last(folded(module))
-
-
-def channels_last(module: nn.Module) -> nn.Module:
-    """The same module, its weights channels last."""
-    return nn.Module.to(module, memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
+    return nn.Module.to(folded(module), memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
 
 
 def _channels_last(x: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ from torch import fx
 
 from automc.compression.compress import Compressor
 from automc.compression.fitting import FittingPass
-from automc.compression.prefix import PassMemory, Snapshot, cuts, keys
+from automc.compression.prefix import PassMemory, Snapshot, cuts, keys, spread
 from automc.policy import LayerDecision, Policy, Recipe
 from tests.compression.conftest import Setup
 
@@ -57,7 +57,7 @@ def test_behind_a_cut_only_its_value_is_needed(setup: Setup) -> None:
     with torch.no_grad():
         whole.run(x)
     values = {node.name: value for node, value in whole.env.items()}
-    found = cuts(graph)
+    found = spread(cuts(graph))
     assert found
     for cut in found:
         rest = fx.Graph()
@@ -71,7 +71,7 @@ def test_behind_a_cut_only_its_value_is_needed(setup: Setup) -> None:
 def test_a_key_tells_whatever_lies_before_the_cut_and_nothing_behind(setup: Setup) -> None:
     graph, facts = setup.graph.graph, setup.graph.facts
     assert graph is not None
-    at = cuts(graph)
+    at = spread(cuts(graph))
     order = [str(n.target) for n in graph.nodes]
     dense = Policy(facts.fingerprint)
     plain = keys(graph, at, facts, dense, setup.compressor.structure(dense), "tiles")

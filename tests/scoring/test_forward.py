@@ -8,10 +8,11 @@ from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
 from automc.compression.lowering import lowered
+from automc.compression.prefix import PassMemory, cuts
 from automc.compression.quantize import QuantizedLayer
 from automc.kernels.tiles import lanes
-from automc.scoring.folding import folded
-from automc.scoring.forward import Samples
+from automc.scoring.folding import folded, traced
+from automc.scoring.forward import Prefix, Samples
 from automc.tasks.resnet import ResNet
 
 needs_compiler = pytest.mark.skipif(not lanes(), reason="needs a C compiler")
@@ -193,3 +194,25 @@ def test_what_cannot_be_traced_runs_as_it_is() -> None:
     x = torch.ones(3, 2)
     assert not isinstance(folded(Branching()), fx.GraphModule)
     assert torch.equal(torch.cat(Samples([((x,), torch.zeros(3))]).outputs(Branching())), -x)
+
+
+@pytest.mark.parametrize("compiled", [True, False])
+def test_a_pass_may_begin_where_another_one_left_its_values(compiled: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not compiled:
+        monkeypatch.setattr("automc.scoring.forward.lanes", lambda: 0)
+    module = traced(settled(ResNet(8)))
+    assert isinstance(module, fx.GraphModule)
+    x = torch.randn(120, 3, 12, 12, generator=torch.Generator().manual_seed(1))
+    samples, memory = Samples([((x,), torch.zeros(120))]), PassMemory(2**28)
+    names = [node.name for node in cuts(module.graph)]
+    prefix = Prefix({name: f"before {name}" for name in names}, memory)
+    plain = torch.cat(samples.outputs(module))
+    for _ in range(3):  # nothing is kept the first time, some values the second, and used the third
+        assert torch.equal(torch.cat(samples.outputs(module, prefix)), plain)
+    assert memory.bytes > 0
+    with torch.no_grad():  # what lies before the last kept value is not computed any more
+        module.conv1.weight.fill_(float("nan"))
+    assert torch.equal(torch.cat(samples.outputs(module, prefix)), plain)
+    assert bool(torch.cat(samples.outputs(module)).isnan().any())
+    other = Samples([((x[:30],), torch.zeros(30))], "other")
+    assert bool(torch.cat(other.outputs(module, prefix)).isnan().any())
