@@ -34,8 +34,8 @@ class UnsupportedError(Exception):
 class Lowering:
     """A program and the values of the graph's nodes in it."""
 
-    def __init__(self, module: fx.GraphModule) -> None:
-        self.module, self.program = module, Program()
+    def __init__(self, module: fx.GraphModule, *, dry: bool = False) -> None:
+        self.module, self.program = module, Program(dry=dry)
         self.inputs: list[fx.Node] = []
         """Nodes whose values every run is given."""
         self.output: fx.Node | None = None
@@ -267,6 +267,16 @@ class Lowering:
             raise UnsupportedError("an adaptive pooling to several positions")
         self._set(node, self._mean(self.value(_args(node)[0])), flat=False)
 
+    def window_pool(self, node: fx.Node) -> None:
+        """Largest values or means under a window."""
+        largest = node.target is F.max_pool2d
+        names = ("kernel_size", "stride", "padding", "dilation", "ceil_mode", "return_indices")
+        if not largest:
+            names = ("kernel_size", "stride", "padding", "ceil_mode", "count_include_pad", "divisor_override")
+        arguments = dict(zip(names, _args(node)[1:], strict=False)) | node.kwargs
+        kind: type[nn.MaxPool2d | nn.AvgPool2d] = nn.MaxPool2d if largest else nn.AvgPool2d
+        self._pool(node, self.value(_args(node)[0]), kind(**arguments))
+
     def mean(self, node: fx.Node) -> None:
         """Over height and width."""
         arguments = dict(zip(("dim", "keepdim"), _args(node)[1:], strict=False)) | node.kwargs
@@ -319,7 +329,7 @@ class Lowering:
         amounts = _args(node)[1] if len(_args(node)) == 2 else None
         if node.kwargs.get("mode", "constant") != "constant" or node.kwargs.get("value"):
             return False
-        if not isinstance(amounts, tuple) or len(amounts) != 6 or any(amounts[:4]):
+        if not isinstance(amounts, (tuple, list)) or len(amounts) != 6 or any(amounts[:4]):
             return False
         return all(isinstance(n, int) and n >= 0 for n in amounts)
 
@@ -344,6 +354,7 @@ _FUNCTIONS: tuple[tuple[set[Any], Callable[[Lowering, fx.Node], None]], ...] = (
     (set(_ACTIVATIONS), Lowering.activation),
     ({torch.flatten, "flatten"}, Lowering.flatten),
     ({F.adaptive_avg_pool2d}, Lowering.global_pool),
+    ({F.max_pool2d, F.avg_pool2d}, Lowering.window_pool),
     ({torch.mean, "mean"}, Lowering.mean),
     ({torch.cat}, Lowering.concatenation),
     ({operator.getitem}, Lowering.slicing),
@@ -364,15 +375,16 @@ class _Tail:
     limits: Limits
 
 
-def lowered(module: nn.Module, shape: Shape) -> Lowering | None:
-    """A model's program for samples of a shape; None where it has no trace or an operation has no step."""
+def lowered(module: nn.Module, shape: Shape, *, dry: bool = False) -> Lowering | None:
+    """A model's program for samples of a shape, or only its shapes; None where it has no trace or an operation has no
+    step."""
     if not isinstance(module, fx.GraphModule) or not all(_plain(x) for x in module.parameters()):
         return None
     nodes = list(module.graph.nodes)
     inputs = [node for node in nodes if node.op == "placeholder"]
     if len(inputs) != 1:
         return None
-    found = Lowering(module)
+    found = Lowering(module, dry=dry)
     found.given(inputs[0], shape, flat=shape[:2] == (1, 1))
     try:
         found.lower(nodes)

@@ -48,7 +48,7 @@ class TiledRun:
         if len(sizes) not in (1, 3):
             return None
         shape: Shape = (sizes[1], sizes[2], sizes[0]) if len(sizes) == 3 else (1, 1, sizes[0])
-        whole = lowered(module, shape)
+        whole = lowered(module, shape, dry=True)
         return None if whole is None else cls(module, whole, inputs[0])
 
     def execute(
@@ -116,6 +116,8 @@ class TiledRun:
         for node in sorted(read, key=self._order.__getitem__):
             program.given(node, self._whole.shape(node), flat=self._whole.is_flat(node))
         nodes = [node for node in segment if node not in self._values]
+        if not nodes:
+            return
         program.lower(nodes)
         wanted = [node for node in nodes if self._last_use[node] >= behind]
         found = program.run({node: self._values[node] for node in read}, wanted, self._room)

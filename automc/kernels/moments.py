@@ -6,7 +6,6 @@ row is one sample at one output position; a position is drawn for a whole tile.
 
 import ctypes
 import itertools
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from automc.kernels.build import library
-from automc.kernels.tiles import Window, lanes
+from automc.kernels.tiles import Window, lanes, together
 
 FloatArray = NDArray[np.float64]
 PARTS = 4
@@ -52,8 +51,7 @@ def column_moments(tiles: Tensor, window: Window, positions: NDArray[np.int32], 
     near, _ = job.sums(np.zeros(job.padded, dtype=np.float32), 0, min(4, len(places)))
     shift = (near / (min(4, len(places)) * lanes())).astype(np.float32)
     bounds = np.linspace(0, len(places), PARTS + 1).astype(int).tolist()
-    with ThreadPoolExecutor(min(PARTS, torch.get_num_threads())) as pool:
-        found = list(pool.map(lambda part: job.sums(shift, *part), itertools.pairwise(bounds)))
+    found = together(lambda part: job.sums(shift, *part), list(itertools.pairwise(bounds)), torch.get_num_threads())
     rows = len(places) * lanes()
     first = np.sum([sums for sums, _ in found], axis=0)[: job.columns] / rows
     second = np.sum([products for _, products in found], axis=0)[: job.columns, : job.columns] / rows

@@ -6,10 +6,11 @@ independent, so results depend neither on how many there are nor on the number o
 
 import ctypes
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -23,6 +24,8 @@ Shape = tuple[int, int, int]
 Pair = tuple[int, int]
 CONV, WINOGRAD, DEPTHWISE, ADD, AFFINE, MAXIMUM, MEAN, COPY, CLEAR, ROUND = range(10)
 INFINITY = math.inf
+T = TypeVar("T")
+R = TypeVar("R")
 # Winograd's F(4x4, 3x3), Lavin and Gray 2016, section 4.3: the weights' transform; the others are in tiles.c.
 _WEIGHTS = np.array(
     [
@@ -86,9 +89,13 @@ def lanes() -> int:
 
 
 class Program:
-    """Steps that follow one another; a value, given or made by a step, is known by its number."""
+    """Steps that follow one another; a value, given or made by a step, is known by its number.
 
-    def __init__(self) -> None:
+    dry: only shapes are worked out, and nothing can be run.
+    """
+
+    def __init__(self, *, dry: bool = False) -> None:
+        self._dry = dry
         self.shapes: list[Shape] = []
         """Of every value."""
         self._steps: list[_Step] = []
@@ -112,6 +119,8 @@ class Program:
         """weight (out, in / groups, kh, kw), bias (out,); `other` is added before the limits."""
         channels, out = self.shapes[x][2], len(weight)
         found = self.given((*window.over(self.shapes[x]), out))
+        if self._dry:
+            return found
         if groups == channels == out > 1:
             kind, packed = DEPTHWISE, weight[:, 0].reshape(out, -1).T
         elif window.kernel == (3, 3) and window.stride == window.dilation == (1, 1) and groups == 1:
@@ -176,8 +185,7 @@ class Program:
         steps, sizes = self._placed(self._needed(set(given), set(results)), set(stored))
         job = _Job((_Step * len(steps))(*steps), sizes, self._scratch(), stored)
         workers = min(torch.get_num_threads() if threads is None else threads, max(1, count))
-        with ThreadPoolExecutor(workers) as pool:
-            list(pool.map(job.run, np.array_split(np.arange(count), workers)))
+        together(job.run, np.array_split(np.arange(count), workers), workers)
         return [stored[value] for value in wanted]
 
     def _needed(self, given: set[int], wanted: set[int]) -> list[_Step]:
@@ -251,6 +259,14 @@ class Program:
     def _scratch(self) -> int:
         outputs = int(library("tiles").tiles_outputs())  # type: ignore[union-attr]
         return max((72 * (s.channels + outputs + 1) for s in self._steps if s.kind == WINOGRAD), default=1)
+
+
+def together(work: Callable[[T], R], parts: Sequence[T], threads: int) -> list[R]:
+    """What `work` gives for each part, by several threads."""
+    if threads == 1 or len(parts) == 1:
+        return [work(part) for part in parts]
+    with ThreadPoolExecutor(min(threads, len(parts))) as pool:
+        return list(pool.map(work, parts))
 
 
 class Room:

@@ -211,7 +211,7 @@ def test_a_pass_may_begin_where_another_one_left_its_values(compiled: bool, monk
         assert torch.equal(torch.cat(samples.outputs(module, prefix)), plain)
     assert memory.bytes > 0
     with torch.no_grad():  # what lies before the last kept value is not computed any more
-        module.conv1.weight.fill_(float("nan"))
+        module.get_parameter("conv1.weight").fill_(float("nan"))
     assert torch.equal(torch.cat(samples.outputs(module, prefix)), plain)
     assert bool(torch.cat(samples.outputs(module)).isnan().any())
     other = Samples([((x[:30],), torch.zeros(30))], "other")
