@@ -23,7 +23,7 @@ ROOT = Path(__file__).parents[2]
 def test_from_task_to_compressed_model_on_disk(run: Run, tmp_path: Path) -> None:
     status, out, err = run(*SEARCH, "--trials", "5")
     assert status == 0, err
-    assert "5 trials ok" in out and "automc apply tiny --out" in out and "runs/tiny.journal" in out
+    assert "5 trials: 5 scored in full\n" in out and "automc apply tiny --out" in out and "runs/tiny.journal" in out
 
     status, out, _ = run("pareto", "tiny", "--html", "front.html")
     assert status == 0 and "uniform" in out and "dense" in out
