@@ -20,7 +20,7 @@ class Incumbents:
     def __init__(self, costs: Sequence[str], keep: int = 1, most: int = MOST) -> None:
         self._costs, self._keep, self._most = tuple(costs), check_keep(keep, most), most
         self._held: list[Evaluation] = []
-        """Best first, of equal scores the earlier one first."""
+        """Best first, of equal scores the cheaper one, of equal costs the earlier one."""
 
     @property
     def held(self) -> tuple[Evaluation, ...]:
@@ -32,7 +32,7 @@ class Incumbents:
         known = any(e.policy == evaluation.policy for e in self._held)
         if known or not evaluation.ok or evaluation.score is None:
             return
-        ranked = sorted([*self._held, evaluation], key=lambda e: -_score(e))  # stable: earlier ones stay before
+        ranked = sorted([*self._held, evaluation], key=self._rank)  # stable: earlier ones stay before
         self._held = [e for i, e in enumerate(ranked) if len(self._no_dearer(ranked[:i], e)) < self._keep]
         if len(self._held) > self._most:
             self._held.remove(self._least_useful())
@@ -45,6 +45,9 @@ class Incumbents:
     def discard(self, evaluation: Evaluation) -> None:
         """Forgets one."""
         self._held = [e for e in self._held if e.policy != evaluation.policy]
+
+    def _rank(self, evaluation: Evaluation) -> tuple[float, ...]:
+        return (-_score(evaluation), *(evaluation.cost(name) for name in self._costs))
 
     def _no_dearer(self, others: Sequence[Evaluation], than: Evaluation) -> list[Evaluation]:
         return [o for o in others if all(o.cost(name) <= than.cost(name) for name in self._costs)]

@@ -2,9 +2,10 @@
 
 `racing` is the test, `stages` the samples, `incumbents` whom a candidate runs against. A candidate that survives every
 stage has the score `Evaluator.evaluate` gives, to the last bit. The score of one that is stopped is an estimate: the
-incumbent's mean over all samples plus the mean paired difference seen. That is the control variate estimate (the
-incumbent's mean is known exactly) and varies less than the mean seen, since both stumble over the same samples. It lies
-below the incumbent's score, at no lower cost: to a searcher as well, a stopped candidate is dominated.
+incumbent's mean over all samples plus the mean paired difference seen. That is a control variate (the incumbent's mean
+is known exactly): where both stumble over the same samples it varies less than the mean seen. It lies below the
+incumbent's score, at no lower cost: to a searcher as well, a stopped candidate is dominated. Taken where a candidate
+looked bad enough to be stopped, estimates are on average a little low.
 """
 
 from collections.abc import Sequence
