@@ -79,8 +79,13 @@ class Evaluator:
 
     @property
     def stages(self) -> tuple[Stage, ...]:
-        """The validation samples, in the groups they are scored in."""
+        """The validation samples, in the groups they are scored in; TaskError where there are none."""
         return self._stages("validation")
+
+    @property
+    def staged(self) -> bool:
+        """Whether there is a stage before the last one."""
+        return self.task.evaluate is None and len(self.stages) > 1
 
     def costs(self, policy: Policy) -> Costs:
         """Every cost of a policy."""
@@ -135,7 +140,7 @@ class Evaluator:
         outputs = _outputs(module, stage.samples)
         soft = None if self._soft is None else self._likeness(stage, outputs)
         if self.task.evaluate is not None and soft is not None:
-            return SampleScores(soft, soft)
+            return SampleScores(soft, soft)  # the metric has no value by sample
         metric = self._metric(stage, outputs)
         return SampleScores(metric if soft is None else soft, metric)
 
@@ -158,7 +163,7 @@ class Evaluator:
         assert self._soft is not None
         dense = self._dense_outputs[self.stages.index(stage)]
         both = zip(outputs, dense, strict=True)
-        return _finite(torch.cat([self._soft(x, d, self._dense_energy) for x, d in both]))
+        return _finite(torch.cat([self._soft(x, d, self._dense_energy).cpu() for x, d in both]))
 
     @cached_property
     def _dense_outputs(self) -> tuple[list[Tensor], ...]:
@@ -175,7 +180,9 @@ class Evaluator:
     @cached_property
     def _dense_energy(self) -> float:
         """The dense outputs' mean squared norm over all samples, however they are grouped."""
-        return float(self.joined([torch.cat([energies(x) for x in outputs]) for outputs in self._dense_outputs]).mean())
+        return float(
+            self.joined([torch.cat([energies(x).cpu() for x in outputs]) for outputs in self._dense_outputs]).mean()
+        )
 
     def _stages(self, split: Split) -> tuple[Stage, ...]:
         """The split's samples, prepared once."""
@@ -212,7 +219,7 @@ def _by_sample(found: Any, count: int) -> Tensor:
             f"A metric must give one score a sample, a tensor of shape ({count},); it gave {what}: return scores by "
             "sample, or pass evaluate=callable(model) -> float to the task."
         )
-    return found.detach().to(torch.float64)
+    return found.detach().cpu().to(torch.float64)
 
 
 def _finite(scores: Tensor) -> Tensor:

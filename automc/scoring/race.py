@@ -55,7 +55,7 @@ class Race:
 
     def evaluate(self, policy: Policy) -> Evaluation:
         """Scores a policy as far as it pays; what goes wrong with the candidate is a failed evaluation."""
-        if not self.evaluator.stages[1:]:
+        if not self.evaluator.staged:
             return self.evaluator.evaluate(policy)
         rival = self._rival(dict(self.evaluator.costs(policy)))
         return self.evaluator.attempt(policy, lambda module, costs: self._run(policy, module, costs, rival))

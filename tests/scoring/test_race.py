@@ -238,8 +238,10 @@ def test_without_a_stage_before_the_last_nothing_is_raced(stages: tuple[int, ...
 @pytest.mark.parametrize("score", ["metric", "mse"])
 def test_a_task_with_its_own_evaluate_is_scored_in_full(score: str, tmp_path: Path) -> None:
     task = tiny.task(evaluate=lambda module: float(next(module.parameters()).detach().abs().sum()))
-    study = search(tmp_path / "own.journal", task, stages=STAGES, score=score, trials=12)
-    assert all(e.ok and e.share == 1.0 and e.stages == () for e in study.evaluations)
+    without = automc.Task(task.model, task.calibration, [], evaluate=task.evaluate, name="own")
+    for number, each in enumerate((task, without) if score == "metric" else (task,)):
+        study = search(tmp_path / f"{number}.journal", each, stages=STAGES, score=score, trials=12)
+        assert all(e.ok and e.share == 1.0 and e.stages == () for e in study.evaluations)
 
 
 def test_stages_and_keep_may_change_when_a_search_goes_on(tmp_path: Path) -> None:
