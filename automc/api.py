@@ -5,7 +5,7 @@ A task is given as a `Task`, or as a reference: a registered name, `path/to/file
 
 import copy
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -29,6 +29,9 @@ from automc.recovery import distill as recovery
 from automc.recovery.distill import Distillation
 from automc.registry import SEARCHERS, SPACES
 from automc.scoring.evaluator import Evaluator, check_score
+from automc.scoring.incumbents import check_keep
+from automc.scoring.race import Race
+from automc.scoring.stages import check_stages
 from automc.searcher import Problem
 from automc.space import SearchSpace, SpaceBuilder
 from automc.study import Study
@@ -46,6 +49,8 @@ def search(
     space: str | SpaceBuilder = "auto",
     searcher: str = "joint",
     score: str = "metric",
+    stages: Sequence[int] = (),
+    keep: int = 1,
     trials: int = 100,
     seconds: float | None = None,
     seed: int = 0,
@@ -62,18 +67,23 @@ def search(
     The same call again goes on where the study stopped: `trials` counts all of a study's trials. `space` "auto"
     opens bits only where the budget limits size or bops. `score` says what is searched: the task's "metric", or
     likeness to the dense model's outputs, "kl" or "mse" (see `automc.scoring.soft`); the metric is recorded in any
-    case. `storage` is a journal file or a database URL; by default `runs/<study>.journal`. `cache` is a folder where
-    what is computed once per layer is kept, `memory_bytes` bounds how much of it is held in memory. `progress` shows a
-    bar, or is called with each recorded evaluation.
+    case. `stages` such as (256, 1024) are numbers of validation samples after which a candidate is stopped if it is
+    clearly worse than the `keep`-th best of the trials that cost no more (see `automc.scoring.race`); none, the
+    default, scores every candidate on all samples, and so does a task with an `evaluate` of its own. `storage` is a
+    journal file or a database URL; by default `runs/<study>.journal`. `cache` is a folder where what is computed once
+    per layer is kept, `memory_bytes` bounds how much of it is held in memory. `progress` shows a bar, or is called with
+    each recorded evaluation.
     """
     limits = Budget.parse(budget) if isinstance(budget, str) else budget
     chosen = space_name(space, limits)
     SEARCHERS.check(searcher)
     check_score(score)
-    setting = prepare(task, limits, space if callable(space) else chosen, recipe, cache, memory_bytes, score)
+    race = {"stages": list(check_stages(stages)), "keep": check_keep(keep)}
+    opened = space if callable(space) else chosen
+    setting = prepare(task, limits, opened, recipe, cache, memory_bytes, score, stages=stages, seed=seed)
     words = chosen if score == "metric" else f"{chosen}-{score}"
     name = study or study_name(setting.task.name, limits, words, searcher, seed)
-    meta = _meta(setting, limits, chosen, searcher, seed) | {"score": score}
+    meta = _meta(setting, limits, chosen, searcher, seed) | {"score": score, "race": race}
     record = Study.create(storage, name, meta, setting.problem.space.axes)
     if on_start is not None:
         on_start(record)
@@ -81,8 +91,17 @@ def search(
         record.note("uniform", _uniform(setting, seed))
     proposer = SEARCHERS.load(searcher)(setting.problem, seed)
     with _watching(progress, record, trials, seconds) as on_trial:
-        evaluate = setting.evaluator.evaluate
-        loop.run(setting.problem, proposer, evaluate, record, trials=trials, seconds=seconds, on_trial=on_trial)
+        runner = Race(setting.evaluator, record.costs, keep)
+        loop.run(
+            setting.problem,
+            proposer,
+            runner.evaluate,
+            record,
+            trials=trials,
+            seconds=seconds,
+            on_trial=on_trial,
+            learn=runner.learn,
+        )
     return record
 
 
@@ -188,6 +207,9 @@ def prepare(
     cache: str | Path | None = None,
     memory_bytes: int = MEMORY_BYTES,
     score: str = "metric",
+    *,
+    stages: Sequence[int] = (),
+    seed: int = 0,
 ) -> Setting:
     """Traces the model, opens the space and refuses a budget that cannot be met; nothing is scored yet."""
     build = SPACES.load(space) if isinstance(space, str) else space
@@ -201,7 +223,7 @@ def prepare(
     projector = Projector(opened, budget)
     half = memory_bytes // 2  # for what is known of layers and fitting passes; the other for scoring passes
     compressor = Compressor(graph, found.model, found, cache, half)
-    evaluator = Evaluator(found, compressor, projector.costing, score, half)
+    evaluator = Evaluator(found, compressor, projector.costing, score, stages=stages, seed=seed, memory_bytes=half)
     return Setting(found, _portable(task), graph, evaluator, (opened, projector))
 
 

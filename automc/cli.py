@@ -81,6 +81,10 @@ def search(
     score: Annotated[
         str, typer.Option(help="What is searched: metric, or likeness to the dense model: kl, mse.")
     ] = "metric",
+    stages: Annotated[
+        str | None, typer.Option(metavar="N,N", help="Validation samples after which clear losers stop: 256,1024.")
+    ] = None,
+    keep: Annotated[int, typer.Option(min=1, help="With --stages: the best so many are never stopped.")] = 1,
     trials: Annotated[int, typer.Option(min=1, help="Trials of the study in all, earlier ones counted.")] = 100,
     time: Annotated[str | None, typer.Option(metavar="DURATION", help="Stop after this long: 90s, 10m, 2h.")] = None,
     seed: Annotated[int, typer.Option(min=0)] = 0,
@@ -95,6 +99,7 @@ def search(
 
     seconds = None if time is None else duration(time)
     memory_bytes = parse_bytes(memory)
+    looks = () if stages is None else numbers(stages)
     SEARCHERS.check(searcher)
     if space != "auto":
         SPACES.check(space)
@@ -110,6 +115,8 @@ def search(
             space=space,
             searcher=searcher,
             score=score,
+            stages=looks,
+            keep=keep,
             trials=trials,
             seconds=seconds,
             seed=seed,
@@ -277,6 +284,13 @@ def duration(text: str) -> float:
     return seconds
 
 
+def numbers(text: str) -> tuple[int, ...]:
+    """Stages in `256,1024`."""
+    if not re.fullmatch(r"\s*\d+\s*(,\s*\d+\s*)*", text):
+        raise TaskError(f"Stages must be numbers of samples such as 256,1024; {text!r} is not: rewrite it.")
+    return tuple(int(word) for word in text.split(","))
+
+
 def open_study(reference: str, name: str | None) -> "Study":
     """A study by name (in `runs/`), journal path, or URL."""
     named = Path("runs") / f"{reference}.journal"
@@ -334,8 +348,7 @@ def _conclude(study: "Study") -> None:
     from automc.report import text
 
     dense = study.meta["dense"]
-    counted = {s: sum(e.state == s for e in study.evaluations) for s in ("ok", "infeasible", "failed")}
-    print(", ".join(f"{n} trials {s}" for s, n in counted.items() if n or s == "ok"))
+    print(text.counts_line(study.evaluations))
     best = study.best
     costs = text.costs_line(best, dense["costs"], study.costs)
     print(f"best: trial {best.number}, {text.scores_line(best, study.meta)} at {costs}")

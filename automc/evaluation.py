@@ -8,7 +8,8 @@ from typing import Any, Literal
 from automc.errors import StudyError
 from automc.policy import Policy
 
-State = Literal["ok", "infeasible", "failed"]
+State = Literal["ok", "pruned", "infeasible", "failed"]
+"""`pruned`: scored on some of the samples only, and stopped as a clear loser."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,11 +19,12 @@ class Evaluation:
     policy: Policy
     state: State
     score: float | None
-    """What is searched, higher is better: the metric, or likeness to the dense model; None unless state is ok."""
+    """What is searched, higher is better: the metric, or likeness to the dense model. Where state is pruned,
+    an estimate of it from the samples seen; None where it is neither ok nor pruned."""
     costs: tuple[tuple[str, float], ...]
     """Every cost of the policy, by name: macs, params and bops as counts, size in bytes."""
     share: float = 1.0
-    """Share of the validation samples seen, in (0, 1]."""
+    """Share of the validation samples seen, in (0, 1]; below 1 where state is pruned."""
     seconds: float = 0.0
     """Wall-clock time the evaluation took."""
     proposer: str = ""
@@ -32,12 +34,20 @@ class Evaluation:
     number: int = -1
     """Position in the study, from 0; -1 before it is recorded."""
     metric: float | None = None
-    """The task's metric, whatever is searched; None unless state is ok."""
+    """The task's metric, whatever is searched; where state is pruned, its mean over the samples seen. None where state
+    is neither."""
+    stages: tuple[tuple[int, float], ...] = ()
+    """(Samples seen, estimated score by then), rising, where a race against an earlier evaluation was run."""
 
     @property
     def ok(self) -> bool:
         """Whether this evaluation may enter a front."""
         return self.state == "ok"
+
+    @property
+    def scored(self) -> bool:
+        """Whether the score says something about the policy, exact (ok) or estimated (pruned)."""
+        return self.state in ("ok", "pruned") and self.score is not None
 
     def cost(self, name: str) -> float:
         """One cost by name; StudyError where it was not recorded."""
@@ -61,6 +71,7 @@ class Evaluation:
                 "proposer": self.proposer,
                 "reason": self.reason,
                 "metric": self.metric,
+                "stages": self.stages,
             }
         )
 
@@ -78,4 +89,5 @@ class Evaluation:
             reason=str(data.get("reason", "")),
             number=number,
             metric=data.get("metric"),
+            stages=tuple((int(seen), float(score)) for seen, score in data.get("stages", ())),
         )

@@ -32,15 +32,18 @@ def run(
     trials: int,
     seconds: float | None = None,
     on_trial: OnTrial | None = None,
+    learn: OnTrial | None = None,
 ) -> None:
     """Searches until the study holds `trials` evaluations or `seconds` have passed; what it holds already counts.
+
+    `learn` belongs to what scores: it is told every evaluation before the searcher is, those recorded earlier too.
 
     Ctrl-C raises KeyboardInterrupt and SIGTERM raises SystemExit(143), both after the trial being recorded is on disk;
     the candidate being scored is given up. A second Ctrl-C waits for nothing.
     """
     executor = evaluate if isinstance(evaluate, Executor) else Inline(evaluate)
     with study.exclusive(), _Signals() as signals:
-        _Loop(problem, searcher, executor, study, signals, on_trial).run(trials, seconds)
+        _Loop(problem, searcher, executor, study, signals, on_trial, learn).run(trials, seconds)
 
 
 class _Loop:
@@ -54,9 +57,10 @@ class _Loop:
         study: Study,
         signals: "_Signals",
         on_trial: OnTrial | None,
+        learn: OnTrial | None,
     ) -> None:
         self.problem, self.searcher, self.executor, self.study = problem, searcher, executor, study
-        self.signals, self.on_trial = signals, on_trial
+        self.signals, self.on_trial, self.learn = signals, on_trial, learn
         self.known: dict[str, Evaluation] = {}
         self.asked: deque[tuple[Policy, str]] = deque()
         """Policies in flight, oldest first, each with its proposer."""
@@ -99,13 +103,15 @@ class _Loop:
         """The evaluation, infeasible if it breaks a limit whatever its proposer thought."""
         limits = self.problem.projector.limits
         costs = dict(evaluation.costs)
-        if not evaluation.ok or within(costs, limits):
+        if not evaluation.scored or within(costs, limits):
             return evaluation
         broken = "; ".join(f"{n} is {costs[n]:g}, the limit {b:g}" for n, b in limits.items() if not costs[n] <= b)
-        return replace(evaluation, state="infeasible", score=None, metric=None, reason=broken)
+        return replace(evaluation, state="infeasible", score=None, metric=None, stages=(), reason=broken)
 
     def _learn(self, evaluation: Evaluation) -> None:
         self.known.setdefault(evaluation.policy.digest, evaluation)
+        if self.learn is not None:
+            self.learn(evaluation)
         self.searcher.tell(evaluation)
 
 

@@ -5,7 +5,8 @@
   suits any metric.
 * accuracy-macs: AMC's accuracy-guaranteed reward, -error * log(MACs), for scores that are accuracies in [0, 1].
 
-A failed candidate gets -1: the reward of losing the whole score.
+A failed candidate gets -1: the reward of losing the whole score. One that was stopped early gets what its estimated
+score is worth.
 """
 
 import math
@@ -20,14 +21,14 @@ FAILED = -1.0
 
 def accuracy(evaluation: Evaluation, dense_score: float) -> float:
     """(score - dense) / |dense|"""
-    if not evaluation.ok or evaluation.score is None:
+    if not evaluation.scored or evaluation.score is None:
         return FAILED
     return (evaluation.score - dense_score) / max(abs(dense_score), 1e-9)
 
 
 def accuracy_macs(evaluation: Evaluation, dense_score: float) -> float:
     """-(1 - score) * log(MACs)"""
-    if not evaluation.ok or evaluation.score is None:
+    if not evaluation.scored or evaluation.score is None:
         return FAILED
     return -(1.0 - evaluation.score) * math.log(max(evaluation.cost("macs"), 1.0))
 

@@ -26,7 +26,11 @@ from automc.space import Axis, Value
 from automc.storage import only_name, open_storage, owned, quiet, readable_errors
 
 _SETTLED = ("fingerprint", "budget", "axes", "recipe", "score")
-"""What may not change when a search goes on: scores or costs would no longer compare."""
+"""What may not change when a search goes on: scores or costs would no longer compare.
+
+Stages of a race may: fronts and the best compare full scores alone, and what a full score is does not depend on them.
+So may `keep`, which only says who is scored in full.
+"""
 _RESERVED = "automc"
 
 
@@ -102,7 +106,7 @@ class Study:
         """The feasible evaluation with the best score, of equal ones the cheapest, then the earliest."""
         feasible = [e for e in self._evaluations if e.ok and e.score is not None]
         if not feasible:
-            failed = [e.reason for e in self._evaluations if e.reason]
+            failed = [e.reason for e in self._evaluations if e.reason and not e.scored]
             why = f"the last one failed with: {failed[-1]}" if failed else "search some trials first."
             count = len(self._evaluations)
             raise StudyError(f"A best trial must be feasible; none of {count} in {self.name!r} is: {why}")
@@ -166,10 +170,12 @@ class Study:
         costs, limits = dict(evaluation.costs), self._meta["limits"]
         over = {c: costs[c] / bound - 1.0 for c, bound in limits.items() if math.isfinite(costs.get(c, math.nan))}
         failed = evaluation.state == "failed" or len(over) < len(limits)
+        pruned = evaluation.state == "pruned"
         score = float("-inf") if evaluation.score is None else evaluation.score
         return create_trial(
-            state=TrialState.FAIL if failed else TrialState.COMPLETE,
-            values=None if failed else [score, *(costs[c] for c in limits)],
+            state=TrialState.FAIL if failed else TrialState.PRUNED if pruned else TrialState.COMPLETE,
+            values=None if failed or pruned else [score, *(costs[c] for c in limits)],
+            intermediate_values=dict(evaluation.stages),
             params=params,
             distributions={**self._ranges},
             user_attrs=json.loads(evaluation.to_json()),

@@ -49,7 +49,8 @@ def write_html(study: Study, path: Path) -> None:
 
 
 def figure(study: Study) -> Any:
-    """One panel a cost, the limited ones first: feasible trials, the front, the dense model, the uniform baseline."""
+    """One panel a cost, the limited ones first: feasible trials, estimates of those stopped early, the front, the dense
+    model, the uniform baseline."""
     from plotly import graph_objects
     from plotly.subplots import make_subplots
 
@@ -74,9 +75,15 @@ def figure(study: Study) -> Any:
 def _traces(study: Study, cost: str, go: Any, *, legend: bool) -> list[Any]:
     meta = study.meta
     feasible = [e for e in study.evaluations if e.ok]
+    stopped = [e for e in study.evaluations if e.state == "pruned"]
     best = study.pareto((cost,))
+    small = {"color": "#b0b8c4", "size": 6}
     layers = [
-        ("trials", feasible, {"mode": "markers", "marker": {"color": "#b0b8c4", "size": 6}}),
+        *(
+            [("stopped early", stopped, {"mode": "markers", "marker": small | {"symbol": "circle-open"}})]
+            * bool(stopped)
+        ),
+        ("trials", feasible, {"mode": "markers", "marker": small}),
         ("front", best, {"mode": "lines+markers", "line": {"shape": "hv", "color": "#2563eb"}, "marker": {"size": 9}}),
     ]
     traces = [
@@ -118,5 +125,6 @@ def _traces(study: Study, cost: str, go: Any, *, legend: bool) -> list[Any]:
 def _hover(evaluation: Evaluation, dense: dict[str, float]) -> str:
     costs = "<br>".join(f"{n} {text.amount(n, v)} ({text.share(v, dense.get(n, 0))})" for n, v in evaluation.costs)
     head = f"<b>trial {evaluation.number}</b> {evaluation.proposer}<br>score {text.score(evaluation.score)}"
-    head += f", metric {text.score(evaluation.metric)}<br>{costs}"
-    return f"{head}<br>{text.policy_line(evaluation.policy)}"
+    head += f", metric {text.score(evaluation.metric)}"
+    head += f"<br>estimated from {100 * evaluation.share:.3g}% of the samples" * (evaluation.state == "pruned")
+    return f"{head}<br>{costs}<br>{text.policy_line(evaluation.policy)}"

@@ -58,7 +58,9 @@ class Bar(contextlib.AbstractContextManager["Bar"]):
         except StudyError:
             return f"no feasible trial yet, {pace:.2f} trials/s, {remaining}"
         costs = text.costs_line(best, self.study.meta["dense"]["costs"], self.study.costs)
-        return f"best {text.score(best.score)} at {costs}, {pace:.2f} trials/s, {remaining}"
+        stopped = sum(e.state == "pruned" for e in self.study.evaluations)
+        early = f"{stopped} of {done} stopped early, " if stopped else ""
+        return f"best {text.score(best.score)} at {costs}, {early}{pace:.2f} trials/s, {remaining}"
 
 
 def _clock(seconds: float) -> str:

@@ -1,6 +1,6 @@
 """Numbers and policies as people read them."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from automc.evaluation import Evaluation
@@ -30,7 +30,16 @@ def scores_line(found: Evaluation, meta: Mapping[str, Any]) -> str:
     """The score and, where something else was searched, the metric, each beside the dense model's."""
     dense = meta["dense"]
     line = f"score {score(found.score)} (dense {score(dense['score'])})"
-    return f"{line}, {meta['metric']} {score(found.metric)} (dense {score(dense['metric'])})" if soft(meta) else line
+    line = f"{line}, {meta['metric']} {score(found.metric)} (dense {score(dense['metric'])})" if soft(meta) else line
+    return f"{line}, estimated from {100 * found.share:.3g}% of the samples" if found.state == "pruned" else line
+
+
+def counts_line(evaluations: Sequence[Evaluation]) -> str:
+    """How many trials there are and how they ended: `200 trials: 57 scored in full, 143 stopped early`."""
+    words = {"ok": "scored in full", "pruned": "stopped early", "infeasible": "infeasible", "failed": "failed"}
+    counted = {state: sum(e.state == state for e in evaluations) for state in words}
+    ends = ", ".join(f"{n} {words[state]}" for state, n in counted.items() if n or state == "ok")
+    return f"{len(evaluations)} trial{'s' * (len(evaluations) != 1)}: {ends}"
 
 
 def soft(meta: Mapping[str, Any]) -> bool:
@@ -76,6 +85,8 @@ def as_json(evaluation: Evaluation) -> dict[str, Any]:
         "state": evaluation.state,
         "score": evaluation.score,
         "metric": evaluation.metric,
+        "share": evaluation.share,
+        "stages": evaluation.stages,
         "costs": dict(evaluation.costs),
         "proposer": evaluation.proposer,
         "seconds": evaluation.seconds,

@@ -4,9 +4,13 @@ The score is that of the very module `apply` returns and `load` brings back; all
 Searched is the task's metric, or how near the outputs are to the dense model's (`soft`); the same pass gives both.
 """
 
+import contextlib
+import numbers
 import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -20,18 +24,31 @@ from automc.errors import AutomcError, TaskError
 from automc.evaluation import Evaluation
 from automc.policy import Policy
 from automc.projection import Costing
-from automc.scoring.forward import Prefix, Samples
-from automc.scoring.soft import SOFT
+from automc.scoring.forward import Forward, Prefix, Samples
+from automc.scoring.soft import SOFT, energies
+from automc.scoring.stages import Stage, check_stages, staged
 from automc.task import Task
 
 Split = Literal["validation", "test"]
+Costs = tuple[tuple[str, float], ...]
+
+
+class SampleScores(NamedTuple):
+    """Scores by sample (n,), float64."""
+
+    score: Tensor
+    """What is searched."""
+    metric: Tensor
 
 
 class Evaluator:
     """Evaluates policies of one task; the dense model's score and outputs are computed once.
 
-    score: "metric" for the task's own, or one of `soft.SOFT`; an unknown one raises TaskError. memory_bytes: for the
-    values of candidates' common prefixes.
+    score: "metric" for the task's own, or one of `soft.SOFT`; an unknown one raises TaskError.
+    stages: numbers of validation samples, rising, after which a race may stop (see `race`), in a random order from
+    `seed`; none for one pass. Whoever scores, samples run in these groups, so that raced and plain scores are equal. A
+    task's own `evaluate` gives no scores by sample: there stages are ignored.
+    memory_bytes: for the values of candidates' common prefixes.
     """
 
     def __init__(
@@ -40,12 +57,16 @@ class Evaluator:
         compressor: Compressor,
         costing: Costing,
         score: str = "metric",
+        *,
+        stages: Sequence[int] = (),
+        seed: int = 0,
         memory_bytes: int = MEMORY_BYTES // 2,
     ) -> None:
         check_score(score)
         self.task, self.compressor, self.costing = task, compressor, costing
         self._soft = SOFT.get(score)
-        self._prepared: dict[Split, Samples] = {}
+        self._ends, self._seed = check_stages(stages), seed
+        self._prepared: dict[Split, tuple[Stage, ...]] = {}
         self._prefixes = PassMemory(memory_bytes)
 
     @cached_property
@@ -53,86 +74,147 @@ class Evaluator:
         """The dense model's metric on the validation data, or its likeness to itself, where that can be told."""
         if self._soft is None:
             return self.dense_metric
-        return float(torch.cat([self._soft(x, x) for x in self._dense_outputs]).mean())
+        with _scoring_the_dense_model():
+            likeness = [self._likeness(stage, self._dense_outputs[i]) for i, stage in enumerate(self.stages)]
+            return float(torch.cat(likeness).mean())
 
     @cached_property
     def dense_metric(self) -> float:
         """The dense model's metric on the validation data."""
-        return self.score(self.task.model)
+        with _scoring_the_dense_model():
+            return self.score(self.task.model)
+
+    @property
+    def stages(self) -> tuple[Stage, ...]:
+        """The validation samples, in the groups they are scored in; TaskError where there are none."""
+        return self._stages("validation")
+
+    @property
+    def staged(self) -> bool:
+        """Whether there is a stage before the last one."""
+        return self.task.evaluate is None and len(self.stages) > 1
+
+    def costs(self, policy: Policy) -> Costs:
+        """Every cost of a policy."""
+        return tuple(self.costing.of_policy(policy).items())
 
     def evaluate(self, policy: Policy) -> Evaluation:
         """Scores a policy; what goes wrong with the candidate is a failed evaluation, never an exception."""
-        start = time.perf_counter()
-        costs = tuple(self.costing.of_policy(policy).items())
-        try:
-            small = self.compressor.compress(policy)
-            score, metric = self.measure(small, self._prefix(small))
-        except (AutomcError, RuntimeError, MemoryError, ValueError) as error:
-            reason = " ".join(str(error).split())[:300] or type(error).__name__
-            return Evaluation(policy, "failed", None, costs, seconds=time.perf_counter() - start, reason=reason)
-        return Evaluation(policy, "ok", score, costs, seconds=time.perf_counter() - start, metric=metric)
 
-    def measure(self, module: nn.Module, prefix: Prefix | None = None) -> tuple[float, float]:
+        def whole(forward: Forward, costs: Costs) -> Evaluation:
+            score, metric = self._measure(forward)
+            return Evaluation(policy, "ok", score, costs, metric=metric)
+
+        return self.attempt(policy, whole)
+
+    def attempt(self, policy: Policy, judge: Callable[[Forward, Costs], Evaluation]) -> Evaluation:
+        """What `judge` makes of the compressed model; a failed evaluation where it or the compression raises."""
+        start = time.perf_counter()
+        costs = self.costs(policy)
+        try:
+            found = judge(self._candidate(policy), costs)
+        except Exception as error:  # a candidate or a metric may raise anything; Ctrl-C is no Exception
+            found = Evaluation(policy, "failed", None, costs, reason=_reason(error))
+        return replace(found, seconds=time.perf_counter() - start)
+
+    def measure(self, module: nn.Module) -> tuple[float, float]:
         """What is searched, and the task's metric, on the validation data."""
+        return self._measure(self._forward(module))
+
+    def _measure(self, forward: Forward) -> tuple[float, float]:
         if self._soft is None and self.task.evaluate is not None:
-            metric = self.score(module)
+            metric = self.score(forward.module)
             return metric, metric
-        outputs = self._outputs(module, "validation", prefix)
-        if self._soft is None:
-            metric = _finite(float(self._per_sample(outputs).mean()))
-            return metric, metric
-        soft = torch.cat([self._soft(x, d) for x, d in zip(outputs, self._dense_outputs, strict=True)])
-        own = self.task.evaluate
-        metric = float(self._per_sample(outputs).mean()) if own is None else float(own(module))
-        return _finite(float(soft.mean())), _finite(metric)
+        found = [self.stage_scores(forward, stage) for stage in self.stages]
+        score, metric = (float(self.joined(x).mean()) for x in zip(*found, strict=True))
+        return score, metric if self.task.evaluate is None else self.score(forward.module)
 
     def score(self, module: nn.Module, split: Split = "validation") -> float:
         """The task's metric of a module: the mean over samples, or what the task's own `evaluate` says."""
         if self.task.evaluate is not None:
-            return _finite(float(self.task.evaluate(module)))
-        return _finite(float(self.sample_scores(module, split).mean()))
+            return _number(self.task.evaluate(module))
+        return float(self.sample_scores(module, split).mean())
 
     def sample_scores(self, module: nn.Module, split: Split = "validation") -> Tensor:
         """Per-sample metrics (N,), float64."""
-        return self._per_sample(self._outputs(module, split), split)
+        stages, forward = self._stages(split), self._forward(module)
+        return self.joined([self._metric(stage, _outputs(forward, stage.samples)) for stage in stages])
 
-    def _per_sample(self, outputs: list[Any], split: Split = "validation") -> Tensor:
-        both = zip(outputs, self._samples(split).targets, strict=True)
-        return torch.cat([self.task.per_sample(x, targets).to(torch.float64) for x, targets in both])
+    def searched_scores(self, policy: Policy) -> Tensor:
+        """What is searched, by validation sample (N,), of a policy; raises what compression or scoring raises."""
+        forward = self._candidate(policy)
+        return self.joined([self.stage_scores(forward, stage).score for stage in self.stages])
 
-    def _outputs(self, module: nn.Module, split: Split, prefix: Prefix | None = None) -> list[Any]:
-        """A module's outputs, chunk by chunk."""
-        outputs = self._samples(split).outputs(self._graphed(module), prefix)
-        if not all(bool(torch.isfinite(x).all()) for x in outputs if isinstance(x, Tensor)):
-            raise TaskError("Outputs must be finite; this model gives NaN or infinity: check its weights and inputs.")
-        return outputs
+    def stage_scores(self, forward: Forward, stage: Stage) -> SampleScores:
+        """Scores of the samples of one of `stages`; not of a task with an `evaluate` of its own."""
+        outputs = _outputs(forward, stage.samples)
+        soft = None if self._soft is None else self._likeness(stage, outputs)
+        if self.task.evaluate is not None and soft is not None:
+            return SampleScores(soft, soft)  # the metric has no value by sample
+        metric = self._metric(stage, outputs)
+        return SampleScores(metric if soft is None else soft, metric)
 
-    def _graphed(self, module: nn.Module) -> nn.Module:
-        """What automc made of the task's model, as its graph; any other module as it is."""
-        graph, made = self.compressor.graph, provenance.known(module)
-        traced = made is not None and graph.graph is not None and made.policy.fingerprint == graph.facts.fingerprint
-        return interpretable(graph, module) if traced else module
+    def joined(self, parts: Sequence[Tensor]) -> Tensor:
+        """Values by stage as one (N,), in the order of the samples."""
+        if len(parts) == 1:
+            return parts[0]
+        whole = torch.empty(sum(len(part) for part in parts), dtype=parts[0].dtype)
+        for stage, part in zip(self.stages, parts, strict=True):
+            whole[stage.rows] = part
+        return whole
 
-    def _prefix(self, small: nn.Module) -> Prefix | None:
-        """Where the forward pass of a candidate may begin."""
-        graph, made = self.compressor.graph, provenance.of(small)
+    def _metric(self, stage: Stage, outputs: list[Any]) -> Tensor:
+        """The task's metric, by sample."""
+        both = zip(outputs, stage.samples.targets, strict=True)
+        return _finite(torch.cat([_by_sample(self.task.per_sample(x, y), len(y)) for x, y in both]))
+
+    def _likeness(self, stage: Stage, outputs: list[Any]) -> Tensor:
+        """How near outputs are to the dense model's, by sample."""
+        assert self._soft is not None
+        dense = self._dense_outputs[self.stages.index(stage)]
+        both = zip(outputs, dense, strict=True)
+        return _finite(torch.cat([self._soft(x, d, self._dense_energy).cpu() for x, d in both]))
+
+    def _candidate(self, policy: Policy) -> Forward:
+        """A policy's model, just compressed: what it shares with others just compressed need not run again."""
+        small = self.compressor.compress(policy)
+        forward, graph, made = self._forward(small), self.compressor.graph, provenance.of(small)
         if graph.graph is None:
-            return None
+            return forward
+        with torch.no_grad():
+            small(*self.task.example_inputs)  # the graph would not notice that the model's own forward raises
         at = cuts(graph.graph)
-        found = keys(graph.graph, at, graph.facts, made.policy, made.structure, "scored")
-        return Prefix({node.name: found[node] for node in at}, self._prefixes)
+        found = keys(graph.graph, at, graph.facts, policy, made.structure, "scored")
+        return replace(forward, prefix=Prefix({node.name: found[node] for node in at}, self._prefixes))
+
+    def _forward(self, module: nn.Module) -> Forward:
+        """A module, with the dense model's graph where automc made it from that."""
+        graph, made = self.compressor.graph, provenance.known(module)
+        if made is None or graph.graph is None or made.policy.fingerprint != graph.facts.fingerprint:
+            return Forward(module, module)
+        return Forward(module, interpretable(graph, module))
 
     @cached_property
-    def _dense_outputs(self) -> list[Tensor]:
-        found = self._outputs(self.task.model, "validation")
-        if not all(isinstance(x, Tensor) for x in found):
+    def _dense_outputs(self) -> tuple[list[Tensor], ...]:
+        """By stage and chunk."""
+        forward = self._forward(self.task.model)
+        found = tuple(_outputs(forward, stage.samples) for stage in self.stages)
+        odd = [x for outputs in found for x in outputs if not isinstance(x, Tensor)]
+        if odd:
             raise TaskError(
                 "A model scored by its likeness to the dense one must give one tensor; this one gives a "
-                f"{type(found[0]).__name__}: score by the metric."
+                f"{type(odd[0]).__name__}: score by the metric."
             )
         return found
 
-    def _samples(self, split: Split) -> Samples:
+    @cached_property
+    def _dense_energy(self) -> float:
+        """The dense outputs' mean squared norm over all samples, however they are grouped."""
+        return float(
+            self.joined([torch.cat([energies(x).cpu() for x in outputs]) for outputs in self._dense_outputs]).mean()
+        )
+
+    def _stages(self, split: Split) -> tuple[Stage, ...]:
         """The split's samples, prepared once."""
         if split not in self._prepared:
             batches = self.task.validation if split == "validation" else self.task.test
@@ -140,7 +222,8 @@ class Evaluator:
                 raise TaskError(
                     f"Scoring on {split} data needs {split} batches; task {self.task.name!r} has none: add them."
                 )
-            self._prepared[split] = Samples(batches, split)
+            races = split == "validation" and self.task.evaluate is None
+            self._prepared[split] = staged(batches, self._ends if races else (), self._seed, split)
         return self._prepared[split]
 
 
@@ -150,7 +233,57 @@ def check_score(name: str) -> None:
         raise TaskError(f"A search scores by metric, {', '.join(SOFT)}; {name!r} is none of them: use one of these.")
 
 
-def _finite(score: float) -> float:
-    if score != score or score in (float("inf"), float("-inf")):
-        raise TaskError(f"A score must be finite; the metric gave {score}: check the model and the metric.")
-    return score
+def _outputs(forward: Forward, samples: Samples) -> list[Any]:
+    """A module's outputs, chunk by chunk."""
+    outputs = forward.outputs(samples)
+    if not all(bool(torch.isfinite(x).all()) for x in outputs if isinstance(x, Tensor)):
+        raise TaskError("Outputs must be finite; this model gives NaN or infinity: check its weights and inputs.")
+    return outputs
+
+
+def _by_sample(found: Any, count: int) -> Tensor:
+    """What a metric gave for `count` samples, float64."""
+    if not isinstance(found, Tensor) or found.shape != (count,):
+        what = f"shape {tuple(found.shape)}" if isinstance(found, Tensor) else f"a {type(found).__name__}"
+        raise TaskError(
+            f"A metric must give one score a sample, a tensor of shape ({count},); it gave {what}: return scores by "
+            "sample, or pass evaluate=callable(model) -> float to the task."
+        )
+    return found.detach().cpu().to(torch.float64)
+
+
+def _finite(scores: Tensor) -> Tensor:
+    odd = scores[~torch.isfinite(scores)]
+    if len(odd):
+        raise TaskError(f"A score must be finite; the metric gave {float(odd[0])}: check the model and the metric.")
+    return scores
+
+
+def _number(value: Any) -> float:
+    """What a task's own `evaluate` gave."""
+    plain = value.item() if isinstance(value, Tensor) and value.numel() == 1 else value
+    if not isinstance(plain, numbers.Real):
+        raise TaskError(f"A task's evaluate must give a number; it gave a {type(plain).__name__}: return a float.")
+    return float(_finite(torch.tensor([float(plain)], dtype=torch.float64)))
+
+
+def _reason(error: Exception) -> str:
+    """An exception in one line; automc's own sentences stand for themselves, others need their type beside them."""
+    said = " ".join(str(error).split())
+    if isinstance(error, AutomcError) and said:
+        return said
+    return f"{type(error).__name__}: {said}"[:300] if said else type(error).__name__
+
+
+@contextlib.contextmanager
+def _scoring_the_dense_model() -> Iterator[None]:
+    """What the user's model or metric raises here would fail every candidate: one sentence instead."""
+    try:
+        yield
+    except (AutomcError, OSError, MemoryError):  # these say what is wrong
+        raise
+    except Exception as error:
+        raise TaskError(
+            f"The dense model must be scored before a search begins; that stopped with {_reason(error)}: check the "
+            "model, the metric and the validation batches."
+        ) from error

@@ -44,34 +44,8 @@ class Samples:
         """Chunk by chunk."""
         return tuple(chunk for _, targets in self._batches for chunk in targets.split(CHUNK))  # type: ignore[no-untyped-call]
 
-    @torch.no_grad()
-    def outputs(self, module: nn.Module, prefix: Prefix | None = None) -> list[Any]:
-        """A module's outputs, chunk by chunk; the module is not changed.
-
-        prefix: only for a GraphModule whose nodes it names.
-        """
-        run = self._run_of(module)
-        if prefix is None:
-            return run.outputs(run.values(None, ())[-1])
-        held = {
-            name: f"{run.kind} {self.name} {prefix.cuts[name]}" for name in spread(list(filter(run.holds, prefix.cuts)))
-        }
-        begin = next((name for name in reversed(held) if held[name] in prefix.memory), None)
-        later = list(held)[list(held).index(begin) + 1 if begin else 0 :]
-        wanted = [name for name in later if prefix.memory.wants(held[name])]
-        given = prefix.memory[held[begin]].values if begin else ()
-        values = run.values(None if begin is None else (begin, given), wanted)
-        for name, found in zip(wanted, values, strict=False):
-            prefix.memory.put(held[name], Snapshot(tuple(found), {}, frozenset()))
-        return run.outputs(values[-1])
-
-    def _run_of(self, module: nn.Module) -> "_Run":
-        shape = self._shape
-        program = lowered(traced(module), shape) if shape is not None else None
-        return _Torch(module, self) if program is None else _Compiled(program, self)
-
     @cached_property
-    def _shape(self) -> Shape | None:
+    def shape(self) -> Shape | None:
         """Height, width and channels, where all samples are one float image or vector of the same shape."""
         if not lanes() or any(len(inputs) != 1 for inputs, _ in self._batches):
             return None
@@ -91,6 +65,47 @@ class Samples:
         """Inputs, channels last."""
         columns = [[_channels_last(x).split(CHUNK) for x in inputs] for inputs, _ in self._batches]  # type: ignore[no-untyped-call]
         return tuple(chunk for column in columns for chunk in zip(*column, strict=True))
+
+
+@dataclass(frozen=True, eq=False)
+class Forward:
+    """A model made ready once, for any samples; it is not changed."""
+
+    module: nn.Module
+    graph: nn.Module
+    """The same model as a graph of its layers, or itself where it has none."""
+    prefix: Prefix | None = None
+    """Only for a graph whose nodes it names."""
+
+    @torch.no_grad()
+    def outputs(self, samples: Samples) -> list[Any]:
+        """What the model gives, chunk by chunk."""
+        program = None if samples.shape is None else self._program(samples.shape)
+        run: _Run = _Torch(self._prepared, samples) if program is None else _Compiled(program, samples)
+        if self.prefix is None:
+            return run.outputs(run.values(None, ())[-1])
+        cuts, memory = self.prefix.cuts, self.prefix.memory
+        held = {name: f"{run.kind} {samples.name} {cuts[name]}" for name in spread(list(filter(run.holds, cuts)))}
+        begin = next((name for name in reversed(held) if held[name] in memory), None)
+        later = list(held)[list(held).index(begin) + 1 if begin else 0 :]
+        wanted = [name for name in later if memory.wants(held[name])]
+        values = run.values(None if begin is None else (begin, memory[held[begin]].values), wanted)
+        for name, found in zip(wanted, values, strict=False):
+            memory.put(held[name], Snapshot(tuple(found), {}, frozenset()))
+        return run.outputs(values[-1])
+
+    def _program(self, shape: Shape) -> Lowering | None:
+        if shape not in self._programs:
+            self._programs[shape] = lowered(traced(self.graph), shape)
+        return self._programs[shape]
+
+    @cached_property
+    def _programs(self) -> dict[Shape, Lowering | None]:
+        return {}
+
+    @cached_property
+    def _prepared(self) -> nn.Module:
+        return prepared(self.graph)
 
 
 class _Run(Protocol):
@@ -141,7 +156,7 @@ class _Torch:
     kind = "chunks"
 
     def __init__(self, module: nn.Module, samples: Samples) -> None:
-        self.module, self.samples = prepared(module), samples
+        self.module, self.samples = module, samples
 
     def holds(self, name: str) -> bool:
         return isinstance(self.module, fx.GraphModule) and any(n.name == name for n in self.module.graph.nodes)

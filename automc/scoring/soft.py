@@ -2,13 +2,14 @@
 
 * kl: exp(-KL(p || q)) of the dense model's distribution p and the candidate's q over classes, per sample. One where
   both agree, and bounded, so that a few confident samples cannot outweigh all others.
-* mse: exp(-||y - d||^2 / ||d||^2) of outputs of any shape, per sample, the norm of d taken over the batch.
+* mse: exp(-||y - d||^2 / e) of outputs of any shape, per sample, e being the mean of ||d||^2 over all samples.
 
 Two candidates with as many right answers still differ in how sure they are of them; on data the model was trained on,
 where every answer is right, that is all there is to see.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -16,12 +17,21 @@ from torch.nn import functional as F
 
 from automc.errors import TaskError
 
-SoftScore = Callable[[Tensor, Tensor], Tensor]
-"""From a candidate's and the dense model's outputs of a batch to scores (B,), higher is better, 1 where equal."""
+
+class SoftScore(Protocol):
+    """From a candidate's and the dense model's outputs of a batch to scores (B,), higher is better, 1 where equal.
+
+    `energy` is the mean of `energies` over all samples, so that scores do not depend on how samples are batched; by
+    default that of the batch.
+    """
+
+    def __call__(self, outputs: Tensor, dense: Tensor, energy: float | None = None) -> Tensor:
+        """Scores by sample (B,)."""
+        ...
 
 
-def kl(outputs: Tensor, dense: Tensor) -> Tensor:
-    """exp(-KL) of class scores (B, classes, ...), the mean over positions in the exponent."""
+def kl(outputs: Tensor, dense: Tensor, energy: float | None = None) -> Tensor:
+    """exp(-KL) of class scores (B, classes, ...), the mean over positions in the exponent; `energy` plays no part."""
     if dense.dim() < 2 or dense.shape[1] < 2:
         raise TaskError(
             f"Scoring by kl needs class scores (B, classes, ...); this model gives {tuple(dense.shape)}: score by mse."
@@ -31,11 +41,16 @@ def kl(outputs: Tensor, dense: Tensor) -> Tensor:
     return torch.exp(-divergence.reshape(len(dense), -1).mean(dim=1).clamp_min(0))
 
 
-def mse(outputs: Tensor, dense: Tensor) -> Tensor:
-    """exp(-relative squared error) of outputs (B, ...)."""
+def mse(outputs: Tensor, dense: Tensor, energy: float | None = None) -> Tensor:
+    """exp(-squared error / energy) of outputs (B, ...)."""
     error = (outputs.double() - dense.double()).square().reshape(len(dense), -1).sum(dim=1)
-    energy = dense.double().square().reshape(len(dense), -1).sum(dim=1).mean()
-    return torch.exp(-error / energy.clamp_min(1e-30))
+    scale = float(energies(dense).mean()) if energy is None else energy
+    return torch.exp(-error / max(scale, 1e-30))
+
+
+def energies(dense: Tensor) -> Tensor:
+    """The squared norm of each sample's outputs (B,), float64."""
+    return dense.double().square().reshape(len(dense), -1).sum(dim=1)
 
 
 SOFT: Mapping[str, SoftScore] = {"kl": kl, "mse": mse}

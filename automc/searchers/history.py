@@ -15,7 +15,7 @@ TRIES = 20
 
 @dataclass(eq=False)
 class History:
-    """Points told so far with their scores; NaN for evaluations that failed."""
+    """Points told so far with their scores, estimates of pruned ones among them; NaN for evaluations that failed."""
 
     problem: Problem
     seed: int
@@ -33,7 +33,7 @@ class History:
         """Takes note of an evaluation; returns its point."""
         point = self.problem.space.encode(evaluation.policy)
         self.points.append(point)
-        self.scores.append(float(evaluation.score) if evaluation.ok and evaluation.score is not None else float("nan"))
+        self.scores.append(evaluation.score if evaluation.scored and evaluation.score is not None else float("nan"))
         self._seen.add(point.tobytes())
         self.asked = max(self.asked - 1, 0)
         return point

@@ -123,13 +123,13 @@ class JointSearcher:
 
     def _pays(self, evaluation: Evaluation) -> bool:
         """Whether an evaluation is among the best told so far, or no told one dominates it."""
-        if not evaluation.ok or evaluation.score is None:
+        if not evaluation.scored or evaluation.score is None:
             return False
         better = sum(s > evaluation.score for s in self.history.scores)
         costs = (evaluation.cost(name) for name in self.history.problem.projector.limits)
         key = (-evaluation.score, *costs)
         dominated = any(all(a <= b for a, b in zip(other, key, strict=True)) for other in self._front)
-        if not dominated:
+        if not dominated and evaluation.ok:
             self._front = [o for o in self._front if not all(a <= b for a, b in zip(key, o, strict=True))] + [key]
         return better < GOOD or (not dominated and better < 3 * GOOD)
 

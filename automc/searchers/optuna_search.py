@@ -62,7 +62,7 @@ class OptunaSearcher:
         """Adds the executed policy to the sampler's study."""
         point = self.history.tell(evaluation)
         values = None
-        if evaluation.ok and evaluation.score is not None:
+        if evaluation.scored and evaluation.score is not None:  # an estimate is dominated by what it was raced against
             values = [evaluation.score, *(evaluation.cost(name) for name in self._costs)]
         told = len(self.history.points) - 1
         params = parameters(self.history.problem.space.axes, point)
@@ -117,6 +117,7 @@ class SearcherSampler(BaseSampler):
         point = levels_of(self._problem.space.axes, trial.params)
         costs = tuple(self._problem.projector.costing.of(point).items())
         policy = self._problem.space.decode(point)
+        # A pruned trial's value is its last report, on a scale only its objective knows: no estimate of a score.
         if state == TrialState.COMPLETE and values is not None:
             score = values[0] if study.directions[0] == StudyDirection.MAXIMIZE else -values[0]
             self._searcher.tell(Evaluation(policy, "ok", score, costs))

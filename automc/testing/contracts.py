@@ -118,6 +118,8 @@ def check_searcher(factory: SearcherFactory, problem: Problem, trials: int = 12)
         evaluation = Evaluation(policy, "ok", 0.1 * (number % 5), costs, proposer=proposer)
         if number % 4 == 3:
             evaluation = replace(evaluation, state="failed", score=None, reason="told to fail")
+        elif number % 4 == 2:
+            evaluation = replace(evaluation, state="pruned", share=0.1, reason="told to be stopped early")
         history.append(evaluation)
         first.tell(evaluation)
     again = factory(problem, 0)

@@ -17,13 +17,14 @@ from tests.cli.conftest import Run
 from tests.cli.tiny import TASK
 
 SEARCH = ("search", "my_task.py:task", "--budget", "macs<=60%", "--searcher", "stub", "--study", "tiny")
+RACE = ("--stages", "60, 200", "--keep", "2", "--score", "mse")
 ROOT = Path(__file__).parents[2]
 
 
 def test_from_task_to_compressed_model_on_disk(run: Run, tmp_path: Path) -> None:
     status, out, err = run(*SEARCH, "--trials", "5")
     assert status == 0, err
-    assert "5 trials ok" in out and "automc apply tiny --out" in out and "runs/tiny.journal" in out
+    assert "5 trials: 5 scored in full\n" in out and "automc apply tiny --out" in out and "runs/tiny.journal" in out
 
     status, out, _ = run("pareto", "tiny", "--html", "front.html")
     assert status == 0 and "uniform" in out and "dense" in out
@@ -52,6 +53,19 @@ def test_from_task_to_compressed_model_on_disk(run: Run, tmp_path: Path) -> None
     assert status == 0, err
     shown = f"{report['compressed']['score']:.4f}"
     assert f"score on test: {shown} (when saved: {shown})" in out
+
+
+def test_a_race_says_how_many_trials_were_stopped_and_shows_one(run: Run) -> None:
+    status, out, err = run(SEARCH[0], "my_task.py:many", *SEARCH[2:], "--trials", "25", *RACE)
+    assert status == 0, err
+    found = Study.open("runs/tiny.journal")
+    stopped = [e for e in found.evaluations if e.state == "pruned"]
+    assert stopped and f"25 trials: {25 - len(stopped)} scored in full, {len(stopped)} stopped early\n" in out
+    assert found.meta["race"] == {"stages": [60, 200], "keep": 2}
+    status, out, _ = run("show", "tiny", "--trial", str(stopped[0].number))
+    assert status == 0 and "(pruned)" in out and "Stopped after" in out and "% of the samples" in out
+    status, out, _ = run("pareto", "tiny", "--json", "--html", "front.html")
+    assert status == 0 and all(e["state"] == "ok" for e in json.loads(out)["front"])
 
 
 def test_a_policy_is_applied_and_distilled(run: Run, tmp_path: Path) -> None:

@@ -43,6 +43,13 @@ def broken():
     return found
 
 
+def many():
+    found = task()
+    images = torch.randn(600, 3, 8, 8, generator=torch.Generator().manual_seed(1))
+    targets = found.model(images).argmax(dim=1)
+    return automc.Task(found.model, calibration=found.calibration, validation=[(images, targets)], factory=net)
+
+
 def blind():
     return automc.Task(net(), calibration=task().calibration, validation=[])
 

@@ -58,6 +58,32 @@ def test_a_plot_without_baseline_or_feasible_trials_is_still_a_plot(tmp_path: Pa
     assert [t.name for t in front.figure(study).data] == ["trials", "front", "dense"] * 2
 
 
+def test_trials_stopped_early_are_shown_as_what_they_are(tmp_path: Path) -> None:
+    study = filled(tmp_path / "lab.journal", 3)
+    found = study.record(lab.pruned(lab.lookup(lab.draw(np.random.default_rng(8)))))
+    assert text.counts_line(study.evaluations) == "4 trials: 3 scored in full, 1 stopped early"
+    meta = study.meta | {"metric": "accuracy", "dense": {"score": 0.9, "metric": 0.9}}
+    assert text.scores_line(found, meta).endswith("(dense 0.9000), estimated from 5% of the samples")
+    assert "estimated" not in text.scores_line(study.evaluations[0], meta)
+    as_json = text.as_json(found)
+    assert as_json["state"] == "pruned" and as_json["share"] == 0.05 and as_json["stages"] == found.stages
+    figure = front.figure(study)
+    assert [t.name for t in figure.data] == ["stopped early", "trials", "front", "dense", "uniform"] * 2
+    assert len(figure.data[0].x) == 1 and len(figure.data[1].x) == 3
+    assert "estimated from 5% of the samples" in figure.data[0].text[0] and "macs" in figure.data[0].text[0]
+    assert "1 of 4 stopped early" in Bar(study, 9, None).news()
+
+
+def test_trials_are_counted_by_how_they_ended() -> None:
+    one = lab.lookup(lab.draw(np.random.default_rng(0)))
+    states = ("ok", "pruned", "pruned", "infeasible", "failed")
+    every = [replace(one, state=s) for s in states]  # type: ignore[arg-type]
+    assert text.counts_line(every) == "5 trials: 1 scored in full, 2 stopped early, 1 infeasible, 1 failed"
+    assert (
+        text.counts_line([one]) == "1 trial: 1 scored in full" and text.counts_line([]) == "0 trials: 0 scored in full"
+    )
+
+
 def test_a_policy_on_one_line_says_what_differs_from_dense() -> None:
     groups = (("a", GroupDecision(0.5)), ("b", GroupDecision(1.0)))
     policy = Policy("f", groups, (("a", LayerDecision(4, 8, 0.25)), ("b", LayerDecision())))

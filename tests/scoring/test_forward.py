@@ -12,7 +12,7 @@ from automc.compression.prefix import PassMemory, cuts
 from automc.compression.quantize import QuantizedLayer
 from automc.kernels.tiles import lanes
 from automc.scoring.folding import folded, traced
-from automc.scoring.forward import Prefix, Samples
+from automc.scoring.forward import Forward, Prefix, Samples
 from automc.tasks.resnet import ResNet
 
 needs_compiler = pytest.mark.skipif(not lanes(), reason="needs a C compiler")
@@ -28,6 +28,10 @@ def settled(module: nn.Module) -> nn.Module:
             nn.init.uniform_(each.weight, 0.5, 1.5)
             nn.init.normal_(each.bias)
     return module.eval()
+
+
+def outputs(module: nn.Module, samples: Samples) -> list[Tensor]:
+    return Forward(module, module).outputs(samples)
 
 
 class Mobile(nn.Module):
@@ -108,7 +112,7 @@ def test_compiled_outputs_are_torchs(name: str) -> None:
     size = (*shape[1:], shape[0]) if len(shape) == 3 else (1, 1, shape[0])
     assert lowered(folded(module), size) is not None
     samples = Samples([((x[:30],), torch.zeros(30)), ((x[30:],), torch.zeros(15))])
-    found = torch.cat(samples.outputs(module))
+    found = torch.cat(outputs(module, samples))
     with torch.no_grad():
         expected = module(x)
     assert found.shape == expected.shape
@@ -159,7 +163,7 @@ def test_what_has_no_step_is_left_to_torch(operation: Callable[[Tensor], Tensor]
     module, x = Odd(operation).eval(), torch.randn(20, 3, 8, 8)
     assert lowered(folded(module), (8, 8, 3)) is None
     with torch.no_grad():
-        found = torch.cat(Samples([((x,), torch.zeros(20))]).outputs(module))
+        found = torch.cat(outputs(module, Samples([((x,), torch.zeros(20))])))
         assert torch.allclose(found, module(x), atol=1e-5)
 
 
@@ -167,8 +171,8 @@ def test_inputs_of_several_kinds_are_left_to_torch() -> None:
     module = nn.Sequential(nn.Flatten(), nn.Linear(8, 3)).eval()
     double = nn.Sequential(nn.Flatten(), nn.Linear(8, 3)).double().eval()
     batches = [((torch.randn(5, 8),), torch.zeros(5)), ((torch.randn(5, 2, 4),), torch.zeros(5))]
-    assert len(torch.cat(Samples(batches).outputs(module))) == 10
-    found = Samples([((torch.randn(5, 8, dtype=torch.float64),), torch.zeros(5))]).outputs(double)
+    assert len(torch.cat(outputs(module, Samples(batches)))) == 10
+    found = outputs(double, Samples([((torch.randn(5, 8, dtype=torch.float64),), torch.zeros(5))]))
     assert found[0].dtype == torch.float64
 
 
@@ -193,7 +197,7 @@ def test_what_cannot_be_traced_runs_as_it_is() -> None:
 
     x = torch.ones(3, 2)
     assert not isinstance(folded(Branching()), fx.GraphModule)
-    assert torch.equal(torch.cat(Samples([((x,), torch.zeros(3))]).outputs(Branching())), -x)
+    assert torch.equal(torch.cat(outputs(Branching(), Samples([((x,), torch.zeros(3))]))), -x)
 
 
 @pytest.mark.parametrize("compiled", [True, False])
@@ -206,13 +210,13 @@ def test_a_pass_may_begin_where_another_one_left_its_values(compiled: bool, monk
     samples, memory = Samples([((x,), torch.zeros(120))]), PassMemory(2**28)
     names = [node.name for node in cuts(module.graph)]
     prefix = Prefix({name: f"before {name}" for name in names}, memory)
-    plain = torch.cat(samples.outputs(module))
+    plain = torch.cat(outputs(module, samples))
     for _ in range(3):  # nothing is kept the first time, some values the second, and used the third
-        assert torch.equal(torch.cat(samples.outputs(module, prefix)), plain)
+        assert torch.equal(torch.cat(Forward(module, module, prefix).outputs(samples)), plain)
     assert memory.bytes > 0
     with torch.no_grad():  # what lies before the last kept value is not computed any more
         module.get_parameter("conv1.weight").fill_(float("nan"))
-    assert torch.equal(torch.cat(samples.outputs(module, prefix)), plain)
-    assert bool(torch.cat(samples.outputs(module)).isnan().any())
+    assert torch.equal(torch.cat(Forward(module, module, prefix).outputs(samples)), plain)
+    assert bool(torch.cat(outputs(module, samples)).isnan().any())
     other = Samples([((x[:30],), torch.zeros(30))], "other")
-    assert bool(torch.cat(other.outputs(module, prefix)).isnan().any())
+    assert bool(torch.cat(Forward(module, module, prefix).outputs(other)).isnan().any())

@@ -1,6 +1,7 @@
 """What the searchers share: no repeats, determinism, failures that teach, and better results than chance."""
 
 import itertools
+from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
@@ -8,7 +9,9 @@ import pytest
 
 from automc.errors import PolicyError
 from automc.evaluation import Evaluation
+from automc.policy import Policy
 from automc.registry import SEARCHERS, SPACES
+from automc.rewards import REWARDS
 from automc.searchers.bandit import Bandit
 from automc.searchers.baselines import uniform_point
 from automc.searchers.history import History
@@ -42,6 +45,46 @@ def test_a_search_of_failures_goes_on(name: str) -> None:
         return replace(table.lookup(problem)(policy), state="failed", score=None, reason="out of memory")  # type: ignore[arg-type]
 
     assert len(table.search(SEARCHERS.load(name)(problem, 0), fails, 8)) == 8
+
+
+def stopped(evaluate: Callable[[Policy], Evaluation], best: float = 0.0) -> Callable[[Policy], Evaluation]:
+    """What comes of candidates in a race: the second and every later one below the best is an estimate."""
+
+    def race(policy: Policy) -> Evaluation:
+        nonlocal best
+        found = evaluate(policy)
+        assert found.score is not None
+        lost, best = found.score < best, max(best, found.score)
+        return replace(found, state="pruned", share=0.1) if lost else found
+
+    return race
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_estimates_teach_as_scores_do(name: str) -> None:
+    problem = table.problem()
+    plain = table.search(SEARCHERS.load(name)(problem, 0), table.lookup(problem), 20)
+    raced = table.search(SEARCHERS.load(name)(problem, 0), stopped(table.lookup(problem)), 20)
+    assert {e.state for e in raced} == {"ok", "pruned"}
+    assert [(e.policy, e.score) for e in raced] == [(e.policy, e.score) for e in plain]
+
+
+def test_an_estimate_is_rewarded_by_its_score_and_a_failure_is_not() -> None:
+    problem = table.problem()
+    good = table.lookup(problem)(problem.space.decode(uniform_point(problem, problem.projector)))
+    for reward in REWARDS.values():
+        assert reward(replace(good, state="pruned"), 0.95) == reward(good, 0.95) != -1.0
+        assert reward(replace(good, state="failed", score=None), 0.95) == -1.0
+
+
+def test_an_estimate_never_stands_on_the_front_of_the_joint_search() -> None:
+    problem = table.problem()
+    joint = SEARCHERS.load("joint")(problem, 0)
+    good = table.lookup(problem)(joint.ask())
+    joint.tell(replace(good, state="pruned"))
+    assert joint._front == []
+    joint.tell(good)
+    assert len(joint._front) == 1
 
 
 @pytest.mark.parametrize("name", ALL)

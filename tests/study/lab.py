@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -52,6 +53,15 @@ def lookup(policy: Policy) -> Evaluation:
     bits = sum(d.weight_bits for _, d in policy.layers) / 32 / len(GROUPS)
     score = 0.5 * keep + 0.3 * bits + 0.2 * digest[0] / 255
     return Evaluation(policy, "ok", score, (("macs", 1000 * keep), ("size", 4000 * keep * bits)), seconds=0.01)
+
+
+def pruned(evaluation: Evaluation, score: float | None = None) -> Evaluation:
+    """As a race leaves it that stopped at the first of two looks."""
+    found = evaluation.score if score is None else score
+    assert found is not None
+    return replace(
+        evaluation, state="pruned", score=found, metric=0.5, share=0.05, stages=((256, found),), reason="Stopped."
+    )
 
 
 def problem() -> Problem:

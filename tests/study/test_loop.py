@@ -111,6 +111,55 @@ def test_several_candidates_in_flight_come_back_in_order(tmp_path: Path) -> None
     assert executor.most == 3
 
 
+def test_a_policy_stopped_early_and_asked_for_again_is_not_scored_again(tmp_path: Path) -> None:
+    class Same(lab.Draws):
+        def ask(self) -> Policy:
+            return lab.draw(np.random.default_rng(self.told % 3))
+
+    scored: list[Policy] = []
+
+    def evaluate(policy: Policy) -> Evaluation:
+        scored.append(policy)
+        found = lab.lookup(policy)
+        return found if len(scored) == 1 else lab.pruned(found)
+
+    path = tmp_path / "lab.journal"
+    loop.run(lab.problem(), Same(), evaluate, lab.study(path), trials=5)
+    loop.run(lab.problem(), Same(), evaluate, lab.study(path), trials=9)
+    study = Study.open(path)
+    assert len(scored) == 3
+    assert [e.state for e in study.evaluations] == ["ok", "pruned", "pruned"] * 3
+    for first, again in zip(study.evaluations, study.evaluations[3:], strict=False):
+        assert replace(again, number=first.number, seconds=first.seconds) == first
+
+
+def test_an_estimate_over_a_limit_is_infeasible(tmp_path: Path) -> None:
+    def cheat(policy: Policy) -> Evaluation:
+        return lab.pruned(replace(lab.lookup(policy), costs=(("macs", 701.0), ("size", 10.0))))
+
+    study = lab.study(tmp_path / "lab.journal")
+    loop.run(lab.problem(), lab.Draws(), cheat, study, trials=1)
+    (found,) = study.evaluations
+    assert (found.state, found.score, found.metric, found.stages) == ("infeasible", None, None, ())
+
+
+def test_what_scores_learns_every_record_before_the_searcher_and_earlier_ones_first(tmp_path: Path) -> None:
+    order: list[tuple[str, int]] = []
+
+    class Telling(lab.Draws):
+        def tell(self, evaluation: Evaluation) -> None:
+            order.append(("searcher", evaluation.number))
+            super().tell(evaluation)
+
+    def learn(evaluation: Evaluation) -> None:
+        order.append(("scorer", evaluation.number))
+
+    path = tmp_path / "lab.journal"
+    run(path, 3)
+    loop.run(lab.problem(), Telling(), lab.lookup, lab.study(path), trials=5, learn=learn)
+    assert order == [(who, number) for number in range(5) for who in ("scorer", "searcher")]
+
+
 def test_no_time_left_means_no_further_trial(tmp_path: Path) -> None:
     study = lab.study(tmp_path / "lab.journal")
     loop.run(lab.problem(), lab.Draws(), lab.lookup, study, trials=50, seconds=0.0)

@@ -1,5 +1,6 @@
 """What a study keeps, and what it refuses."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -7,6 +8,8 @@ from typing import Any
 import numpy as np
 import optuna
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from automc.errors import StudyError
 from automc.evaluation import Evaluation
@@ -151,3 +154,56 @@ def test_a_cost_that_is_not_a_number_counts_as_failed_for_optuna(tmp_path: Path)
     )
     assert isinstance(study.record(odd), Evaluation)
     assert study.optuna.trials[0].state == optuna.trial.TrialState.FAIL
+
+
+@pytest.mark.parametrize("kind", ["journal", "sqlite"])
+def test_a_trial_stopped_early_is_pruned_for_optuna_with_its_estimates_and_read_back_whole(
+    tmp_path: Path, kind: str
+) -> None:
+    where = str(tmp_path / "lab.journal") if kind == "journal" else f"sqlite:///{tmp_path}/lab.db"
+    study = lab.study(where)
+    good, other = (lab.lookup(lab.draw(np.random.default_rng(i))) for i in (0, 1))
+    assert good.score is not None
+    study.record(replace(good, stages=((256, 0.4), (1024, 0.6), (5000, good.score))))
+    study.record(lab.pruned(other))
+    first, second = study.optuna.trials
+    assert first.state == optuna.trial.TrialState.COMPLETE
+    assert first.intermediate_values == {256: 0.4, 1024: 0.6, 5000: good.score}
+    assert second.state == optuna.trial.TrialState.PRUNED and second.values is None
+    assert second.intermediate_values == {256: other.score}
+    assert set(second.params) == {a.key for a in lab.AXES} and set(lab.LIMITS) <= set(second.constraints)
+    assert [t.number for t in study.optuna.best_trials] == [0]
+    again = Study.open(where)
+    assert again.evaluations == study.evaluations
+    assert again.evaluations[1].stages == ((256, other.score),) and again.evaluations[1].share == 0.05
+
+
+def test_an_estimate_is_never_best_nor_on_a_front_however_high(tmp_path: Path) -> None:
+    study = filled(tmp_path / "lab.journal", 4)
+    best, front = study.best, study.pareto()
+    cheap = replace(lab.lookup(lab.draw(np.random.default_rng(5))), costs=(("macs", 1.0), ("size", 1.0)))
+    study.record(lab.pruned(cheap, 0.999))
+    assert study.best == best and study.pareto() == front
+    alone = lab.study(tmp_path / "alone.journal")
+    alone.record(lab.pruned(cheap, 0.999))
+    assert alone.pareto() == []
+    with pytest.raises(StudyError, match="none of 1 in 'lab' is: search some trials first"):
+        _ = alone.best
+
+
+def test_records_of_before_there_were_stages_are_read(tmp_path: Path) -> None:
+    before = filled(tmp_path / "lab.journal", 3).evaluations
+    old = [json.loads(e.to_json()) for e in before]
+    for data, evaluation in zip(old, before, strict=True):
+        del data["stages"]
+        assert replace(Evaluation.from_dict(data), number=evaluation.number) == evaluation
+
+
+@given(
+    st.lists(st.tuples(st.integers(1, 10**6), st.floats(allow_nan=False, allow_infinity=False)), max_size=4),
+    st.sampled_from(["ok", "pruned"]),
+)
+def test_stages_survive_json(stages: list[tuple[int, float]], state: Any) -> None:
+    found = replace(lab.lookup(lab.draw(np.random.default_rng(0))), stages=tuple(stages), state=state)
+    assert Evaluation.from_dict(json.loads(found.to_json())) == found
+    assert found.scored and found.ok == (state == "ok")
