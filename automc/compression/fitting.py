@@ -4,6 +4,8 @@ A layer is fitted to what the dense model computes there (`reconstruct`), or fro
 then happens to its weights is in `settle`; the shift of the mean goes to an intercept.
 """
 
+from contextlib import nullcontext
+
 import torch
 from torch import Tensor, fx
 
@@ -19,6 +21,7 @@ from automc.compression.structure import Structure, kept_channels, kept_of_norms
 from automc.compression.tiled import TiledRun
 from automc.errors import GraphError
 from automc.graph.facts import ModelFacts
+from automc.kernels.tiles import lent_threads
 from automc.policy import FULL_BITS, LayerDecision, Policy
 
 
@@ -73,7 +76,8 @@ class FittingPass:
         def stops(node: fx.Node) -> bool:
             return node in passed or (node in changed and str(node.target) not in self.settled)
 
-        self.data.execute(stops, look, begin)
+        with lent_threads() if isinstance(self.data, TiledRun) else nullcontext():
+            self.data.execute(stops, look, begin)
 
     def _resume(self, at: fx.Node) -> None:
         snapshot = self.memory[self.cuts[at]]
@@ -114,7 +118,7 @@ class FittingPass:
             self._fit(name, source)
         elif self.recipe.batchnorm == "reestimate":
             dense = self.bank.spreads[name].of_channels(torch.from_numpy(self.norms[name]))
-            reestimate(self.module.get_submodule(name), self.data.values(source), dense)
+            reestimate(self.module.get_submodule(name), self.data.spread(source), dense)
 
     def _fit(self, name: str, source: fx.Node) -> None:
         place = Place(self.layers[name], self.decisions.get(name, LayerDecision()), self.module.get_submodule(name))

@@ -9,7 +9,7 @@ the new statistics.
 """
 
 import operator
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -99,7 +99,7 @@ def dense_rows(module: fx.GraphModule, points: Mapping[str, FitPoint], inputs: I
 
 
 @torch.no_grad()
-def reestimate(norm: nn.Module, chunks: Sequence[Tensor], dense: Spread) -> None:
+def reestimate(norm: nn.Module, now: Spread, dense: Spread) -> None:
     """Moves a batch norm's running statistics by as much as compression has moved its input's.
 
     EagleEye (Li et al. 2020) takes the statistics of the calibration data as they are; a thousand images say them only
@@ -108,7 +108,6 @@ def reestimate(norm: nn.Module, chunks: Sequence[Tensor], dense: Spread) -> None
     """
     if not absorbs(norm):
         return
-    now = Spread.of(chunks)
     norm.running_mean += now.mean - dense.mean  # type: ignore[operator]
     ratio = torch.where(dense.variance > 0, now.variance / dense.variance.clamp_min(1e-30), torch.ones_like(now.mean))
     norm.running_var *= ratio  # type: ignore[operator]

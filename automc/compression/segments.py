@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 
 from torch import Tensor, fx, nn
 
+from automc.compression.calibration import Spread
 from automc.compression.quantize import ActivationQuantizer
 from automc.compression.regression import Regression, of_chunks
 
@@ -57,6 +58,10 @@ class SegmentedRun:
             self._flush(self._waiting)
             self._waiting = []
         return [values[node] for values in self._values]
+
+    def spread(self, node: fx.Node) -> Spread:
+        """Mean and variance of each channel of what a node gives."""
+        return Spread.of(self.values(node))
 
     def regression(
         self,

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, fx, nn
 
-from automc.compression.calibration import GROUPED
+from automc.compression.calibration import GROUPED, Spread
 from automc.compression.lowering import Lowering, lowered, window_of
 from automc.compression.quantize import ActivationQuantizer
 from automc.compression.regression import Regression, of_chunks
@@ -73,6 +73,15 @@ class TiledRun:
         """What a computed node gave, as torch has it."""
         return [self._whole.samples(node, self._tiles(node), self._samples)]
 
+    def spread(self, node: fx.Node) -> Spread:
+        """Mean and variance of each channel of what a node gives."""
+        tiles, (whole, left) = self._tiles(node), divmod(self._samples, lanes())
+        near = tiles[0].mean(dim=(0, 1, 3))  # without it, squares would round away a small variance
+        parts = [x - near[:, None] for x in (tiles[:whole], tiles[whole:, ..., :left]) if x.numel()]
+        count = sum(x.numel() for x in parts) // len(near)
+        mean, square = (_by_channel([f(x) for x in parts]) / count for f in (torch.positive, torch.square))
+        return Spread(near + mean, (square - mean.square()).clamp_min(0))
+
     def regression(
         self,
         layer: nn.Module,
@@ -127,6 +136,13 @@ class TiledRun:
         for x in {x.data_ptr(): x for x in self._values.values() if x.data_ptr() not in kept}.values():
             self._room.give(x)
         self._values = held
+
+
+def _by_channel(parts: Sequence[Tensor]) -> Tensor:
+    """Sums over all but the channels of tiles, float64."""
+    return sum(
+        (x.sum(dim=(1, 2)).sum(dim=(0, 2), dtype=torch.float64) for x in parts), torch.zeros((), dtype=torch.float64)
+    )
 
 
 @dataclass(frozen=True, eq=False, slots=True)

@@ -49,9 +49,10 @@ def column_moments(tiles: Tensor, window: Window, positions: NDArray[np.int32], 
     tiles, wanted, places = tiles.contiguous(), wanted.contiguous(), np.ascontiguousarray(positions, dtype=np.int32)
     job = _Job(tiles, window, places, wanted)
     near, _ = job.sums(np.zeros(job.padded, dtype=np.float32), 0, min(4, len(places)))
-    shift = (near / (min(4, len(places)) * lanes())).astype(np.float32)
+    # In 16 bits, so that zeros, of which there are many, become a number that 16 bits hold (see tiles.c).
+    shift = torch.from_numpy(near / (min(4, len(places)) * lanes())).to(torch.bfloat16).to(torch.float32).numpy()
     bounds = np.linspace(0, len(places), PARTS + 1).astype(int).tolist()
-    found = together(lambda part: job.sums(shift, *part), list(itertools.pairwise(bounds)), torch.get_num_threads())
+    found = together(lambda part: job.sums(shift, *part), list(itertools.pairwise(bounds)))
     rows = len(places) * lanes()
     first = np.sum([sums for sums, _ in found], axis=0)[: job.columns] / rows
     second = np.sum([products for _, products in found], axis=0)[: job.columns, : job.columns] / rows
@@ -75,7 +76,7 @@ class _Job:
     def sums(self, shift: NDArray[np.float32], start: int, stop: int) -> tuple[FloatArray, FloatArray]:
         """Sums (padded,) and sums of products (padded, padded) of some positions, `shift` subtracted first."""
         sums, products = np.zeros(self.padded), np.zeros((self.padded, self.padded))
-        scratch = torch.zeros(self.padded, int(self._library.tiles_gathered()) + 1, lanes())
+        scratch = torch.zeros(int(self._library.tiles_moments_floats(self.columns)))
         self._library.tiles_moments(
             ctypes.byref(self._reading),
             ctypes.c_void_p(self._tiles.data_ptr()),

@@ -6,8 +6,10 @@ independent, so results depend neither on how many there are nor on the number o
 
 import ctypes
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import cache
 from typing import TypeVar
@@ -172,7 +174,6 @@ class Program:
         given: Mapping[int, Tensor],
         wanted: Sequence[int],
         *,
-        threads: int | None = None,
         room: "Room | None" = None,
     ) -> list[Tensor]:
         """What the wanted values are for given ones, each (tiles, *shape, lanes); only steps between them run.
@@ -184,8 +185,7 @@ class Program:
         stored = {value: x.contiguous() for value, x in given.items()} | results
         steps, sizes = self._placed(self._needed(set(given), set(results)), set(stored))
         job = _Job((_Step * len(steps))(*steps), sizes, self._scratch(), stored)
-        workers = min(torch.get_num_threads() if threads is None else threads, max(1, count))
-        together(job.run, np.array_split(np.arange(count), workers), workers)
+        together(job.run, np.array_split(np.arange(count), min(threads(), max(1, count))))
         return [stored[value] for value in wanted]
 
     def _needed(self, given: set[int], wanted: set[int]) -> list[_Step]:
@@ -261,11 +261,37 @@ class Program:
         return max((72 * (s.channels + outputs + 1) for s in self._steps if s.kind == WINOGRAD), default=1)
 
 
-def together(work: Callable[[T], R], parts: Sequence[T], threads: int) -> list[R]:
+_lent: ContextVar[int] = ContextVar("threads lent by torch", default=0)
+
+
+def threads() -> int:
+    """How many threads compiled steps use: as many as torch, or as torch had before it lent them."""
+    return _lent.get() or torch.get_num_threads()
+
+
+@contextmanager
+def lent_threads() -> Iterator[None]:
+    """While open, torch works with one thread and compiled steps with all that it had.
+
+    For work that goes back and forth between the two: threads of torch's that have nothing to do spin for a while, on
+    the processors that the steps' threads wait for.
+    """
+    count = threads()
+    token = _lent.set(count)
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        _lent.reset(token)
+        torch.set_num_threads(1 if _lent.get() else count)
+
+
+def together(work: Callable[[T], R], parts: Sequence[T]) -> list[R]:
     """What `work` gives for each part, by several threads."""
-    if threads == 1 or len(parts) == 1:
+    workers = min(threads(), len(parts))
+    if workers == 1:
         return [work(part) for part in parts]
-    with ThreadPoolExecutor(min(threads, len(parts))) as pool:
+    with ThreadPoolExecutor(workers) as pool:
         return list(pool.map(work, parts))
 
 

@@ -89,8 +89,8 @@ def test_tiles_and_chunks_give_the_same_model(
     x = found.calibration[0][0][0]
     with torch.no_grad():
         one, two = tiled(x), chunked(x)
-    # Rounding to few bits may fall to the other side where two sums differ in their last digit.
-    allowed = 0.05 if kind == "bits" else 2e-3
+    # A weight may be rounded or dropped the other way where two sums differ in their last digit.
+    allowed = {"bits": 0.05, "sparse": 0.02}.get(kind, 2e-3)
     assert float((one - two).square().mean() / two.square().mean()) < allowed**2
 
 

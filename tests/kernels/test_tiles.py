@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from automc.kernels import build
-from automc.kernels.tiles import Limits, Program, Window, from_tiles, lanes, to_tiles
+from automc.kernels.tiles import Limits, Program, Window, from_tiles, lanes, lent_threads, threads, to_tiles
 
 pytestmark = pytest.mark.skipif(not lanes(), reason="needs a C compiler")
 TOLERANCE = 2e-5
@@ -28,8 +28,8 @@ def opened(shape: tuple[int, int, int]) -> Program:
     return program
 
 
-def ran(program: Program, x: Tensor, output: int, threads: int = 1) -> Tensor:
-    return from_tiles(program.run({0: to_tiles(x)}, [output], threads=threads)[0], len(x))
+def ran(program: Program, x: Tensor, output: int) -> Tensor:
+    return from_tiles(program.run({0: to_tiles(x)}, [output])[0], len(x))
 
 
 def close(found: Tensor, expected: Tensor) -> bool:
@@ -123,8 +123,17 @@ def test_results_depend_neither_on_neighbours_nor_on_threads() -> None:
     x, weight = images(70, 8, 10, 10), images(13, 8, 3, 3, seed=1).numpy()
     program = opened((10, 10, 8))
     out = program.convolution(0, weight, None, Window((3, 3), (1, 1), (1, 1)))
-    whole = ran(program, x, out)
-    assert torch.equal(whole, ran(program, x, out, threads=4))
+    whole, before = ran(program, x, out), torch.get_num_threads()
+    for count in (1, 4):
+        torch.set_num_threads(count)
+        with lent_threads():
+            assert (torch.get_num_threads(), threads()) == (1, count)
+            assert torch.equal(whole, ran(program, x, out))
+            with lent_threads():
+                assert threads() == count
+            assert torch.get_num_threads() == 1
+        assert torch.get_num_threads() == threads() == count
+    torch.set_num_threads(before)
     assert torch.equal(whole[20:41], ran(program, x[20:41], out))
 
 
