@@ -81,7 +81,8 @@ class FittingPass:
 
     def _resume(self, at: fx.Node) -> None:
         snapshot = self.memory[self.cuts[at]]
-        self.data.resume(at, restore(snapshot, self.module))
+        restore(snapshot, self.module)
+        self.data.resume(at, snapshot.values)
         self.settled |= snapshot.settled
 
     def _remember(self, at: fx.Node) -> None:

@@ -38,9 +38,9 @@ class Snapshot:
 
     @classmethod
     def of(cls, values: Sequence[Tensor], module: nn.Module, before: set[str], settled: set[str]) -> "Snapshot":
-        """Copies, since what comes next may work in place."""
+        """Values as a pass stores them, and copies of what was fitted."""
         state = {k: x.detach().clone() for k, x in module.state_dict().items() if _owner(k, before)}
-        return cls(tuple(x.clone() for x in values), state, frozenset(settled))
+        return cls(tuple(values), state, frozenset(settled))
 
     @property
     def bytes(self) -> int:
@@ -120,11 +120,10 @@ def keys(
     return found
 
 
-def restore(snapshot: Snapshot, module: nn.Module) -> list[Tensor]:
-    """Gives the modules before the cut their fitted values; returns the value at the cut, as it was stored."""
+def restore(snapshot: Snapshot, module: nn.Module) -> None:
+    """Gives the modules before the cut their fitted values."""
     with torch.no_grad():
         module.load_state_dict(dict(snapshot.state), strict=False)
-    return [x.clone() for x in snapshot.values]
 
 
 def modules_before(graph: fx.Graph, node: fx.Node) -> set[str]:

@@ -46,11 +46,11 @@ class SegmentedRun:
 
     def resume(self, node: fx.Node, values: Sequence[Tensor]) -> None:
         """Forgets all values but those of one node, chunk by chunk."""
-        self._values = [{node: x} for x in values]
+        self._values = [{node: x.clone()} for x in values]
 
     def stored(self, node: fx.Node) -> list[Tensor]:
-        """A node's value as `resume` takes it."""
-        return self.values(node)
+        """A node's value as `resume` takes it; copies, since what comes next may work in place."""
+        return [x.clone() for x in self.values(node)]
 
     def values(self, node: fx.Node) -> list[Tensor]:
         """What a node gives, chunk by chunk, while some later node still needs it."""

@@ -36,6 +36,8 @@ class TiledRun:
         self._order = order
         self._values = {whole.inputs[0]: to_tiles(inputs)}
         self._room = Room()
+        self._shared: set[int] = set()
+        """Addresses of tiles that others hold, too."""
         self._waiting: list[fx.Node] = []
         """Nodes that come next; layers are settled by the time somebody looks at what they give."""
 
@@ -62,12 +64,15 @@ class TiledRun:
             self._waiting.append(node)
 
     def stored(self, node: fx.Node) -> list[Tensor]:
-        """A node's value as `resume` takes it."""
-        return [self._tiles(node)]
+        """A node's value as `resume` takes it; not to be changed."""
+        found = self._tiles(node)
+        self._shared.add(found.data_ptr())
+        return [found]
 
     def resume(self, node: fx.Node, values: Sequence[Tensor]) -> None:
         """Forgets all values but that of one node."""
         self._values = {node: values[0]}
+        self._shared.add(values[0].data_ptr())
 
     def values(self, node: fx.Node) -> list[Tensor]:
         """What a computed node gave, as torch has it."""
@@ -132,7 +137,9 @@ class TiledRun:
         found = program.run({node: self._values[node] for node in read}, wanted, self._room)
         self._values |= dict(zip(wanted, found, strict=True))
         held = {n: x for n, x in self._values.items() if self._last_use[n] >= behind}
-        kept = {x.data_ptr() for x in held.values()}  # an operation that does nothing gives what it was given
+        kept = self._shared | {
+            x.data_ptr() for x in held.values()
+        }  # an operation that does nothing gives what it was given
         for x in {x.data_ptr(): x for x in self._values.values() if x.data_ptr() not in kept}.values():
             self._room.give(x)
         self._values = held

@@ -6,6 +6,7 @@ independent, so results depend neither on how many there are nor on the number o
 
 import ctypes
 import math
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -291,8 +292,13 @@ def together(work: Callable[[T], R], parts: Sequence[T]) -> list[R]:
     workers = min(threads(), len(parts))
     if workers == 1:
         return [work(part) for part in parts]
-    with ThreadPoolExecutor(workers) as pool:
-        return list(pool.map(work, parts))
+    return list(_pool(os.getpid(), workers).map(work, parts))
+
+
+@cache
+def _pool(_process: int, workers: int) -> ThreadPoolExecutor:
+    """Threads that wait for work; a forked process has none of its parent's."""
+    return ThreadPoolExecutor(workers, "automc-tiles")
 
 
 class Room:
@@ -304,7 +310,7 @@ class Room:
     def take(self, shape: tuple[int, ...]) -> Tensor:
         """A tensor with anything in it."""
         size = math.prod(shape)
-        fitting = [x for x in self._free if size <= len(x) <= 2 * size]
+        fitting = [x for x in self._free if size <= len(x) <= 1.25 * size]
         if not fitting:
             return torch.empty(shape)
         best = min(fitting, key=len)

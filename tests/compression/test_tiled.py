@@ -90,7 +90,7 @@ def test_tiles_and_chunks_give_the_same_model(
     with torch.no_grad():
         one, two = tiled(x), chunked(x)
     # A weight may be rounded or dropped the other way where two sums differ in their last digit.
-    allowed = {"bits": 0.05, "sparse": 0.02}.get(kind, 2e-3)
+    allowed = {"bits": 0.05, "sparse": 0.06}.get(kind, 2e-3)
     assert float((one - two).square().mean() / two.square().mean()) < allowed**2
 
 
