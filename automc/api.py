@@ -31,6 +31,7 @@ from automc.registry import SEARCHERS, SPACES
 from automc.scoring.evaluator import Evaluator, check_score
 from automc.scoring.incumbents import check_keep
 from automc.scoring.race import Race
+from automc.scoring.screen import Screen
 from automc.scoring.stages import check_stages
 from automc.searcher import Problem
 from automc.space import SearchSpace, SpaceBuilder
@@ -38,6 +39,8 @@ from automc.study import Study
 from automc.task import Task
 from automc.tasks import load_task
 
+SLACK = 0.005
+"""Share of a limit by which one trial may cost more than another that it stops."""
 _BITS_PAY = ("size", "bops")
 """Limits that fewer bits help to meet."""
 
@@ -51,6 +54,7 @@ def search(
     score: str = "metric",
     stages: Sequence[int] = (),
     keep: int = 1,
+    screen: bool = False,
     trials: int = 100,
     seconds: float | None = None,
     seed: int = 0,
@@ -69,7 +73,8 @@ def search(
     likeness to the dense model's outputs, "kl" or "mse" (see `automc.scoring.soft`); the metric is recorded in any
     case. `stages` such as (256, 1024) are numbers of validation samples after which a candidate is stopped if it is
     clearly worse than the `keep`-th best of the trials that cost no more (see `automc.scoring.race`); none, the
-    default, scores every candidate on all samples, and so does a task with an `evaluate` of its own. `storage` is a
+    default, scores every candidate on all samples, and so does a task with an `evaluate` of its own. With `screen` a
+    candidate whose predicted score is that much worse is not even compressed (`automc.scoring.screen`). `storage` is a
     journal file or a database URL; by default `runs/<study>.journal`. `cache` is a folder where what is computed once
     per layer is kept, `memory_bytes` bounds how much of it is held in memory. `progress` shows a bar, or is called with
     each recorded evaluation.
@@ -78,7 +83,7 @@ def search(
     chosen = space_name(space, limits)
     SEARCHERS.check(searcher)
     check_score(score)
-    race = {"stages": list(check_stages(stages)), "keep": check_keep(keep)}
+    race = {"stages": list(check_stages(stages)), "keep": check_keep(keep), "screen": screen}
     opened = space if callable(space) else chosen
     setting = prepare(task, limits, opened, recipe, cache, memory_bytes, score, stages=stages, seed=seed)
     words = chosen if score == "metric" else f"{chosen}-{score}"
@@ -91,7 +96,8 @@ def search(
         record.note("uniform", _uniform(setting, seed))
     proposer = SEARCHERS.load(searcher)(setting.problem, seed)
     with _watching(progress, record, trials, seconds) as on_trial:
-        runner = Race(setting.evaluator, record.costs, keep)
+        slack = {name: SLACK * bound for name, bound in record.meta["limits"].items()}
+        runner = Race(setting.evaluator, record.costs, keep, screen=setting.screen if screen else None, slack=slack)
         loop.run(
             setting.problem,
             proposer,
@@ -197,6 +203,12 @@ class Setting:
             lambda: compressor.errors(space),
             lambda criterion: compressor.thresholds(space, criterion),
         )
+
+    @property
+    def screen(self) -> Screen:
+        """What predicts scores from layers' errors, told nothing yet."""
+        space = self.problem_parts[0]
+        return Screen(space, lambda: self.evaluator.compressor.errors(space))
 
 
 def prepare(

@@ -85,6 +85,7 @@ def search(
         str | None, typer.Option(metavar="N,N", help="Validation samples after which clear losers stop: 256,1024.")
     ] = None,
     keep: Annotated[int, typer.Option(min=1, help="With --stages: the best so many are never stopped.")] = 1,
+    screen: Annotated[bool, typer.Option("--screen", help="Skip what is predicted to lose by a surrogate.")] = False,
     trials: Annotated[int, typer.Option(min=1, help="Trials of the study in all, earlier ones counted.")] = 100,
     time: Annotated[str | None, typer.Option(metavar="DURATION", help="Stop after this long: 90s, 10m, 2h.")] = None,
     seed: Annotated[int, typer.Option(min=0)] = 0,
@@ -117,6 +118,7 @@ def search(
             score=score,
             stages=looks,
             keep=keep,
+            screen=screen,
             trials=trials,
             seconds=seconds,
             seed=seed,
@@ -349,6 +351,9 @@ def _conclude(study: "Study") -> None:
 
     dense = study.meta["dense"]
     print(text.counts_line(study.evaluations))
+    said = text.surrogate_line(study.evaluations)
+    if said:
+        print(said)
     best = study.best
     costs = text.costs_line(best, dense["costs"], study.costs)
     print(f"best: trial {best.number}, {text.scores_line(best, study.meta)} at {costs}")

@@ -24,7 +24,7 @@ class Evaluation:
     costs: tuple[tuple[str, float], ...]
     """Every cost of the policy, by name: macs, params and bops as counts, size in bytes."""
     share: float = 1.0
-    """Share of the validation samples seen, in (0, 1]; below 1 where state is pruned."""
+    """Share of the validation samples seen, in [0, 1]; below 1 where state is pruned, 0 where it was only predicted."""
     seconds: float = 0.0
     """Wall-clock time the evaluation took."""
     proposer: str = ""
@@ -38,6 +38,8 @@ class Evaluation:
     is neither."""
     stages: tuple[tuple[int, float], ...] = ()
     """(Samples seen, estimated score by then), rising, where a race against an earlier evaluation was run."""
+    predicted: float | None = None
+    """What the surrogate said of the score beforehand; None where it was not asked or knew too little."""
 
     @property
     def ok(self) -> bool:
@@ -46,8 +48,8 @@ class Evaluation:
 
     @property
     def scored(self) -> bool:
-        """Whether the score says something about the policy, exact (ok) or estimated (pruned)."""
-        return self.state in ("ok", "pruned") and self.score is not None
+        """Whether the score says something about the policy, exact (ok) or estimated from samples (pruned)."""
+        return self.state in ("ok", "pruned") and self.score is not None and self.share > 0
 
     def cost(self, name: str) -> float:
         """One cost by name; StudyError where it was not recorded."""
@@ -72,6 +74,7 @@ class Evaluation:
                 "reason": self.reason,
                 "metric": self.metric,
                 "stages": self.stages,
+                "predicted": self.predicted,
             }
         )
 
@@ -90,4 +93,5 @@ class Evaluation:
             number=number,
             metric=data.get("metric"),
             stages=tuple((int(seen), float(score)) for seen, score in data.get("stages", ())),
+            predicted=data.get("predicted"),
         )

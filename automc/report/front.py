@@ -126,5 +126,5 @@ def _hover(evaluation: Evaluation, dense: dict[str, float]) -> str:
     costs = "<br>".join(f"{n} {text.amount(n, v)} ({text.share(v, dense.get(n, 0))})" for n, v in evaluation.costs)
     head = f"<b>trial {evaluation.number}</b> {evaluation.proposer}<br>score {text.score(evaluation.score)}"
     head += f", metric {text.score(evaluation.metric)}"
-    head += f"<br>estimated from {100 * evaluation.share:.3g}% of the samples" * (evaluation.state == "pruned")
+    head += f"<br>{text.estimated(evaluation)}" * (evaluation.state == "pruned")
     return f"{head}<br>{costs}<br>{text.policy_line(evaluation.policy)}"

@@ -31,15 +31,37 @@ def scores_line(found: Evaluation, meta: Mapping[str, Any]) -> str:
     dense = meta["dense"]
     line = f"score {score(found.score)} (dense {score(dense['score'])})"
     line = f"{line}, {meta['metric']} {score(found.metric)} (dense {score(dense['metric'])})" if soft(meta) else line
-    return f"{line}, estimated from {100 * found.share:.3g}% of the samples" if found.state == "pruned" else line
+    return f"{line}, {estimated(found)}" if found.state == "pruned" else line
+
+
+def estimated(found: Evaluation) -> str:
+    """Where the score of a stopped trial comes from."""
+    return f"estimated from {100 * found.share:.3g}% of the samples" if found.share else "only predicted"
 
 
 def counts_line(evaluations: Sequence[Evaluation]) -> str:
     """How many trials there are and how they ended: `200 trials: 57 scored in full, 143 stopped early`."""
-    words = {"ok": "scored in full", "pruned": "stopped early", "infeasible": "infeasible", "failed": "failed"}
-    counted = {state: sum(e.state == state for e in evaluations) for state in words}
-    ends = ", ".join(f"{n} {words[state]}" for state, n in counted.items() if n or state == "ok")
+    words = {
+        "ok": "scored in full",
+        "pruned": "stopped early",
+        "screened": "predicted to lose and skipped",
+        "infeasible": "infeasible",
+        "failed": "failed",
+    }
+    ended = ["screened" if e.state == "pruned" and not e.share else str(e.state) for e in evaluations]
+    ends = ", ".join(f"{ended.count(end)} {word}" for end, word in words.items() if ended.count(end) or end == "ok")
     return f"{len(evaluations)} trial{'s' * (len(evaluations) != 1)}: {ends}"
+
+
+def surrogate_line(evaluations: Sequence[Evaluation]) -> str:
+    """How well scores were predicted before they were known; nothing where hardly any was."""
+    from scipy.stats import kendalltau
+
+    pairs = [(e.predicted, e.score) for e in evaluations if e.scored and e.predicted is not None]
+    if len(pairs) < 5:
+        return ""
+    tau = float(kendalltau(*zip(*pairs, strict=True)).statistic)
+    return f"Surrogate: Kendall's tau {tau:.2f} between {len(pairs)} scores and what was predicted of them."
 
 
 def soft(meta: Mapping[str, Any]) -> bool:

@@ -3,6 +3,10 @@
 Being worse than such a one, a candidate can neither be the best nor stand on the front. Of them the `keep`-th best by
 score counts, so that the best `keep` at any cost are scored in full. An evaluation that `keep` others beat at no higher
 cost can never be that one and is forgotten (the skyband of Papadias et al. 2005; for one, the front).
+
+Policies that fill the same budget differ by a part in a thousand, since channels are whole. With a slack such a part
+counts as nothing: `best` is as safe as without, and the front may lose a point beside a better one that costs more by
+less than the slack.
 """
 
 from collections.abc import Mapping, Sequence
@@ -17,8 +21,12 @@ MOST = 64
 class Incumbents:
     """A function of the evaluations added, in their order, and of nothing else."""
 
-    def __init__(self, costs: Sequence[str], keep: int = 1, most: int = MOST) -> None:
+    def __init__(
+        self, costs: Sequence[str], keep: int = 1, most: int = MOST, slack: Mapping[str, float] | None = None
+    ) -> None:
         self._costs, self._keep, self._most = tuple(costs), check_keep(keep, most), most
+        self._slack = dict(slack or {})
+        """By cost, how much more still counts as no more for who may stop whom."""
         self._held: list[Evaluation] = []
         """Best first, of equal scores the cheaper one, of equal costs the earlier one."""
 
@@ -39,7 +47,8 @@ class Incumbents:
 
     def rival(self, costs: Mapping[str, float]) -> Evaluation | None:
         """Whom a candidate of these costs has to lose against to be stopped; None where too few cost no more."""
-        eligible = [e for e in self._held if all(e.cost(name) <= costs[name] for name in self._costs)]
+        bounds = {name: costs[name] + self._slack.get(name, 0.0) for name in self._costs}
+        eligible = [e for e in self._held if all(e.cost(name) <= bound for name, bound in bounds.items())]
         return eligible[self._keep - 1] if len(eligible) >= self._keep else None
 
     def discard(self, evaluation: Evaluation) -> None:

@@ -8,11 +8,12 @@ incumbent's score, at no lower cost: to a searcher as well, a stopped candidate 
 looked bad enough to be stopped, estimates are on average a little low.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import ndtri
 
 from automc.evaluation import Evaluation
 from automc.policy import Policy
@@ -20,6 +21,7 @@ from automc.scoring.evaluator import Costs, Evaluator, SampleScores
 from automc.scoring.forward import Forward
 from automc.scoring.incumbents import MOST, Incumbents
 from automc.scoring.racing import Comparison, check_risk, compare
+from automc.scoring.screen import Guess, Screen
 
 Scores = NDArray[np.float64]
 
@@ -35,16 +37,26 @@ class _Rival:
 class Race:
     """Evaluates for a loop that tells it every recorded evaluation.
 
-    The search's `limited` costs say who may stop whom, `keep` how many of the best are safe from being stopped, `risk`
-    how often a candidate that is no worse is stopped nevertheless, over all stages. Without stages, or where a task's
-    own `evaluate` gives no scores by sample, every candidate is scored in full.
+    The search's `limited` costs say who may stop whom (`slack`: see `incumbents`), `keep` how many of the best are safe
+    from being stopped, `risk` how often a candidate that is no worse is stopped nevertheless: over all stages, and once
+    more by the `screen`, which stops it before it is compressed, on what is predicted of its score. Without stages, or
+    where a task's own `evaluate` gives no scores by sample, every candidate that is compressed is scored in full.
 
     What it does depends on the recorded evaluations alone. Scores by sample are held in memory, at most `MOST` times
     the number of samples; after a resume they are computed again, once each, when first needed.
     """
 
-    def __init__(self, evaluator: Evaluator, limited: Sequence[str], keep: int = 1, risk: float = 0.01) -> None:
-        self.evaluator, self.incumbents = evaluator, Incumbents(limited, keep)
+    def __init__(
+        self,
+        evaluator: Evaluator,
+        limited: Sequence[str],
+        keep: int = 1,
+        risk: float = 0.01,
+        screen: Screen | None = None,
+        slack: Mapping[str, float] | None = None,
+    ) -> None:
+        self.evaluator, self.screen = evaluator, screen
+        self.incumbents = Incumbents(limited, keep, slack=slack)
         check_risk(risk)
         self._limited = tuple(limited)
         self._risk = risk
@@ -55,14 +67,36 @@ class Race:
 
     def evaluate(self, policy: Policy) -> Evaluation:
         """Scores a policy as far as it pays; what goes wrong with the candidate is a failed evaluation."""
+        guess = None if self.screen is None else self.screen.guess(policy)
+        if guess is None:
+            return self._scored(policy)
+        beaten = self._screened(policy, guess)
+        return replace(self._scored(policy), predicted=guess.mean) if beaten is None else beaten
+
+    def _scored(self, policy: Policy) -> Evaluation:
         if not self.evaluator.staged:
             return self.evaluator.evaluate(policy)
         rival = self._rival(dict(self.evaluator.costs(policy)))
         return self.evaluator.attempt(policy, lambda forward, costs: self._run(policy, forward, costs, rival))
 
+    def _screened(self, policy: Policy, guess: Guess) -> Evaluation | None:
+        """The record of a policy that will not beat its rival, if the guess says so."""
+        costs = self.evaluator.costs(policy)
+        rival = self.incumbents.rival(dict(costs))
+        upper = guess.mean - float(ndtri(self._risk)) * guess.deviation
+        if rival is None or rival.score is None or upper >= rival.score:
+            return None
+        reason = (
+            f"Not scored: predicted {guess.mean:.4g}, {upper:.4g} at most, where trial {rival.number}, which costs no "
+            f"more, has {rival.score:.4g}."
+        )
+        return Evaluation(policy, "pruned", guess.mean, costs, share=0.0, reason=reason, predicted=guess.mean)
+
     def learn(self, evaluation: Evaluation) -> None:
         """Takes note of a recorded evaluation, in the order recorded, earlier searches' ones first."""
         found = self._new.pop(evaluation.policy.digest, None)
+        if self.screen is not None:
+            self.screen.learn(evaluation)
         self.incumbents.add(evaluation)
         if found is not None:
             self._scores[evaluation.policy.digest] = found

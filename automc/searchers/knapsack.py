@@ -20,7 +20,7 @@ from automc.policy import Policy
 from automc.projection import Projector
 from automc.searcher import Problem
 from automc.searchers.baselines import uniform_point
-from automc.searchers.coefficients import implied, regression
+from automc.searchers.coefficients import Regression, implied
 from automc.searchers.history import History
 from automc.searchers.relaxation import Additive, additive, padded, prices, relaxed
 from automc.space import FloatArray, IntArray
@@ -98,8 +98,8 @@ class KnapsackSearcher:
     def _regressed(self, best: list[int], rng: np.random.Generator) -> tuple[FloatArray, IntArray]:
         """Coefficients and criteria drawn from what the told scores leave likely."""
         points = [self.history.points[i] for i in best]
-        model = regression(self.history.problem, self.errors(), points, [self.history.scores[i] for i in best])
-        return model.draw(rng)
+        scores = [self.history.scores[i] for i in best]
+        return Regression.of(self.history.problem.space, self.errors(), points, scores).draw(rng)
 
 
 def plain_solution(problem: Problem, errors: list[FloatArray]) -> IntArray:

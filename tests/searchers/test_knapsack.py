@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from automc.budget import Budget
 from automc.projection import Projector
 from automc.searcher import Problem
-from automc.searchers.coefficients import LEAST, MOST, implied, regression
+from automc.searchers.coefficients import LEAST, MOST, Regression, implied
 from automc.searchers.knapsack import BUCKETS, KnapsackSearcher, knapsack_levels, plain_solution
 from automc.searchers.relaxation import additive, padded, priced_levels, prices, relaxed
 from automc.space import SearchSpace
@@ -113,7 +113,7 @@ def test_regression_finds_the_layers_that_matter() -> None:
     truth = np.exp(rng.uniform(-1.5, 1.5, len(errors)))
     points = [space.sample(rng) for _ in range(150)]
     scores = [-0.01 * sum(float(w * e[i]) for w, e, i in zip(truth, errors, p, strict=True)) for p in points]
-    draws = [regression(problem, errors, points, scores).draw(np.random.default_rng(s))[0] for s in range(20)]
+    draws = [Regression.of(problem.space, errors, points, scores).draw(np.random.default_rng(s))[0] for s in range(20)]
     found = np.mean(draws, axis=0)[space.ordered]
     assert np.corrcoef(np.log(found), np.log(truth[space.ordered]))[0, 1] > 0.9
 
@@ -125,9 +125,9 @@ def test_regression_finds_the_criterion_that_helps_and_survives_equal_scores() -
     points = [space.sample(rng) for _ in range(200)]
     free = np.flatnonzero(~space.ordered)
     scores = [float(np.sum(p[free] == 2)) for p in points]
-    _, chosen = regression(problem, list(table.calibrated(space)), points, scores).draw(rng)
+    _, chosen = Regression.of(problem.space, list(table.calibrated(space)), points, scores).draw(rng)
     assert (chosen[free] == 2).mean() > 0.8
-    coefficients, _ = regression(problem, list(table.calibrated(space)), points, [0.5] * 200).draw(rng)
+    coefficients, _ = Regression.of(problem.space, list(table.calibrated(space)), points, [0.5] * 200).draw(rng)
     assert np.isfinite(coefficients).all()
 
 
@@ -138,11 +138,11 @@ def test_draws_are_those_of_the_posterior_shrunk_towards_its_mean() -> None:
     errors = list(table.calibrated(problem.space))
     points = [problem.space.sample(rng) for _ in range(30)]
     scores = [-0.01 * sum(float(e[i]) for e, i in zip(errors, p, strict=True)) + 0.003 * rng.normal() for p in points]
-    model = regression(problem, errors, points, scores)
-    before, noise, _ = model._fit()
+    model = Regression.of(problem.space, errors, points, scores)
+    before, noise, _ = model._fit
     covariance = np.linalg.inv(model.features.T @ model.features / noise**2 + np.linalg.inv(before))
     mean = covariance @ (model.features.T @ model.scores / noise**2 + np.linalg.solve(before, model.prior))
-    drawn = np.array([model._weights(rng) for _ in range(4000)])
+    drawn = np.array([model.weights(rng) for _ in range(4000)])
     deviation = np.sqrt(np.diag(covariance))
     assert np.abs((drawn.mean(axis=0) - mean) / deviation).max() < 0.05
     assert drawn.std(axis=0) == pytest.approx(deviation / 3**0.5, rel=0.06)
@@ -173,7 +173,7 @@ def test_few_scores_teach_about_neighbouring_layers_too() -> None:
     scores = [
         -0.01 * sum(float((10 if d else 1) * e[i]) for d, e, i in zip(deep, errors, p, strict=True)) for p in points
     ]
-    model = regression(problem, errors, points, scores)
+    model = Regression.of(problem.space, errors, points, scores)
     found = np.mean([model.draw(np.random.default_rng(s))[0] for s in range(30)], axis=0)
     assert found[deep].min() > found[~deep].max() * 0.8
     assert found[deep].mean() > 2 * found[~deep].mean()
