@@ -16,7 +16,7 @@ from automc.compression.calibration import GROUPED, Spread
 from automc.compression.lowering import Lowering, lowered, window_of
 from automc.compression.quantize import ActivationQuantizer
 from automc.compression.regression import Regression, of_chunks
-from automc.kernels.moments import column_moments
+from automc.kernels.moments import channel_moments, column_moments
 from automc.kernels.tiles import Room, Shape, Window, lanes, to_tiles
 from automc.task import Inputs
 
@@ -80,12 +80,7 @@ class TiledRun:
 
     def spread(self, node: fx.Node) -> Spread:
         """Mean and variance of each channel of what a node gives."""
-        tiles, (whole, left) = self._tiles(node), divmod(self._samples, lanes())
-        near = tiles[0].mean(dim=(0, 1, 3))  # without it, squares would round away a small variance
-        parts = [x - near[:, None] for x in (tiles[:whole], tiles[whole:, ..., :left]) if x.numel()]
-        count = sum(x.numel() for x in parts) // len(near)
-        mean, square = (_by_channel([f(x) for x in parts]) / count for f in (torch.positive, torch.square))
-        return Spread(near + mean, (square - mean.square()).clamp_min(0))
+        return Spread(*channel_moments(self._tiles(node), self._samples))
 
     def regression(
         self,
@@ -143,13 +138,6 @@ class TiledRun:
         for x in {x.data_ptr(): x for x in self._values.values() if x.data_ptr() not in kept}.values():
             self._room.give(x)
         self._values = held
-
-
-def _by_channel(parts: Sequence[Tensor]) -> Tensor:
-    """Sums over all but the channels of tiles, float64."""
-    return sum(
-        (x.sum(dim=(1, 2)).sum(dim=(0, 2), dtype=torch.float64) for x in parts), torch.zeros((), dtype=torch.float64)
-    )
 
 
 @dataclass(frozen=True, eq=False, slots=True)

@@ -6,6 +6,7 @@ row is one sample at one output position; a position is drawn for a whole tile.
 
 import ctypes
 import itertools
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -58,6 +59,33 @@ def column_moments(tiles: Tensor, window: Window, positions: NDArray[np.int32], 
     second = np.sum([products for _, products in found], axis=0)[: job.columns, : job.columns] / rows
     whole = np.triu(second) + np.triu(second, 1).T - np.outer(first, first)
     return ColumnMoments(first + shift[: job.columns].astype(np.float64), whole)
+
+
+def channel_moments(tiles: Tensor, samples: int) -> tuple[Tensor, Tensor]:
+    """Mean and variance (channels,), float64, over all positions of the first `samples` samples."""
+    whole, left = divmod(samples, lanes())
+    near = tiles[0].mean(dim=(0, 1, 3)).contiguous()  # without it, squares would round away a small variance
+    bounds = np.linspace(0, whole, PARTS + 1).astype(int).tolist()
+    found = together(lambda part: _spread(tiles[part[0] : part[1]], near), list(itertools.pairwise(bounds)))
+    if left:
+        rest = (tiles[whole, ..., :left] - near[:, None]).double()
+        found.append((rest.sum(dim=(0, 1, 3)), rest.square().sum(dim=(0, 1, 3))))
+    count = samples * tiles.shape[1] * tiles.shape[2]
+    mean, square = (torch.stack(column).sum(dim=0) / count for column in zip(*found, strict=True))
+    return near + mean, (square - mean.square()).clamp_min(0)
+
+
+def _spread(tiles: Tensor, near: Tensor) -> tuple[Tensor, Tensor]:
+    """Sums and sums of squares (channels,), float64, `near` subtracted."""
+    tiles, channels = tiles.contiguous(), len(near)
+    sums, squares = torch.zeros(2, channels, dtype=torch.float64)
+    scratch = torch.empty(2 * channels * lanes())
+    found = library("tiles")
+    assert found is not None  # there are no tiles without it
+    positions = ctypes.c_size_t(math.prod(tiles.shape[:3]))
+    pointers = [ctypes.c_void_p(x.data_ptr()) for x in (near, sums, squares, scratch)]
+    found.tiles_spread(ctypes.c_void_p(tiles.data_ptr()), positions, channels, *pointers)
+    return sums, squares
 
 
 class _Job:

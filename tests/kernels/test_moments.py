@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from automc.compression.calibration import input_rows
 from automc.kernels import build
-from automc.kernels.moments import column_moments
+from automc.kernels.moments import channel_moments, column_moments
 from automc.kernels.tiles import Window, lanes, to_tiles
 
 pytestmark = pytest.mark.skipif(not lanes(), reason="needs a C compiler")
@@ -93,3 +93,13 @@ def test_sums_do_not_depend_on_the_number_of_threads() -> None:
         found.append(column_moments(to_tiles(x), Window((3, 3), (1, 1), (1, 1)), places, wanted))
     torch.set_num_threads(before)
     assert np.array_equal(found[0].centred, found[1].centred)
+
+
+@pytest.mark.parametrize("samples", [3 * lanes(), 2 * lanes() + 3, 5])
+def test_channels_have_the_mean_and_variance_of_their_samples(samples: int) -> None:
+    scale = torch.tensor([1.0, 1e-3, 100.0])[:, None, None]
+    x = torch.randn(samples, 3, 20, 30, generator=torch.Generator().manual_seed(0)) * scale + 7
+    mean, variance = channel_moments(to_tiles(x), samples)
+    exact_rows = x.double().movedim(1, -1).reshape(-1, 3)
+    assert torch.allclose(mean, exact_rows.mean(dim=0), rtol=1e-6)
+    assert torch.allclose(variance, exact_rows.var(dim=0, unbiased=False), rtol=1e-3)

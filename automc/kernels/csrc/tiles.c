@@ -427,6 +427,26 @@ void tiles_moments(const Reading *r, const float *in, const float *wanted, const
   }
 }
 
+/* Adds to sums and squares [channels] those of `positions` positions of whole tiles, `shift` [channels] subtracted.
+   scratch: 2 channels LANES floats. */
+void tiles_spread(const float *in, size_t positions, int channels, const float *shift, double *sums, double *squares,
+                  float *scratch) {
+  vec *first = (vec *)scratch, *second = first + channels;
+  for (size_t start = 0; start < positions; start += 256) {
+    for (int c = 0; c < channels; c++) first[c] = second[c] = (vec){};
+    for (size_t p = start; p < positions && p < start + 256; p++)
+      for (int c = 0; c < channels; c++, in += LANES) {
+        const vec x = *(const vec *)in - shift[c];
+        first[c] += x;
+        second[c] += x * x;
+      }
+    for (int c = 0; c < channels; c++) {
+      sums[c] += sum_of(first[c]);
+      squares[c] += sum_of(second[c]);
+    }
+  }
+}
+
 int tiles_moments_exact(void) { return ROWS_OF_CELL == 1; }
 
 size_t tiles_moments_floats(int columns) {
