@@ -92,7 +92,7 @@ def search(
     storage: Annotated[str | None, typer.Option(help="Journal file or URL; default runs/<study>.journal.")] = None,
     study: Annotated[str | None, typer.Option(help="Name of the study; default made from the other options.")] = None,
     cache: CacheOption = None,
-    memory: Annotated[str, typer.Option(metavar="SIZE", help="How much of that is held in memory.")] = "1GiB",
+    memory: Annotated[str, typer.Option(metavar="SIZE", help="How much of that is held in memory.")] = "768MiB",
 ) -> None:
     """Search policies within a budget; the same command again goes on where it stopped."""
     from automc.budget import parse_bytes

@@ -8,6 +8,7 @@ only; larger kernels are refitted here on their patches, as the paper says.
 """
 
 import copy
+from math import prod
 
 import numpy as np
 import torch
@@ -15,7 +16,7 @@ from numpy.typing import NDArray
 from sklearn.linear_model import LinearRegression
 from torch import Tensor, nn
 
-from automc.compression.calibration import input_rows, output_rows, output_shape, sampled_positions
+from automc.compression.calibration import input_rows, output_rows, output_shape
 from automc.graph.facts import ModelFacts
 from automc.policy import Policy
 from automc.task import Task
@@ -51,7 +52,9 @@ class AmcProcedure:
 
         def see(name: str) -> None:
             def hook(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
-                positions = sampled_positions(output_shape(module, args[0]), ROWS, generator)
+                positions = (
+                    torch.randint(prod(output_shape(module, args[0])), (ROWS,), generator=generator).sort().values
+                )
                 x = input_rows(module, args[0], positions)[0]
                 y = output_rows(output, positions, channels_last=False)
                 self.rows[name] = (x.numpy(), y.numpy())

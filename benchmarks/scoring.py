@@ -1,27 +1,72 @@
 """Candidates scored a second, against AMC's own procedure (`amc_procedure`), interleaved in one process.
 
-    python benchmarks/scoring.py --candidates 10
+    python benchmarks/scoring.py independent --candidates 10
+    python benchmarks/scoring.py neighbours --candidates 30
+    python benchmarks/scoring.py memory
 
-ResNet-56, random policies of channel shares at half the MACs, the same 5,000 validation images. `plain` evaluates the
-very module that was scored without folding, in batches of 256: its accuracy must agree. Needs AUTOMC_DATA (see
-README.md).
+ResNet-56, policies of channel shares at half the MACs, all of the same 5,000 validation images, on all processors.
+
+independent: random policies, nothing shared. `sequential` is automc's default refit, `layerwise` fits each layer by
+    itself towards its dense outputs, which is what AMC does. `plain` runs the very module that was scored in torch,
+    unfolded, in batches of 256: its accuracy must agree. `bf16` runs it in torch's bfloat16, to say what less precision
+    would bring; its rank correlation with fp32 is over all candidates.
+neighbours: policies that differ from one in one to three layers, as a local search proposes them; passes begin where
+    decisions part.
+memory: the process's peak while it scores neighbours, without AMC.
+
+Needs AUTOMC_DATA (see README.md).
 """
 
 import argparse
+import copy
+import resource
 import statistics
 import time
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
+import torch
 from amc_procedure import AmcProcedure, evaluate
 from results import write
+from scipy.stats import kendalltau
 
-from automc.api import evaluator_of
+from automc.api import prepare
 from automc.budget import Budget
-from automc.projection import Projector
-from automc.registry import SPACES
-from automc.space import SearchSpace
+from automc.policy import Policy, Recipe
+from automc.scoring.evaluator import Evaluator
+from automc.scoring.forward import prepared
 from automc.tasks import load_task
+
+RECIPES = {"sequential": Recipe(), "layerwise": Recipe(reconstruct="layerwise", batchnorm="keep")}
+Row = dict[str, float]
+
+
+class Bench:
+    """One task, one space, and both procedures."""
+
+    def __init__(self, *, with_amc: bool = True) -> None:
+        task = load_task("cifar10-resnet56")
+        setting = prepare(task, Budget.parse("macs<=50%"), "channels")
+        self.evaluator: Evaluator = setting.evaluator
+        self.space, self.projector = setting.problem_parts
+        self.rng = np.random.default_rng(0)
+        self.amc = AmcProcedure(task, setting.graph.facts) if with_amc else None
+        for recipe in RECIPES.values():  # the dense statistics, which all candidates share
+            self.evaluator.evaluate(self.random().with_recipe(recipe))
+
+    def random(self) -> Policy:
+        """A random policy that fills the budget."""
+        return self.space.decode(self.projector.project(self.space.sample(self.rng), fill=True))
+
+    def neighbour(self, of: Policy) -> Policy:
+        """One to three layers changed, in budget."""
+        levels = self.space.neighbours(self.space.encode(of), self.rng, int(self.rng.integers(1, 4)), 3)
+        return self.space.decode(self.projector.project(levels))
+
+    def scored(self, policy: Policy, recipe: str) -> tuple[float, float]:
+        """Accuracy and seconds."""
+        return timed(lambda: float(self.evaluator.evaluate(policy.with_recipe(RECIPES[recipe])).score or 0.0))
 
 
 def timed(run: Callable[[], float]) -> tuple[float, float]:
@@ -30,34 +75,102 @@ def timed(run: Callable[[], float]) -> tuple[float, float]:
     return run(), time.perf_counter() - start
 
 
-def main() -> None:
-    """Prints and writes seconds a candidate."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--candidates", type=int, default=10)
-    count = parser.parse_args().candidates
-    task = load_task("cifar10-resnet56")
-    evaluator = evaluator_of(task)
-    facts = evaluator.compressor.graph.facts
-    amc = AmcProcedure(task, facts)
-    space = SearchSpace(facts, SPACES.load("channels")(facts))
-    projector, rng = Projector(space, Budget.parse("macs<=50%")), np.random.default_rng(0)
-    policies = [space.decode(projector.project(space.sample(rng), fill=True)) for _ in range(count + 1)]
-    evaluator.evaluate(policies[0])  # the dense statistics
-    rows = []
-    for policy in policies[1:]:
-        theirs, slow = timed(lambda p=policy: amc.accuracy(p))  # type: ignore[misc]
-        ours, fast = timed(lambda p=policy: float(evaluator.evaluate(p).score or 0.0))  # type: ignore[misc]
-        plain = evaluate(evaluator.compressor.compress(policy), amc.batches)
-        rows.append({"amc": theirs, "amc_seconds": slow, "automc": ours, "automc_seconds": fast, "plain": plain})
-        print(rows[-1], flush=True)
-    median = {key: statistics.median(r[key] for r in rows) for key in ("amc_seconds", "automc_seconds")}
-    found = {
-        "median": median,
-        "times_faster": statistics.median(r["amc_seconds"] / r["automc_seconds"] for r in rows),
-        "largest_difference_points": 100 * max(abs(r["automc"] - r["plain"]) for r in rows),
+def independent(count: int) -> None:
+    """Random candidates, one after the other by every way."""
+    bench = Bench()
+    assert bench.amc is not None
+    rows: list[Row] = []
+    for _ in range(count):
+        policy = bench.random()
+        row: Row = {}
+        row["amc"], row["amc_seconds"] = timed(lambda p=policy: bench.amc.accuracy(p))  # type: ignore[misc, union-attr]
+        for name in RECIPES:
+            row[name], row[f"{name}_seconds"] = bench.scored(policy, name)
+        small = bench.evaluator.compressor.compress(policy)
+        row["plain"], row["plain_seconds"] = timed(lambda m=small: evaluate(m, bench.amc.batches))  # type: ignore[misc, union-attr]
+        row["forward"], row["forward_seconds"] = timed(lambda m=small: bench.evaluator.score(m))  # type: ignore[misc]
+        low = prepared(copy.deepcopy(small)).to(torch.bfloat16)
+        row["bf16"], row["bf16_seconds"] = timed(lambda m=low: in_bfloat16(m, bench.amc.batches))  # type: ignore[misc, union-attr]
+        rows.append(row)
+        print({k: round(v, 4) for k, v in row.items()}, flush=True)
+    found: dict[str, Any] = {"times_faster": {name: faster(rows, name) for name in RECIPES}}
+    found["largest_difference_points"] = 100 * max(abs(r["sequential"] - r["plain"]) for r in rows)
+    found["bf16_kendall"] = float(kendalltau([r["bf16"] for r in rows], [r["forward"] for r in rows]).statistic)
+    found["bf16_over_compiled_fp32"] = statistics.median(r["forward_seconds"] / r["bf16_seconds"] for r in rows)
+    report("scoring_independent", found, rows)
+
+
+def neighbours(count: int) -> None:
+    """Neighbours of one policy, each by AMC's procedure and by both refits."""
+    bench = Bench()
+    assert bench.amc is not None
+    start = bench.random()
+    rows: list[Row] = []
+    for _ in range(count):
+        policy = bench.neighbour(start)
+        row: Row = {}
+        row["amc"], row["amc_seconds"] = timed(lambda p=policy: bench.amc.accuracy(p))  # type: ignore[misc, union-attr]
+        for name in RECIPES:
+            row[name], row[f"{name}_seconds"] = bench.scored(policy, name)
+        rows.append(row)
+        print({k: round(v, 4) for k, v in row.items()}, flush=True)
+    means = {
+        name: statistics.fmean(r["amc_seconds"] for r in rows) / statistics.fmean(r[f"{name}_seconds"] for r in rows)
+        for name in RECIPES
     }
+    report("scoring_neighbours", {"times_faster_by_means": means}, rows)
+
+
+def memory(count: int) -> None:
+    """The process's peak memory."""
+    bench = Bench(with_amc=False)
+    before = peak()
+    start = bench.random()
+    for _ in range(count):
+        bench.scored(bench.neighbour(start), "sequential")
+    found = {"peak_mib": peak(), "before_candidates_mib": before, "candidates": count}
     print(found)
-    write("scoring", {**found, "rows": rows}, seeds=[0])
+    write("scoring_memory", found, seeds=[0])
+
+
+def peak() -> float:
+    """MiB."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+@torch.no_grad()
+def in_bfloat16(module: torch.nn.Module, batches: list[tuple[torch.Tensor, torch.Tensor]]) -> float:
+    """Accuracy in torch's bfloat16, channels last, in chunks that stay in cache."""
+    pieces = [(a, b) for x, y in batches for a, b in zip(x.split(128), y.split(128), strict=True)]
+    right = 0
+    for x, y in pieces:
+        inputs = x.to(torch.bfloat16).contiguous(memory_format=torch.channels_last)
+        right += int((module(inputs).argmax(dim=1) == y).sum())
+    return right / sum(len(y) for _, y in pieces)
+
+
+def faster(rows: list[Row], name: str) -> dict[str, float]:
+    """How many times as fast as AMC's procedure: median and quartiles over candidates."""
+    ratios = [r["amc_seconds"] / r[f"{name}_seconds"] for r in rows]
+    low, middle, high = np.quantile(ratios, [0.25, 0.5, 0.75]).tolist()
+    return {"median": middle, "lower_quartile": low, "upper_quartile": high}
+
+
+def report(name: str, found: dict[str, Any], rows: list[Row]) -> None:
+    """Prints and writes figures."""
+    found["median"] = {key: statistics.median(r[key] for r in rows) for key in rows[0]}
+    print(found)
+    write(name, {**found, "rows": rows}, seeds=[0])
+
+
+def main() -> None:
+    """Runs one part."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parts = {"independent": independent, "neighbours": neighbours, "memory": memory}
+    parser.add_argument("part", choices=list(parts))
+    parser.add_argument("--candidates", type=int, default=10)
+    arguments = parser.parse_args()
+    parts[arguments.part](arguments.candidates)
 
 
 if __name__ == "__main__":

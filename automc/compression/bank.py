@@ -56,7 +56,7 @@ from automc.task import Inputs
 
 IntArray = NDArray[np.int64]
 FloatArray = NDArray[np.float64]
-MEMORY_BYTES = 2**30
+MEMORY_BYTES = 3 * 2**28
 """Default bound on what is memoised in all; the dense statistics themselves come on top."""
 
 

@@ -31,7 +31,11 @@ class Bounded(Generic[T]):
             self.bytes -= self._entries.pop(key)[1]
         if size > self.limit:
             return
+        self.make_room(size)
         self._entries[key] = (value, size)
         self.bytes += size
-        while self.bytes > self.limit:
+
+    def make_room(self, size: int) -> None:
+        """Lets go of what was used least recently, until so many bytes are free."""
+        while self._entries and self.bytes + size > self.limit:
             self.bytes -= self._entries.popitem(last=False)[1][1]

@@ -139,14 +139,14 @@ class FittingPass:
     ) -> None:
         """Towards what the dense model computes there, from the compressed model's own inputs."""
         name, layer = place.facts.name, place.layer
-        point, positions = dense.points[name], dense.positions[name]
+        point, targets = dense.points[name], dense.targets[name]
         other = None if point.other is None else self.nodes[point.other]
         norm = self.module.get_submodule(point.norm) if point.norm else None
         intercept = norm is not None or layer.bias is not None
         # A factored layer does not tell kernel and stride; the dense one does.
         shaped = self.bank.model.get_submodule(name) if place.decision.rank < 1 else layer
-        wanted = dense.targets[name][:, self.channels[name].outputs]
-        fit = self.data.regression(shaped, source, wanted, positions, other, quantizer, intercept=intercept)
+        outputs = self.channels[name].outputs
+        fit = self.data.regression(shaped, source, targets, outputs, other, quantizer, intercept=intercept)
         if not fit.finite:
             raise GraphError(
                 f"Inputs and outputs of every layer must be finite; those of {name!r} hold NaN or infinity: check the "

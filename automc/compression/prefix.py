@@ -65,6 +65,11 @@ class PassMemory:
         return found
 
     @property
+    def limit(self) -> int:
+        """Bytes it may hold."""
+        return self._held.limit
+
+    @property
     def bytes(self) -> int:
         """Bytes of everything held."""
         return self._held.bytes
@@ -74,6 +79,10 @@ class PassMemory:
         again = key in self._seen and key not in self._held
         self._seen.add(key)
         return again
+
+    def make_room(self, size: int) -> None:
+        """Lets go of snapshots before others of so many bytes are made."""
+        self._held.make_room(size)
 
     def put(self, key: str, snapshot: Snapshot) -> None:
         """Holds a snapshot."""

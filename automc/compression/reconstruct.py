@@ -20,6 +20,7 @@ from torch import Tensor, fx, nn
 from automc.compression.calibration import Spread, gather_outputs, output_shape, refittable, sampled_positions
 from automc.compression.regression import absorbs
 from automc.compression.segments import SegmentedRun
+from automc.compression.targets import Targets
 from automc.graph.facts import ModelFacts
 from automc.policy import Recipe
 from automc.task import Inputs
@@ -46,9 +47,8 @@ class DenseRows:
 
     points: Mapping[str, FitPoint]
     """By layer name."""
-    positions: Mapping[str, Tensor]
-    targets: Mapping[str, Tensor]
-    """(rows, channels) by layer name."""
+    targets: Mapping[str, Targets]
+    """By layer name."""
 
 
 def fit_points(graph: fx.Graph, model: nn.Module, facts: ModelFacts) -> dict[str, FitPoint]:
@@ -76,7 +76,7 @@ def dense_rows(module: fx.GraphModule, points: Mapping[str, FitPoint], inputs: I
         readers[next(iter(nodes[point.at].users))].append(name)
     layers = {n: str(n.target) for n in module.graph.nodes if n.op == "call_module" and str(n.target) in points}
     positions: dict[str, Tensor] = {}
-    targets: dict[str, Tensor] = {}
+    targets: dict[str, Targets] = {}
     shapes: dict[str, tuple[int, ...]] = {}
 
     def look(node: fx.Node) -> None:
@@ -85,7 +85,8 @@ def dense_rows(module: fx.GraphModule, points: Mapping[str, FitPoint], inputs: I
             linear = isinstance(module.get_submodule(name), nn.Linear)
             first = chunks[0].shape[:-1] if linear else (chunks[0].shape[0], *chunks[0].shape[2:])
             if tuple(first) == shapes[name]:  # an addition that broadcasts is no fit point
-                targets[name] = gather_outputs(chunks, positions[name], channels_last=linear)
+                found = gather_outputs(chunks, positions[name], channels_last=linear)
+                targets[name] = Targets(positions[name], found)
         if node in layers:
             name, layer = layers[node], module.get_submodule(layers[node])
             each = [output_shape(layer, x) for x in run.values(node.args[0])]  # type: ignore[arg-type]
@@ -95,7 +96,7 @@ def dense_rows(module: fx.GraphModule, points: Mapping[str, FitPoint], inputs: I
 
     with torch.no_grad():
         run.execute({*readers, *layers}.__contains__, look)
-    return DenseRows(points, positions, targets)
+    return DenseRows(points, targets)
 
 
 @torch.no_grad()

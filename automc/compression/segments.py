@@ -11,6 +11,7 @@ from torch import Tensor, fx, nn
 from automc.compression.calibration import Spread
 from automc.compression.quantize import ActivationQuantizer
 from automc.compression.regression import Regression, of_chunks
+from automc.compression.targets import IntArray, Targets
 
 CHUNK = 64
 
@@ -67,19 +68,19 @@ class SegmentedRun:
         self,
         layer: nn.Module,
         source: fx.Node,
-        wanted: Tensor,
-        positions: Tensor,
+        targets: Targets,
+        outputs: IntArray,
         other: fx.Node | None,
         quantizer: ActivationQuantizer | None,
         *,
         intercept: bool,
     ) -> Regression:
-        """Of what a layer reads from `source` at sampled positions, rounded by the quantizer, on what it should give
-        there (rows, out), less what is added to it."""
+        """Of what a layer reads from `source` at sampled positions, rounded by the quantizer, on what some outputs
+        should be there, less what is added to them."""
         inputs = self.values(source)
         inputs = inputs if quantizer is None else [quantizer(x) for x in inputs]
         added = None if other is None else self.values(other)
-        return of_chunks(layer, inputs, wanted, positions, added, intercept=intercept)
+        return of_chunks(layer, inputs, targets.rows(outputs), targets.positions, added, intercept=intercept)
 
     def _flush(self, segment: list[fx.Node]) -> None:
         run, last_uses = self._interpreter, self._interpreter.user_to_last_uses

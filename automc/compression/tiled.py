@@ -5,22 +5,18 @@ moments cheap: a tile's vectors are read as they lie.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, fx, nn
 
 from automc.compression.calibration import GROUPED, Spread
 from automc.compression.lowering import Lowering, lowered, window_of
 from automc.compression.quantize import ActivationQuantizer
 from automc.compression.regression import Regression, of_chunks
+from automc.compression.targets import IntArray, PositionArray, Targets
 from automc.kernels.moments import channel_moments, column_moments
 from automc.kernels.tiles import Room, Shape, Window, lanes, to_tiles
 from automc.task import Inputs
-
-IntArray = NDArray[np.int32]
 
 
 class TiledRun:
@@ -86,29 +82,28 @@ class TiledRun:
         self,
         layer: nn.Module,
         source: fx.Node,
-        wanted: Tensor,
-        positions: Tensor,
+        targets: Targets,
+        outputs: IntArray,
         other: fx.Node | None,
         quantizer: ActivationQuantizer | None,
         *,
         intercept: bool,
     ) -> Regression:
-        """Of what a layer reads from `source` at sampled positions, rounded by the quantizer, on what it should give
-        there (rows, out), less what is added to it."""
+        """Of what a layer reads from `source` at sampled positions, rounded by the quantizer, on what some outputs
+        should be there, less what is added to them."""
         window = window_of(layer, self._whole.shape(source))
         if window is None:
             inputs, added = self.values(source), None if other is None else self.values(other)
             inputs = inputs if quantizer is None else [quantizer(x) for x in inputs]
-            return of_chunks(layer, inputs, wanted, positions, added, intercept=intercept)
-        at = _Places.of(positions, *window.over(self._whole.shape(source)))
-        target = at.arranged(wanted)
+            rows = targets.rows(outputs)
+            return of_chunks(layer, inputs, rows, targets.positions, added, intercept=intercept)
+        places, wanted = targets.tiles(outputs, *window.over(self._whole.shape(source)))
         if other is not None:
-            tile, y, x = torch.from_numpy(at.positions.T).to(torch.int64)
-            target = target - self._tiles(other)[tile, y, x]
+            tile, y, x = torch.from_numpy(places.T).to(torch.int64)
+            wanted = wanted - self._tiles(other)[tile, y, x]
         tiles = self._tiles(source)
-        return _regression(
-            tiles if quantizer is None else quantizer(tiles), window, at.positions, target, intercept=intercept
-        )
+        tiles = tiles if quantizer is None else quantizer(tiles)
+        return _regression(tiles, window, places, wanted, intercept=intercept)
 
     def _tiles(self, node: fx.Node) -> Tensor:
         """A node's value, once everything that waits has run."""
@@ -132,40 +127,15 @@ class TiledRun:
         found = program.run({node: self._values[node] for node in read}, wanted, self._room)
         self._values |= dict(zip(wanted, found, strict=True))
         held = {n: x for n, x in self._values.items() if self._last_use[n] >= behind}
-        kept = self._shared | {
-            x.data_ptr() for x in held.values()
-        }  # an operation that does nothing gives what it was given
+        # An operation that does nothing gives what it was given.
+        kept = self._shared | {x.data_ptr() for x in held.values()}
         for x in {x.data_ptr(): x for x in self._values.values() if x.data_ptr() not in kept}.values():
             self._room.give(x)
         self._values = held
 
 
-@dataclass(frozen=True, eq=False, slots=True)
-class _Places:
-    """Sampled rows as positions of whole tiles."""
-
-    positions: IntArray
-    """Tile, row and column (S, 3)."""
-    order: Tensor
-    """Of the rows (S * lanes,), so that those of one position follow one another by lane."""
-
-    @classmethod
-    def of(cls, rows: Tensor, height: int, width: int) -> "_Places":
-        """From flat indices (rows,) of an output (samples, height, width), whole groups of samples at each position."""
-        area, size = height * width, lanes()
-        sample, at = rows // area, rows % area
-        order = ((sample // size * area + at) * size + sample % size).argsort()
-        first = order[::size]
-        found = torch.stack((sample[first] // size, at[first] // width, at[first] % width), dim=1)
-        return cls(found.numpy().astype(np.int32), order)
-
-    def arranged(self, rows: Tensor) -> Tensor:
-        """Rows (rows, out) as (S, out, lanes)."""
-        return rows[self.order].reshape(len(self.positions), lanes(), -1).transpose(1, 2).contiguous()
-
-
-def _regression(tiles: Tensor, window: Window, at: IntArray, wanted: Tensor, *, intercept: bool) -> Regression:
-    found = column_moments(tiles, window, at, wanted)
+def _regression(tiles: Tensor, window: Window, places: PositionArray, wanted: Tensor, *, intercept: bool) -> Regression:
+    found = column_moments(tiles, window, places, wanted)
     n = len(found.mean) - wanted.shape[1]
     mean, second = torch.from_numpy(found.mean), torch.from_numpy(found.centred)
     if not intercept:

@@ -55,8 +55,11 @@ def column_moments(tiles: Tensor, window: Window, positions: NDArray[np.int32], 
     bounds = np.linspace(0, len(places), PARTS + 1).astype(int).tolist()
     found = together(lambda part: job.sums(shift, *part), list(itertools.pairwise(bounds)))
     rows = len(places) * lanes()
-    first = np.sum([sums for sums, _ in found], axis=0)[: job.columns] / rows
-    second = np.sum([products for _, products in found], axis=0)[: job.columns, : job.columns] / rows
+    sums, products = found[0]
+    for more_sums, more_products in found[1:]:
+        sums += more_sums
+        products += more_products
+    first, second = sums[: job.columns] / rows, products[: job.columns, : job.columns] / rows
     whole = np.triu(second) + np.triu(second, 1).T - np.outer(first, first)
     return ColumnMoments(first + shift[: job.columns].astype(np.float64), whole)
 

@@ -5,6 +5,7 @@ Python between its layers; any other runs in torch, channels last, in chunks tha
 begin at a cut of its graph, with the values another model with the same decisions up to there has left (`prefix`).
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -88,8 +89,11 @@ class Forward:
         held = {name: f"{run.kind} {samples.name} {cuts[name]}" for name in spread(list(filter(run.holds, cuts)))}
         begin = next((name for name in reversed(held) if held[name] in memory), None)
         later = list(held)[list(held).index(begin) + 1 if begin else 0 :]
-        wanted = [name for name in later if memory.wants(held[name])]
-        values = run.values(None if begin is None else (begin, memory[held[begin]].values), wanted)
+        wanted = _fitting([name for name in later if memory.wants(held[name])], run, memory.limit)
+        given = None if begin is None else (begin, memory[held[begin]].values)
+        memory.make_room(sum(map(run.bytes, wanted)))
+        values = run.values(given, wanted)
+        del given
         for name, found in zip(wanted, values, strict=False):
             memory.put(held[name], Snapshot(tuple(found), {}, frozenset()))
         return run.outputs(values[-1])
@@ -108,10 +112,25 @@ class Forward:
         return prepared(self.graph)
 
 
+def _fitting(names: Sequence[str], run: "_Run", limit: int) -> list[str]:
+    """The deepest of some nodes whose values go into so much memory together."""
+    chosen: list[str] = []
+    for name in reversed(names):
+        limit -= run.bytes(name)
+        if limit < 0:
+            break
+        chosen.insert(0, name)
+    return chosen
+
+
 class _Run(Protocol):
     """One model on one set of samples."""
 
     kind: str
+
+    def bytes(self, name: str) -> int:
+        """Of a node's value."""
+        ...
 
     def holds(self, name: str) -> bool:
         """Whether a node's own value can be kept or begun with."""
@@ -138,6 +157,9 @@ class _Compiled:
     def holds(self, name: str) -> bool:
         return name in self._nodes and self.program.holds(self._nodes[name])
 
+    def bytes(self, name: str) -> int:
+        return 4 * len(self.samples.tiles) * lanes() * math.prod(self.program.shape(self._nodes[name]))
+
     def values(self, begin: tuple[str, Sequence[Tensor]] | None, keep: Sequence[str]) -> list[list[Tensor]]:
         assert self.program.output is not None
         given = (self.program.inputs[0], self.samples.tiles) if begin is None else (self._nodes[begin[0]], begin[1][0])
@@ -160,6 +182,11 @@ class _Torch:
 
     def holds(self, name: str) -> bool:
         return isinstance(self.module, fx.GraphModule) and any(n.name == name for n in self.module.graph.nodes)
+
+    def bytes(self, name: str) -> int:
+        assert isinstance(self.module, fx.GraphModule)
+        first = behind(self.module, None, [name])(*(x[:1] for x in self.samples.chunks[0]))[0]
+        return int(first.nbytes) * sum(len(x) for x in self.samples.targets)
 
     def values(self, begin: tuple[str, Sequence[Tensor]] | None, keep: Sequence[str]) -> list[list[Any]]:
         if begin is None and not keep:

@@ -8,7 +8,7 @@ from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
 from automc.compression.lowering import lowered
-from automc.compression.prefix import PassMemory, cuts
+from automc.compression.prefix import PassMemory, Snapshot, cuts
 from automc.compression.quantize import QuantizedLayer
 from automc.kernels.tiles import lanes
 from automc.scoring.folding import folded, traced
@@ -220,3 +220,25 @@ def test_a_pass_may_begin_where_another_one_left_its_values(compiled: bool, monk
     assert bool(torch.cat(outputs(module, samples)).isnan().any())
     other = Samples([((x[:30],), torch.zeros(30))], "other")
     assert bool(torch.cat(Forward(module, module, prefix).outputs(other)).isnan().any())
+
+
+@pytest.mark.parametrize("compiled", [True, False])
+def test_what_is_kept_fits_the_memory(compiled: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not compiled:
+        monkeypatch.setattr("automc.scoring.forward.lanes", lambda: 0)
+    module = traced(settled(ResNet(8)))
+    assert isinstance(module, fx.GraphModule)
+    x = torch.randn(64, 3, 12, 12)
+    samples, memory = Samples([((x,), torch.zeros(64))]), PassMemory(4 * 64 * 64 * 9)
+    prefix = Prefix({node.name: node.name for node in cuts(module.graph)}, memory)
+    kept: list[int] = []
+    put = memory.put
+
+    def counted(key: str, found: Snapshot) -> None:
+        kept.append(found.bytes)
+        put(key, found)
+
+    monkeypatch.setattr(memory, "put", counted)
+    for _ in range(3):
+        Forward(module, module, prefix).outputs(samples)
+    assert kept and sum(kept) <= memory.limit
