@@ -2,6 +2,7 @@
 
     python benchmarks/scoring.py independent --candidates 10
     python benchmarks/scoring.py neighbours --candidates 30
+    python benchmarks/scoring.py race --candidates 200
     python benchmarks/scoring.py memory
 
 ResNet-56, policies of channel shares at half the MACs, all of the same 5,000 validation images, on all processors.
@@ -12,6 +13,8 @@ independent: random policies, nothing shared. `sequential` is automc's default r
     would bring; its rank correlation with fp32 is over all candidates.
 neighbours: policies that differ from one in one to three layers, as a local search proposes them; passes begin where
     decisions part.
+race: the five best of many random policies by `mse`, found by a tournament (guess, cheap refit, race in stages), and by
+    scoring all of them in full, which says whether they are the five best.
 memory: the process's peak while it scores neighbours, without AMC.
 
 Needs AUTOMC_DATA (see README.md).
@@ -33,26 +36,31 @@ from scipy.stats import kendalltau
 
 from automc.api import prepare
 from automc.budget import Budget
+from automc.evaluation import Evaluation
 from automc.policy import Policy, Recipe
 from automc.scoring.evaluator import Evaluator
 from automc.scoring.forward import prepared
+from automc.scoring.tournament import Tournament
 from automc.tasks import load_task
 
 RECIPES = {"sequential": Recipe(), "layerwise": Recipe(reconstruct="layerwise", batchnorm="keep")}
+BEST = 5
 Row = dict[str, float]
 
 
 class Bench:
     """One task, one space, and both procedures."""
 
-    def __init__(self, *, with_amc: bool = True) -> None:
+    def __init__(
+        self, *, with_amc: bool = True, score: str = "metric", stages: tuple[int, ...] = (), recipes: int = 2
+    ) -> None:
         task = load_task("cifar10-resnet56")
-        setting = prepare(task, Budget.parse("macs<=50%"), "channels")
+        self.setting = setting = prepare(task, Budget.parse("macs<=50%"), "channels", score=score, stages=stages)
         self.evaluator: Evaluator = setting.evaluator
         self.space, self.projector = setting.problem_parts
         self.rng = np.random.default_rng(0)
         self.amc = AmcProcedure(task, setting.graph.facts) if with_amc else None
-        for recipe in RECIPES.values():  # the dense statistics, which all candidates share
+        for recipe in list(RECIPES.values())[:recipes]:  # the dense statistics, which all candidates share
             self.evaluator.evaluate(self.random().with_recipe(recipe))
 
     def random(self) -> Policy:
@@ -121,9 +129,44 @@ def neighbours(count: int) -> None:
     report("scoring_neighbours", {"times_faster_by_means": means}, rows)
 
 
+def race(count: int) -> None:
+    """A tournament of random policies, AMC's procedure on some of them, and all of them in full."""
+    bench = Bench(score="mse", stages=(256, 1024), recipes=1)
+    assert bench.amc is not None
+    policies = list({p.digest: p for p in (bench.random() for _ in range(count))}.values())
+    tournament = Tournament(bench.evaluator, lambda: bench.setting.screen, BEST)
+    bench.evaluator.compressor.compress(policies[0].with_recipe(Recipe(images=256, rows=4096)))  # its dense statistics
+    theirs = [timed(lambda p=p: bench.amc.accuracy(p))[1] for p in policies[:3]]  # type: ignore[misc, union-attr]
+    start = time.perf_counter()
+    found = tournament.run(policies)
+    seconds = time.perf_counter() - start
+    theirs += [timed(lambda p=p: bench.amc.accuracy(p))[1] for p in policies[3:6]]  # type: ignore[misc, union-attr]
+    figures = {
+        "policies": len(policies),
+        "tournament_seconds": seconds,
+        "amc_seconds_each": statistics.median(theirs),
+        "times_faster": statistics.median(theirs) * len(policies) / seconds,
+        "ended": {how: sum(_ended(e) == how for e in found) for how in ("in full", "in a stage", "cheaply", "guessed")},
+    }
+    print(figures, flush=True)
+    scores = [bench.evaluator.evaluate(policy).score or 0.0 for policy in policies]
+    best = sorted(range(len(scores)), key=lambda i: -scores[i])[:BEST]
+    chosen = sorted((i for i, e in enumerate(found) if e.ok), key=lambda i: -(found[i].score or 0.0))[:BEST]
+    figures |= {"best": best, "found": chosen, "same": sorted(best) == sorted(chosen), "scores": scores}
+    print({key: value for key, value in figures.items() if key != "scores"})
+    write("scoring_race", figures, seeds=[0])
+
+
+def _ended(evaluation: Evaluation) -> str:
+    """How far a policy got."""
+    if evaluation.ok:
+        return "in full"
+    return "in a stage" if evaluation.stages else "cheaply" if evaluation.share else "guessed"
+
+
 def memory(count: int) -> None:
     """The process's peak memory."""
-    bench = Bench(with_amc=False)
+    bench = Bench(with_amc=False, recipes=1)
     before = peak()
     start = bench.random()
     for _ in range(count):
@@ -166,7 +209,7 @@ def report(name: str, found: dict[str, Any], rows: list[Row]) -> None:
 def main() -> None:
     """Runs one part."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parts = {"independent": independent, "neighbours": neighbours, "memory": memory}
+    parts = {"independent": independent, "neighbours": neighbours, "race": race, "memory": memory}
     parser.add_argument("part", choices=list(parts))
     parser.add_argument("--candidates", type=int, default=10)
     arguments = parser.parse_args()
