@@ -2,9 +2,10 @@
 
     python benchmarks/score_fidelity.py --policies 30
 
-The same command goes on after the policies that the JSON holds. Random policies of channel shares are compressed and scored on the validation images by accuracy, kl and mse; each is
+Random policies of channel shares are compressed and scored on the validation images by accuracy, kl and mse; each is
 then fine-tuned for two epochs on labelled training images and measured on the test images. Kendall's tau and Pearson's
-correlation say how much of the order survives. Needs AUTOMC_DATA (see README.md).
+correlation say how much of the order survives. The same command goes on after the policies that the JSON holds. Needs
+AUTOMC_DATA (see README.md).
 """
 
 import argparse
