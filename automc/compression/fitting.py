@@ -15,7 +15,7 @@ from automc.compression.prefix import PassMemory, Snapshot, cuts, keys, modules_
 from automc.compression.quantize import ActivationQuantizer, QuantizedLayer
 from automc.compression.reconstruct import DenseRows, reestimate
 from automc.compression.regression import absorbs, set_intercept, shift_intercept
-from automc.compression.segments import SegmentedRun
+from automc.compression.segments import FitRequest, SegmentedRun
 from automc.compression.settle import Known, settle
 from automc.compression.structure import Structure, kept_channels, kept_of_norms
 from automc.compression.tiled import TiledRun
@@ -146,7 +146,7 @@ class FittingPass:
         # A factored layer does not tell kernel and stride; the dense one does.
         shaped = self.bank.model.get_submodule(name) if place.decision.rank < 1 else layer
         outputs = self.channels[name].outputs
-        fit = self.data.regression(shaped, source, targets, outputs, other, quantizer, intercept=intercept)
+        fit = self.data.regression(FitRequest(shaped, source, targets, outputs, other, quantizer, intercept))
         if not fit.finite:
             raise GraphError(
                 f"Inputs and outputs of every layer must be finite; those of {name!r} hold NaN or infinity: check the "

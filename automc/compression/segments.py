@@ -5,6 +5,7 @@ enough to stay in cache, which is three times faster than sending all of them th
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 from torch import Tensor, fx, nn
 
@@ -14,6 +15,28 @@ from automc.compression.regression import Regression, of_chunks
 from automc.compression.targets import IntArray, Targets
 
 CHUNK = 64
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class FitRequest:
+    """What a layer reads from a node at sampled positions, and what some of its outputs should be there."""
+
+    layer: nn.Module
+    """Its kernel and stride count, not its weights."""
+    source: fx.Node
+    targets: Targets
+    outputs: IntArray
+    other: fx.Node | None
+    """What is added to the outputs afterwards, and so leaves what they should be."""
+    quantizer: ActivationQuantizer | None
+    """What rounds the inputs."""
+    intercept: bool
+
+    def of_chunks(self, inputs: Sequence[Tensor], other: Sequence[Tensor] | None) -> Regression:
+        """The sums, from the values of the source and of what is added, as torch has them."""
+        inputs = inputs if self.quantizer is None else [self.quantizer(x) for x in inputs]
+        rows, positions = self.targets.rows(self.outputs), self.targets.positions
+        return of_chunks(self.layer, inputs, rows, positions, other, intercept=self.intercept)
 
 
 class SegmentedRun:
@@ -64,23 +87,10 @@ class SegmentedRun:
         """Mean and variance of each channel of what a node gives."""
         return Spread.of(self.values(node))
 
-    def regression(
-        self,
-        layer: nn.Module,
-        source: fx.Node,
-        targets: Targets,
-        outputs: IntArray,
-        other: fx.Node | None,
-        quantizer: ActivationQuantizer | None,
-        *,
-        intercept: bool,
-    ) -> Regression:
-        """Of what a layer reads from `source` at sampled positions, rounded by the quantizer, on what some outputs
-        should be there, less what is added to them."""
-        inputs = self.values(source)
-        inputs = inputs if quantizer is None else [quantizer(x) for x in inputs]
-        added = None if other is None else self.values(other)
-        return of_chunks(layer, inputs, targets.rows(outputs), targets.positions, added, intercept=intercept)
+    def regression(self, asked: FitRequest) -> Regression:
+        """The sums that a fit needs."""
+        other = None if asked.other is None else self.values(asked.other)
+        return asked.of_chunks(self.values(asked.source), other)
 
     def _flush(self, segment: list[fx.Node]) -> None:
         run, last_uses = self._interpreter, self._interpreter.user_to_last_uses

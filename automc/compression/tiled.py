@@ -7,13 +7,13 @@ moments cheap: a tile's vectors are read as they lie.
 from collections.abc import Callable, Sequence
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, fx
 
 from automc.compression.calibration import GROUPED, Spread
 from automc.compression.lowering import Lowering, lowered, window_of
-from automc.compression.quantize import ActivationQuantizer
-from automc.compression.regression import Regression, of_chunks
-from automc.compression.targets import IntArray, PositionArray, Targets
+from automc.compression.regression import Regression
+from automc.compression.segments import FitRequest
+from automc.compression.targets import PositionArray
 from automc.kernels.moments import channel_moments, column_moments
 from automc.kernels.tiles import Room, Shape, Window, lanes, to_tiles
 from automc.task import Inputs
@@ -78,32 +78,20 @@ class TiledRun:
         """Mean and variance of each channel of what a node gives."""
         return Spread(*channel_moments(self._tiles(node), self._samples))
 
-    def regression(
-        self,
-        layer: nn.Module,
-        source: fx.Node,
-        targets: Targets,
-        outputs: IntArray,
-        other: fx.Node | None,
-        quantizer: ActivationQuantizer | None,
-        *,
-        intercept: bool,
-    ) -> Regression:
-        """Of what a layer reads from `source` at sampled positions, rounded by the quantizer, on what some outputs
-        should be there, less what is added to them."""
-        window = window_of(layer, self._whole.shape(source))
+    def regression(self, asked: FitRequest) -> Regression:
+        """The sums that a fit needs."""
+        shape = self._whole.shape(asked.source)
+        window = window_of(asked.layer, shape)
         if window is None:
-            inputs, added = self.values(source), None if other is None else self.values(other)
-            inputs = inputs if quantizer is None else [quantizer(x) for x in inputs]
-            rows = targets.rows(outputs)
-            return of_chunks(layer, inputs, rows, targets.positions, added, intercept=intercept)
-        places, wanted = targets.tiles(outputs, *window.over(self._whole.shape(source)))
-        if other is not None:
+            other = None if asked.other is None else self.values(asked.other)
+            return asked.of_chunks(self.values(asked.source), other)
+        places, wanted = asked.targets.tiles(asked.outputs, *window.over(shape))
+        if asked.other is not None:
             tile, y, x = torch.from_numpy(places.T).to(torch.int64)
-            wanted = wanted - self._tiles(other)[tile, y, x]
-        tiles = self._tiles(source)
-        tiles = tiles if quantizer is None else quantizer(tiles)
-        return _regression(tiles, window, places, wanted, intercept=intercept)
+            wanted = wanted - self._tiles(asked.other)[tile, y, x]
+        tiles = self._tiles(asked.source)
+        tiles = tiles if asked.quantizer is None else asked.quantizer(tiles)
+        return _regression(tiles, window, places, wanted, intercept=asked.intercept)
 
     def _tiles(self, node: fx.Node) -> Tensor:
         """A node's value, once everything that waits has run."""
