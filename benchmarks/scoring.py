@@ -68,9 +68,11 @@ class Bench:
         return self.space.decode(self.projector.project(self.space.sample(self.rng), fill=True))
 
     def neighbour(self, of: Policy) -> Policy:
-        """One to three layers changed, in budget."""
-        levels = self.space.neighbours(self.space.encode(of), self.rng, int(self.rng.integers(1, 4)), 3)
-        return self.space.decode(self.projector.project(levels))
+        """One to three layers changed, and no other, in budget."""
+        while True:
+            levels = self.space.neighbours(self.space.encode(of), self.rng, int(self.rng.integers(1, 4)), 3)
+            if self.projector.feasible(levels):
+                return self.space.decode(levels)
 
     def scored(self, policy: Policy, recipe: str) -> tuple[float, float]:
         """Accuracy and seconds."""
@@ -113,6 +115,8 @@ def neighbours(count: int) -> None:
     bench = Bench()
     assert bench.amc is not None
     start = bench.random()
+    for name in RECIPES:
+        bench.scored(start, name)
     rows: list[Row] = []
     for _ in range(count):
         policy = bench.neighbour(start)

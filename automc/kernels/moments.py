@@ -49,7 +49,7 @@ def column_moments(tiles: Tensor, window: Window, positions: NDArray[np.int32], 
     """
     tiles, wanted, places = tiles.contiguous(), wanted.contiguous(), np.ascontiguousarray(positions, dtype=np.int32)
     job = _Job(tiles, window, places, wanted)
-    near, _ = job.sums(np.zeros(job.padded, dtype=np.float32), 0, min(4, len(places)))
+    near, _ = job.sums(np.zeros(job.padded, dtype=np.float32), 0, min(4, len(places)), products=False)
     # In 16 bits, so that zeros, of which there are many, become a number that 16 bits hold (see tiles.c).
     shift = torch.from_numpy(near / (min(4, len(places)) * lanes())).to(torch.bfloat16).to(torch.float32).numpy()
     bounds = np.linspace(0, len(places), PARTS + 1).astype(int).tolist()
@@ -104,9 +104,11 @@ class _Job:
         self._library = found
         self.padded = int(found.tiles_columns(self.columns))
 
-    def sums(self, shift: NDArray[np.float32], start: int, stop: int) -> tuple[FloatArray, FloatArray]:
+    def sums(
+        self, shift: NDArray[np.float32], start: int, stop: int, *, products: bool = True
+    ) -> tuple[FloatArray, FloatArray]:
         """Sums (padded,) and sums of products (padded, padded) of some positions, `shift` subtracted first."""
-        sums, products = np.zeros(self.padded), np.zeros((self.padded, self.padded))
+        sums, both = np.zeros(self.padded), np.zeros((self.padded, self.padded) if products else 0)
         scratch = torch.zeros(int(self._library.tiles_moments_floats(self.columns)))
         self._library.tiles_moments(
             ctypes.byref(self._reading),
@@ -116,7 +118,7 @@ class _Job:
             ctypes.c_void_p(self._places[start:].ctypes.data),
             stop - start,
             ctypes.c_void_p(sums.ctypes.data),
-            ctypes.c_void_p(products.ctypes.data),
+            ctypes.c_void_p(both.ctypes.data if products else None),
             ctypes.c_void_p(scratch.data_ptr()),
         )
-        return sums, products
+        return sums, both

@@ -189,10 +189,13 @@ static void transform_tile(const Step *s, const float *in, int y, int x, float *
     const float *from = in + y * row + x * pixel;
     vec half[36], line[6];
     for (int i = 0; i < 6; i++) {
-      for (int j = 0; j < 6; j++)
-        line[j] = inside || (y + i >= 0 && x + j >= 0 && y + i < s->height && x + j < s->width)
-                      ? *(const vec *)(from + i * row + j * pixel)
-                      : (vec){};
+      if (inside)
+        for (int j = 0; j < 6; j++) line[j] = *(const vec *)(from + i * row + j * pixel);
+      else
+        for (int j = 0; j < 6; j++) {
+          const int there = y + i >= 0 && x + j >= 0 && y + i < s->height && x + j < s->width;
+          line[j] = there ? *(const vec *)(from + i * row + j * pixel) : (vec){};
+        }
       into(line, 1, half + 6 * i);
     }
     for (int j = 0; j < 6; j++) {
@@ -398,8 +401,9 @@ static void multiply_columns(const cell *left, const cell *right, int count, dou
 int tiles_columns(int columns) { return (columns + SIDE - 1) / SIDE * SIDE; }
 
 /* Adds to sums [padded] and products [padded][padded], the columns filled up to tiles_columns; products are right where
-   the column is no smaller than the row. Wanted values are [count][wanted][LANES]; what is near each column's mean is
-   subtracted first, lest squares round away a small variance. scratch: tiles_moments_floats, zero at first. */
+   the column is no smaller than the row, and left out where there is no place for them. Wanted values are
+   [count][wanted][LANES]; what is near each column's mean is subtracted first, lest squares round away a small variance.
+   scratch: tiles_moments_floats, zero at first. */
 void tiles_moments(const Reading *r, const float *in, const float *wanted, const float *shift, const Position *at,
                    int count, double *sums, double *products, float *scratch) {
   const int read = r->channels * r->kernel[0] * r->kernel[1], columns = read + r->wanted;
@@ -420,7 +424,7 @@ void tiles_moments(const Reading *r, const float *in, const float *wanted, const
       sums[n] += sum_of(total);
       pack(column, rows, cells + (ptrdiff_t)n * CELLS);
     }
-    for (int i = 0; i < padded; i += SIDE)
+    for (int i = 0; products && i < padded; i += SIDE)
       for (int j = i; j < padded; j += SIDE)
         multiply_columns(cells + (ptrdiff_t)i * CELLS, cells + (ptrdiff_t)j * CELLS,
                          (rows + ROWS_OF_CELL - 1) / ROWS_OF_CELL, products + (ptrdiff_t)i * padded + j, padded);
