@@ -184,4 +184,5 @@ def _patches(module: Conv, x: Tensor, positions: Tensor) -> Tensor:
     groups = module.groups
     gathered = padded.view(-1, channels).index_select(0, index)
     split = gathered.view(len(positions), len(taps), groups, channels // groups)
-    return split.permute(2, 0, 3, 1).reshape(groups, len(positions), -1)  # (groups, rows, channels / groups * taps)
+    columns = channels // groups * len(taps)
+    return split.permute(2, 0, 3, 1).reshape(groups, len(positions), columns)  # of no positions as well

@@ -61,7 +61,7 @@ def test_a_race_says_how_many_trials_were_stopped_and_shows_one(run: Run) -> Non
     found = Study.open("runs/tiny.journal")
     stopped = [e for e in found.evaluations if e.state == "pruned"]
     assert stopped and f"25 trials: {25 - len(stopped)} scored in full, {len(stopped)} stopped early\n" in out
-    assert found.meta["race"] == {"stages": [60, 200], "keep": 2}
+    assert found.meta["race"] == {"stages": [60, 200], "keep": 2, "screen": False}
     status, out, _ = run("show", "tiny", "--trial", str(stopped[0].number))
     assert status == 0 and "(pruned)" in out and "Stopped after" in out and "% of the samples" in out
     status, out, _ = run("pareto", "tiny", "--json", "--html", "front.html")

@@ -89,9 +89,26 @@ def test_tiles_and_chunks_give_the_same_model(
     x = found.calibration[0][0][0]
     with torch.no_grad():
         one, two = tiled(x), chunked(x)
-    # A weight may be rounded or dropped the other way where two sums differ in their last digit.
-    allowed = {"bits": 0.05, "sparse": 0.06}.get(kind, 2e-3)
-    assert float((one - two).square().mean() / two.square().mean()) < allowed**2
+        dense = found.model(x)
+    if kind == "sparse":  # where two sums differ in their last digit another weight leaves, and after it others
+        assert float((one - dense).square().mean()) == pytest.approx(float((two - dense).square().mean()), rel=0.15)
+    else:
+        allowed = 0.05 if kind == "bits" else 2e-3  # a weight may be rounded the other way
+        assert float((one - two).square().mean() / two.square().mean()) < allowed**2
+
+
+def test_samples_behind_the_last_whole_group_are_left_out_both_ways(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    found = task(ResNet(8, widths=(8, 12, 16)), (3, 12, 12), samples=258)  # the last chunk has no sampled row
+    graph = trace_model(found.model, found.example_inputs)
+    groups = tuple((g.name, GroupDecision(0.6)) for g in graph.facts.groups)
+    policy = Policy(graph.facts.fingerprint, groups=groups, recipe=Recipe(images=258))
+    tiled = Compressor(graph, found.model, found).compress(policy)
+    monkeypatch.setattr(TiledRun, "of", lambda *_: None)
+    chunked = Compressor(graph, found.model, found).compress(policy)
+    x = found.calibration[0][0][0]
+    with torch.no_grad():
+        assert torch.allclose(tiled(x), chunked(x), atol=5e-3 * float(chunked(x).abs().max()))
 
 
 def test_who_cannot_go_on_tiles_goes_in_chunks() -> None:
