@@ -244,6 +244,7 @@ def test_shared_weights_have_few_values_keep_zeros_and_are_their_codes(bits: int
 
 
 def test_importance_moves_centroids_to_what_matters() -> None:
+    torch.manual_seed(0)
     holder = QuantizedLayer(nn.Linear(100, 1), 2, 32, "kmeans")
     before = weight_of(holder).clone()
     importance = torch.ones(1, 100)
