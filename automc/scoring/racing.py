@@ -9,7 +9,7 @@ Deviations from the plain test, each towards stopping less:
 * Differences with a tail in the candidate's favour (rarely much better, mostly a little worse) make Student's quantile
   too small. Where their skewness g is positive, the quantile is moved by the first Cornish-Fisher term of the
   studentised mean (Hall 1983), here for sampling without replacement: g (3 (1-f) + (2-f) (t^2-1)) / (6 sqrt(n (1-f))),
-  f = n / N.
+  f = n / N; never below nought, which it would be at large risks.
 * Fewer than LEAST samples stop nobody.
 * All differences equal leave no error to estimate. That happens with scores of two values, where as much can be won on
   a sample as lost: a mean of at least 0 then means that half the samples win, and the chance to see n losses is at most
@@ -83,7 +83,7 @@ def _skewness_term(centred: NDArray[np.float64], left: float, risk: float) -> fl
     """What skewness in the candidate's favour adds to the quantile; `left` is the share not seen, 1 - n / N."""
     skewness = float((centred**3).mean() / (centred**2).mean() ** 1.5)
     term = 3.0 * left + (1.0 + left) * (float(ndtri(risk)) ** 2 - 1.0)
-    return max(skewness, 0.0) * term / (6.0 * math.sqrt(len(centred) * left))
+    return max(skewness, 0.0) * max(term, 0.0) / (6.0 * math.sqrt(len(centred) * left))
 
 
 def check_risk(risk: float) -> None:
