@@ -29,7 +29,7 @@ _SETTLED = ("fingerprint", "budget", "axes", "recipe", "score")
 """What may not change when a search goes on: scores or costs would no longer compare.
 
 Stages of a race may: fronts and the best compare full scores alone, and what a full score is does not depend on them.
-So may `keep`, which only says who is scored in full.
+So may `keep` and `screen`, which only say who is scored in full.
 """
 _RESERVED = "automc"
 

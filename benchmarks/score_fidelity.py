@@ -28,7 +28,7 @@ from automc.scoring.evaluator import Evaluator
 from automc.space import SearchSpace
 from automc.task import Batch
 from automc.tasks import load_task
-from automc.tasks.cifar10 import _batches
+from automc.tasks.cifar10 import batches
 
 SCORES = ("metric", "kl", "mse")
 SHARDS = ("train-00000-of-00002.parquet", "train-00001-of-00002.parquet")
@@ -41,7 +41,7 @@ def main() -> None:
     parser.add_argument("--policies", type=int, default=30)
     arguments = parser.parse_args()
     task = load_task("cifar10-resnet20")
-    train = [((images,), labels) for name in SHARDS for images, labels in _batches(name)]
+    train = [((images,), labels) for name in SHARDS for images, labels in batches(name)]
     evaluators = {name: evaluator_of(task, name) for name in SCORES}
     facts = evaluators["metric"].compressor.graph.facts
     space = SearchSpace(facts, SPACES.load("channels")(facts))

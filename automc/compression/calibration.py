@@ -96,7 +96,7 @@ def output_shape(module: nn.Module, x: Tensor) -> tuple[int, ...]:
     if isinstance(module, nn.Linear):
         return tuple(x.shape[:-1])
     assert isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d))
-    sizes = zip(x.shape[2:], module.kernel_size, module.stride, module.dilation, _padding(module), strict=True)
+    sizes = zip(x.shape[2:], module.kernel_size, module.stride, module.dilation, padding(module), strict=True)
     return (x.shape[0], *((s + sum(p) - d * (k - 1) - 1) // t + 1 for s, k, t, d, p in sizes))
 
 
@@ -156,7 +156,7 @@ def _by_chunk(positions: Tensor, shapes: Sequence[tuple[int, ...]]) -> list[Tens
     return [positions[a:b] - start for a, b, start in zip([0, *cuts[:-1]], cuts, starts, strict=True)]
 
 
-def _padding(module: Conv) -> list[tuple[int, int]]:
+def padding(module: Conv) -> list[tuple[int, int]]:
     """Entries added before and after each dimension; of an odd sum "same" adds the larger half behind."""
     if module.padding == "same":
         sums = [d * (k - 1) for d, k in zip(module.dilation, module.kernel_size, strict=True)]
@@ -167,7 +167,7 @@ def _padding(module: Conv) -> list[tuple[int, int]]:
 
 def _patches(module: Conv, x: Tensor, positions: Tensor) -> Tensor:
     """Gathers only the sampled patches (groups, rows, channels / groups * kernel area), in any number of dimensions."""
-    sides = [side for pair in reversed(_padding(module)) for side in pair]
+    sides = [side for pair in reversed(padding(module)) for side in pair]
     mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
     padded = (F.pad(x, sides, mode=mode) if any(sides) else x).movedim(1, -1).contiguous()
     _, *sizes, channels = padded.shape

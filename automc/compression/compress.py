@@ -130,7 +130,7 @@ class Compressor:
         """The calibration samples a recipe uses."""
         largest = max((4 * x.positions * x.out_channels for x in self.graph.facts.layers), default=1)
         samples = min(recipe.images, max(64, ACTIVATION_BYTES // largest))
-        return tuple(_channels_last(x) for x in self.task.calibration_inputs(samples))
+        return tuple(channels_last(x) for x in self.task.calibration_inputs(samples))
 
     def _targets(self, recipe: Recipe) -> Tensor | None:
         """Labels of the calibration samples, where the task has them."""
@@ -179,5 +179,6 @@ def _check_finite(small: nn.Module) -> None:
             )
 
 
-def _channels_last(x: Tensor) -> Tensor:
+def channels_last(x: Tensor) -> Tensor:
+    """Images in the layout in which convolutions are fastest; anything else as it is."""
     return x.contiguous(memory_format=torch.channels_last) if x.dim() == 4 else x

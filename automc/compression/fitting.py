@@ -4,8 +4,6 @@ A layer is fitted to what the dense model computes there (`reconstruct`), or fro
 then happens to its weights is in `settle`; the shift of the mean goes to an intercept.
 """
 
-from contextlib import nullcontext
-
 import torch
 from torch import Tensor, fx
 
@@ -21,7 +19,6 @@ from automc.compression.structure import Structure, kept_channels, kept_of_norms
 from automc.compression.tiled import TiledRun
 from automc.errors import GraphError
 from automc.graph.facts import ModelFacts
-from automc.kernels.tiles import lent_threads
 from automc.policy import FULL_BITS, LayerDecision, Policy
 
 
@@ -76,8 +73,7 @@ class FittingPass:
         def stops(node: fx.Node) -> bool:
             return node in passed or (node in changed and str(node.target) not in self.settled)
 
-        with lent_threads() if isinstance(self.data, TiledRun) else nullcontext():
-            self.data.execute(stops, look, begin)
+        self.data.execute(stops, look, begin)
 
     def _resume(self, at: fx.Node) -> None:
         snapshot = self.memory[self.cuts[at]]

@@ -14,11 +14,12 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
+from automc.compression import calibration
 from automc.compression.chains import FactoredLayer
 from automc.compression.quantize import ActivationQuantizer, QuantizedLayer
+from automc.graph.blocks import ADDITIONS
 from automc.kernels.tiles import FREE, FloatArray, Limits, Pair, Program, Room, Shape, Window, from_tiles
 
-_ADDITIONS = {operator.add, operator.iadd, torch.add, "add", "add_"}
 _ACTIVATIONS: dict[Any, Limits] = {
     **dict.fromkeys((F.relu, torch.relu, F.relu_, torch.relu_, "relu", "relu_"), Limits(0.0)),
     F.relu6: Limits(0.0, 6.0),
@@ -117,7 +118,7 @@ class Lowering:
             module = module.layer
         if isinstance(module, FactoredLayer):
             for part in list(module.parts)[:-1]:
-                x = self._part(x, part)
+                x = self._layer(x, part)
             module = module.parts[-1]
         kind = type(module)
         if kind is nn.Conv2d and not flat:
@@ -142,40 +143,33 @@ class Lowering:
             raise UnsupportedError(kind.__name__)
 
     def _function(self, node: fx.Node) -> None:
-        target = node.target
-        for targets, lower in _FUNCTIONS:
-            if target in targets:
-                lower(self, node)
-                return
-        raise UnsupportedError(str(target))
-
-    def _part(self, x: int, part: nn.Module) -> int:
-        """A layer that only the next one reads."""
-        if isinstance(part, nn.Conv2d):
-            weight, bias = _rows(part)
-            return self.program.convolution(x, weight, bias, _window(part), part.groups)
-        if not isinstance(part, nn.Linear):
-            raise UnsupportedError(type(part).__name__)
-        weight, bias = _rows(part)
-        height, width, channels = self.program.shapes[x]
-        return self.program.convolution(x, weight.reshape(-1, channels, height, width), bias, Window((height, width)))
+        if node.target not in _FUNCTIONS:
+            raise UnsupportedError(str(node.target))
+        _FUNCTIONS[node.target](self, node)
 
     def _convolution(self, node: fx.Node, x: int, conv: nn.Conv2d) -> None:
-        window = _window(conv)
-        tail = self._tail(node, (*window.over(self.program.shapes[x]), conv.out_channels), nn.BatchNorm2d)
-        weight, bias = _rows(conv, tail.norm)
-        found = self.program.convolution(x, weight, bias, window, conv.groups, tail.limits, tail.other)
-        self._cover(tail.covered, found, flat=False)
+        tail = self._tail(node, (*_window(conv).over(self.program.shapes[x]), conv.out_channels), nn.BatchNorm2d)
+        self._cover(tail.covered, self._layer(x, conv, tail), flat=False)
 
     def _linear(self, node: fx.Node, x: int, linear: nn.Linear, flat: bool) -> None:
-        height, width, channels = self.program.shapes[x]
-        if (height, width) != (1, 1) and not flat:
+        if self.program.shapes[x][:2] != (1, 1) and not flat:
             raise UnsupportedError("a linear layer over the last of several dimensions")
         tail = self._tail(node, (1, 1, linear.out_features), nn.BatchNorm1d)
-        weight, bias = _rows(linear, tail.norm)
-        weight = weight.reshape(-1, channels, height, width)
-        found = self.program.convolution(x, weight, bias, Window((height, width)), 1, tail.limits, tail.other)
-        self._cover(tail.covered, found, flat=True)
+        self._cover(tail.covered, self._layer(x, linear, tail), flat=True)
+
+    def _layer(self, x: int, layer: nn.Module, tail: "_Tail | None" = None) -> int:
+        """A convolution, or a linear layer as one, with what goes along with it."""
+        if not isinstance(layer, (nn.Conv2d, nn.Linear)):
+            raise UnsupportedError(type(layer).__name__)
+        tail = tail or _Tail([], None, -1, FREE)
+        weight, bias = _rows(layer, tail.norm)
+        if isinstance(layer, nn.Conv2d):
+            window, groups = _window(layer), layer.groups
+        else:
+            height, width, channels = self.program.shapes[x]
+            window, groups = Window((height, width)), 1
+            weight = weight.reshape(-1, channels, height, width)
+        return self.program.convolution(x, weight, bias, window, groups, tail.limits, tail.other)
 
     def _tail(self, node: fx.Node, shape: Shape, norm: type[nn.BatchNorm1d | nn.BatchNorm2d]) -> "_Tail":
         """What follows a layer and goes along with it: a batch norm, an addition, an activation."""
@@ -186,7 +180,7 @@ class Lowering:
             folded = behind
             covered.append(user)
             user = self._only_user(user)
-        if user is not None and user.op != "call_module" and user.target in _ADDITIONS:
+        if user is not None and user.op != "call_module" and user.target in ADDITIONS:
             rest = [a for a in _args(user) if a is not covered[-1]]
             known = len(rest) == 1 and not user.kwargs and rest[0] in self._values
             if known and self.program.shapes[self._values[rest[0]]] == shape:
@@ -349,18 +343,18 @@ class Lowering:
         self._set(node, self.value(_args(node)[0]), flat=_args(node)[0] in self._flat)
 
 
-_FUNCTIONS: tuple[tuple[set[Any], Callable[[Lowering, fx.Node], None]], ...] = (
-    (_ADDITIONS, Lowering.addition),
-    (set(_ACTIVATIONS), Lowering.activation),
-    ({torch.flatten, "flatten"}, Lowering.flatten),
-    ({F.adaptive_avg_pool2d}, Lowering.global_pool),
-    ({F.max_pool2d, F.avg_pool2d}, Lowering.window_pool),
-    ({torch.mean, "mean"}, Lowering.mean),
-    ({torch.cat}, Lowering.concatenation),
-    ({operator.getitem}, Lowering.slicing),
-    ({F.pad, torch._C._nn.pad}, Lowering.padding),
-    ({F.dropout, "contiguous"}, Lowering.nothing),
-)
+_FUNCTIONS: dict[Any, Callable[[Lowering, fx.Node], None]] = {
+    **dict.fromkeys(ADDITIONS, Lowering.addition),
+    **dict.fromkeys(_ACTIVATIONS, Lowering.activation),
+    **dict.fromkeys((torch.flatten, "flatten"), Lowering.flatten),
+    F.adaptive_avg_pool2d: Lowering.global_pool,
+    **dict.fromkeys((F.max_pool2d, F.avg_pool2d), Lowering.window_pool),
+    **dict.fromkeys((torch.mean, "mean"), Lowering.mean),
+    torch.cat: Lowering.concatenation,
+    operator.getitem: Lowering.slicing,
+    **dict.fromkeys((F.pad, torch._C._nn.pad), Lowering.padding),
+    **dict.fromkeys((F.dropout, "contiguous"), Lowering.nothing),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -433,15 +427,7 @@ def _pair(value: Any) -> Pair:
 def _window(conv: nn.Conv2d) -> Window:
     if conv.padding_mode != "zeros":
         raise UnsupportedError(f"padding by {conv.padding_mode}")
-    return Window(_pair(conv.kernel_size), _pair(conv.stride), _padding(conv), _pair(conv.dilation))
-
-
-def _padding(conv: nn.Conv2d) -> Pair:
-    if conv.padding == "valid":
-        return (0, 0)
-    if conv.padding == "same":
-        sums = [d * (k - 1) for d, k in zip(_pair(conv.dilation), _pair(conv.kernel_size), strict=True)]
-        if any(n % 2 for n in sums):
-            raise UnsupportedError("an uneven padding")
-        return (sums[0] // 2, sums[1] // 2)
-    return _pair(conv.padding)
+    (top, bottom), (left, right) = calibration.padding(conv)
+    if (top, left) != (bottom, right):
+        raise UnsupportedError("an uneven padding")
+    return Window(_pair(conv.kernel_size), _pair(conv.stride), (top, left), _pair(conv.dilation))

@@ -8,7 +8,6 @@ later layers see, and make up for, the error of earlier ones. A batch norm behin
 the new statistics.
 """
 
-import operator
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -21,12 +20,12 @@ from automc.compression.calibration import Spread, gather_outputs, output_shape,
 from automc.compression.regression import absorbs
 from automc.compression.segments import SegmentedRun
 from automc.compression.targets import Targets
+from automc.graph.blocks import ADDITIONS
 from automc.graph.facts import ModelFacts
 from automc.policy import Recipe
 from automc.task import Inputs
 
 IntArray = NDArray[np.int64]
-_ADDITIONS = {operator.add, operator.iadd, torch.add, "add", "add_"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,7 +138,7 @@ def _only_user(node: fx.Node) -> fx.Node | None:
 
 def _other_operand(user: fx.Node, node: fx.Node) -> fx.Node | None:
     """The node added to `node` by `user`, if `user` is a plain addition of two different nodes."""
-    if user.target not in _ADDITIONS or len(user.args) != 2 or user.kwargs:
+    if user.target not in ADDITIONS or len(user.args) != 2 or user.kwargs:
         return None
     others = [a for a in user.args if a is not node]
     return others[0] if len(others) == 1 and isinstance(others[0], fx.Node) else None

@@ -4,13 +4,12 @@ With X, Y the sampled rows minus their means: W = Y^T X (X^T X + lambda I)^-1, l
 the intercept is mean(y) - W mean(x), taken after rounding, so rounding never shifts a mean.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from automc.compression.calibration import Moments, gather_inputs, gather_outputs
+from automc.compression.calibration import Moments
 from automc.compression.chains import FactoredLayer
 from automc.compression.sweep import refit_masked
 from automc.compression.tensor_train import TensorTrain
@@ -132,18 +131,3 @@ def shift_intercept(layer: nn.Module, norm: nn.Module | None, fit: Regression) -
 def absorbs(norm: nn.Module) -> bool:
     """Whether a norm can take an intercept: a batch norm with running statistics."""
     return isinstance(norm, NORMS) and norm.running_mean is not None
-
-
-def of_chunks(
-    layer: nn.Module,
-    inputs: Sequence[Tensor],
-    wanted: Tensor,
-    positions: Tensor,
-    other: Sequence[Tensor] | None,
-    *,
-    intercept: bool,
-) -> Regression:
-    """Of what a layer reads at sampled positions on what it should give there (rows, out), less what is added to it."""
-    if other is not None:
-        wanted = wanted - gather_outputs(other, positions, channels_last=isinstance(layer, nn.Linear))
-    return Regression.of(gather_inputs(layer, inputs, positions), wanted, intercept=intercept)

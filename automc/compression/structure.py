@@ -40,7 +40,8 @@ def build(graph: ModelGraph, model: nn.Module, structure: Structure) -> nn.Modul
     """A copy of `model` with the channels removed and quantized layers in place, values still unfitted."""
     small = shrink(graph, model, structure.kept, structure.without)
     for name in (*structure.bits, *structure.factors):
-        _replace(small, name, opened(small.get_submodule(name), structure.bits.get(name), structure.factors.get(name)))
+        form = opened(small.get_submodule(name), structure.bits.get(name), structure.factors.get(name))
+        replace_module(small, name, form)
     return small
 
 
@@ -106,7 +107,8 @@ def _lost(facts: ModelFacts, kept: Mapping[str, IntArray]) -> Iterator[tuple[Mem
             yield member, member.index[lost].ravel()
 
 
-def _replace(root: nn.Module, path: str, module: nn.Module) -> None:
+def replace_module(root: nn.Module, path: str, module: nn.Module) -> None:
+    """Puts a module at a path, in the root's mode."""
     parent, _, child = path.rpartition(".")
     module.train(root.training)
     setattr(root.get_submodule(parent), child, module)

@@ -12,52 +12,43 @@ from torch import Tensor, fx
 from automc.compression.calibration import GROUPED, Spread
 from automc.compression.lowering import Lowering, lowered, window_of
 from automc.compression.regression import Regression
-from automc.compression.segments import FitRequest
+from automc.compression.segments import DeferredRun, FitRequest
 from automc.compression.targets import PositionArray
 from automc.kernels.moments import channel_moments, column_moments
-from automc.kernels.tiles import Room, Shape, Window, lanes, to_tiles
+from automc.kernels.tiles import Room, Window, lanes, lent_threads, shape_of, to_tiles
 from automc.task import Inputs
 
 
-class TiledRun:
-    """One pass over the calibration data; values are tiles, all data together."""
+class TiledRun(DeferredRun):
+    """By compiled steps; values are tiles, all data together."""
 
     kind = "tiles"
 
     def __init__(self, module: fx.GraphModule, whole: Lowering, inputs: Tensor) -> None:
-        self.module, self._whole, self._samples = module, whole, len(inputs)
-        self._nodes = list(module.graph.nodes)
-        order = {node: i for i, node in enumerate(self._nodes)}
-        self._last_use = {n: max((order[user] for user in n.users), default=-1) for n in self._nodes}
-        self._order = order
+        super().__init__(module)
+        self._whole, self._samples = whole, len(inputs)
+        self._order = {node: i for i, node in enumerate(module.graph.nodes)}
+        self._last_use = {n: max((self._order[user] for user in n.users), default=-1) for n in self._order}
         self._values = {whole.inputs[0]: to_tiles(inputs)}
         self._room = Room()
         self._shared: set[int] = set()
         """Addresses of tiles that others hold, too."""
-        self._waiting: list[fx.Node] = []
-        """Nodes that come next; layers are settled by the time somebody looks at what they give."""
 
     @classmethod
     def of(cls, module: fx.GraphModule, inputs: Inputs) -> "TiledRun | None":
         """A run of a module on calibration inputs; None where it cannot go on tiles."""
-        if not lanes() or len(inputs) != 1 or len(inputs[0]) < GROUPED or inputs[0].dtype != torch.float32:
+        if not lanes() or len(inputs) != 1 or len(inputs[0]) < GROUPED:
             return None
-        sizes = tuple(inputs[0].shape[1:])
-        if len(sizes) not in (1, 3):
-            return None
-        shape: Shape = (sizes[1], sizes[2], sizes[0]) if len(sizes) == 3 else (1, 1, sizes[0])
-        whole = lowered(module, shape, dry=True)
+        shape = shape_of(inputs[0])
+        whole = None if shape is None else lowered(module, shape, dry=True)
         return None if whole is None else cls(module, whole, inputs[0])
 
     def execute(
         self, stops: Callable[[fx.Node], bool], look: Callable[[fx.Node], None], behind: fx.Node | None = None
     ) -> None:
-        """Calls `look(node)` before each of `stops` runs; what nobody looks at is not computed."""
-        self._waiting = []
-        for node in self._nodes[0 if behind is None else self._order[behind] + 1 :]:
-            if stops(node):
-                look(node)
-            self._waiting.append(node)
+        """As any pass does, with the threads of torch."""
+        with lent_threads():
+            super().execute(stops, look, behind)
 
     def stored(self, node: fx.Node) -> list[Tensor]:
         """A node's value as `resume` takes it; not to be changed."""
@@ -95,13 +86,10 @@ class TiledRun:
 
     def _tiles(self, node: fx.Node) -> Tensor:
         """A node's value, once everything that waits has run."""
-        if self._waiting:
-            self._run(self._waiting)
-            self._waiting = []
+        self._catch_up()
         return self._values[node]
 
     def _run(self, segment: list[fx.Node]) -> None:
-        """Runs nodes and forgets what nobody will read."""
         behind = self._order[segment[-1]] + 1
         read = {a for n in segment for a in n.all_input_nodes if a in self._values}
         program = Lowering(self.module)

@@ -23,7 +23,7 @@ SECONDS = 120
 
 
 @cache
-def library(name: str) -> ctypes.CDLL | None:
+def compiled(name: str) -> ctypes.CDLL | None:
     """The compiled `csrc/NAME.c`; None where it cannot be had."""
     compiler = _compiler()
     folder = folder_named()

@@ -14,8 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from automc.kernels.build import library
-from automc.kernels.tiles import Window, lanes, together
+from automc.kernels.tiles import Window, kernels, lanes, together
 
 FloatArray = NDArray[np.float64]
 PARTS = 4
@@ -83,11 +82,9 @@ def _spread(tiles: Tensor, near: Tensor) -> tuple[Tensor, Tensor]:
     tiles, channels = tiles.contiguous(), len(near)
     sums, squares = torch.zeros(2, channels, dtype=torch.float64)
     scratch = torch.empty(2 * channels * lanes())
-    found = library("tiles")
-    assert found is not None  # there are no tiles without it
     positions = ctypes.c_size_t(math.prod(tiles.shape[:3]))
     pointers = [ctypes.c_void_p(x.data_ptr()) for x in (near, sums, squares, scratch)]
-    found.tiles_spread(ctypes.c_void_p(tiles.data_ptr()), positions, channels, *pointers)
+    kernels().tiles_spread(ctypes.c_void_p(tiles.data_ptr()), positions, channels, *pointers)
     return sums, squares
 
 
@@ -96,21 +93,17 @@ class _Job:
 
     def __init__(self, tiles: Tensor, window: Window, places: NDArray[np.int32], wanted: Tensor) -> None:
         self._tiles, self._places, self._wanted = tiles, places, wanted
-        pairs = ((ctypes.c_int * 2)(*p) for p in (window.kernel, window.stride, window.padding, window.dilation))
-        self._reading = _Reading(*tiles.shape[1:4], wanted.shape[1], *pairs)
+        self._reading = _Reading(*tiles.shape[1:4], wanted.shape[1], *window.as_c())
         self.columns = tiles.shape[3] * window.kernel[0] * window.kernel[1] + wanted.shape[1]
-        found = library("tiles")
-        assert found is not None  # there are no tiles without it
-        self._library = found
-        self.padded = int(found.tiles_columns(self.columns))
+        self.padded = int(kernels().tiles_columns(self.columns))
 
     def sums(
         self, shift: NDArray[np.float32], start: int, stop: int, *, products: bool = True
     ) -> tuple[FloatArray, FloatArray]:
         """Sums (padded,) and sums of products (padded, padded) of some positions, `shift` subtracted first."""
         sums, both = np.zeros(self.padded), np.zeros((self.padded, self.padded) if products else 0)
-        scratch = torch.zeros(int(self._library.tiles_moments_floats(self.columns)))
-        self._library.tiles_moments(
+        scratch = torch.zeros(int(kernels().tiles_moments_floats(self.columns)))
+        kernels().tiles_moments(
             ctypes.byref(self._reading),
             ctypes.c_void_p(self._tiles.data_ptr()),
             ctypes.c_void_p(self._wanted[start:].data_ptr()),

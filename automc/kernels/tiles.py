@@ -20,13 +20,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from automc.kernels.build import library
+from automc.kernels.build import compiled
 
 FloatArray = NDArray[np.float32]
 Shape = tuple[int, int, int]
 Pair = tuple[int, int]
 CONV, WINOGRAD, DEPTHWISE, ADD, AFFINE, MAXIMUM, MEAN, COPY, CLEAR, ROUND = range(10)
-INFINITY = math.inf
 T = TypeVar("T")
 R = TypeVar("R")
 # Winograd's F(4x4, 3x3), Lavin and Gray 2016, section 4.3: the weights' transform; the others are in tiles.c.
@@ -70,13 +69,17 @@ class Window:
         height, width = ((n + 2 * p - d * (k - 1) - 1) // s + 1 for n, k, s, p, d in sides)
         return height, width
 
+    def as_c(self) -> "tuple[ctypes.Array[ctypes.c_int], ...]":
+        """Its four pairs, in the order of the structures in tiles.c."""
+        return tuple((ctypes.c_int * 2)(*p) for p in (self.kernel, self.stride, self.padding, self.dilation))
+
 
 @dataclass(frozen=True, slots=True)
 class Limits:
     """What an output is clamped to."""
 
-    low: float = -INFINITY
-    high: float = INFINITY
+    low: float = -math.inf
+    high: float = math.inf
 
 
 FREE = Limits()
@@ -85,10 +88,24 @@ FREE = Limits()
 @cache
 def lanes() -> int:
     """Samples in a tile; 0 where there is no compiled library."""
-    found = library("tiles")
+    found = compiled("tiles")
     if found is None or found.tiles_step_bytes() != ctypes.sizeof(_Step):
         return 0
     return int(found.tiles_lanes())
+
+
+def kernels() -> ctypes.CDLL:
+    """The compiled functions, for whoever has tiles."""
+    found = compiled("tiles")
+    assert found is not None  # there are no tiles without it
+    return found
+
+
+def shape_of(x: Tensor) -> Shape | None:
+    """Height, width and channels of float32 samples (B, channels) or (B, channels, height, width); None of others."""
+    if x.dtype != torch.float32 or x.dim() not in (2, 4):
+        return None
+    return (x.shape[2], x.shape[3], x.shape[1]) if x.dim() == 4 else (1, 1, x.shape[1])
 
 
 class Program:
@@ -213,8 +230,7 @@ class Program:
         step: float = 0.0,
         zero: float = 0.0,
     ) -> int:
-        pairs = ((ctypes.c_int * 2)(*p) for p in (window.kernel, window.stride, window.padding, window.dilation))
-        numbers = (kind, x, other, out, *self.shapes[x], *self.shapes[out], *pairs, groups, offset)
+        numbers = (kind, x, other, out, *self.shapes[x], *self.shapes[out], *window.as_c(), groups, offset)
         pointers = (self._held(weight), self._held(bias))
         self._steps.append(_Step(*numbers, limits.low, limits.high, step, zero, *pointers))
         return out
@@ -258,7 +274,7 @@ class Program:
         return placed, sizes
 
     def _scratch(self) -> int:
-        outputs = int(library("tiles").tiles_outputs())  # type: ignore[union-attr]
+        outputs = int(kernels().tiles_outputs())
         return max((72 * (s.channels + outputs + 1) for s in self._steps if s.kind == WINOGRAD), default=1)
 
 
@@ -333,7 +349,7 @@ class _Job:
 
     def run(self, tiles: NDArray[np.int64]) -> None:
         """Runs some of the tiles; the interpreter is free meanwhile."""
-        run = library("tiles").tiles_run  # type: ignore[union-attr]
+        run = kernels().tiles_run
         # torch hands out memory at multiples of 64 bytes, as vectors need it
         own = [torch.empty(size * lanes()) for size in self.sizes]
         scratch = torch.empty(self.scratch * lanes())
@@ -368,7 +384,7 @@ def _transformed(weight: FloatArray) -> FloatArray:
 
 def _packed(weight: FloatArray, groups: int) -> FloatArray:
     """Weights (taps, in / groups, out) in the order they are read: by block of output channels, tap, input, output."""
-    most = int(library("tiles").tiles_outputs())  # type: ignore[union-attr]
+    most = int(kernels().tiles_outputs())
     outer = weight.shape[2] // groups
     blocks = np.array_split(np.arange(outer), -(-outer // most))
     return np.concatenate([weight[:, :, g * outer + b].ravel() for g in range(groups) for b in blocks])

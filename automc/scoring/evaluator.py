@@ -13,7 +13,7 @@ from functools import cached_property
 from typing import Any, Literal, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from automc.compression import provenance
 from automc.compression.bank import MEMORY_BYTES
@@ -183,9 +183,13 @@ class Evaluator:
             return forward
         with torch.no_grad():
             small(*self.task.example_inputs)  # the graph would not notice that the model's own forward raises
-        at = cuts(graph.graph)
-        found = keys(graph.graph, at, graph.facts, policy, made.structure, "scored")
-        return replace(forward, prefix=Prefix({node.name: found[node] for node in at}, self._prefixes))
+        found = keys(graph.graph, self._cuts, graph.facts, policy, made.structure, "scored")
+        return replace(forward, prefix=Prefix({node.name: key for node, key in found.items()}, self._prefixes))
+
+    @cached_property
+    def _cuts(self) -> list[fx.Node]:
+        """Of the traced model, in order."""
+        return [] if self.compressor.graph.graph is None else cuts(self.compressor.graph.graph)
 
     def _forward(self, module: nn.Module) -> Forward:
         """A module, with the dense model's graph where automc made it from that."""

@@ -7,6 +7,7 @@ from torch import fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from automc.compression.quantize import ActivationQuantizer
+from automc.compression.structure import replace_module
 
 _PAIRS = ((nn.Conv1d, nn.BatchNorm1d), (nn.Conv2d, nn.BatchNorm2d), (nn.Conv3d, nn.BatchNorm3d))
 
@@ -20,7 +21,7 @@ def folded(module: nn.Module) -> nn.Module:
         source = node.all_input_nodes[0] if node.all_input_nodes else None
         if source is not None and _folds(small, source, node):
             fused = fuse_conv_bn_eval(small.get_submodule(source.target), small.get_submodule(node.target))  # type: ignore[arg-type, type-var]
-            _replace(small, str(source.target), fused)
+            replace_module(small, str(source.target), fused)
             node.replace_all_uses_with(source)
             small.graph.erase_node(node)
     small.recompile()
@@ -70,8 +71,3 @@ def _folds(small: fx.GraphModule, source: fx.Node, node: fx.Node) -> bool:
         return False
     calls = [n.target for n in small.graph.nodes if n.op == "call_module"]
     return calls.count(source.target) == 1
-
-
-def _replace(small: fx.GraphModule, path: str, module: nn.Module) -> None:
-    parent, _, child = path.rpartition(".")
-    setattr(small.get_submodule(parent), child, module)

@@ -7,16 +7,17 @@ begin at a cut of its graph, with the values another model with the same decisio
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, fx, nn
 
+from automc.compression.compress import channels_last
 from automc.compression.lowering import Lowering, lowered
 from automc.compression.prefix import PassMemory, Snapshot, spread
-from automc.kernels.tiles import Shape, lanes, to_tiles
+from automc.kernels.tiles import Shape, lanes, shape_of, to_tiles
 from automc.scoring.folding import behind, folded, traced
 from automc.task import Batch
 
@@ -50,11 +51,8 @@ class Samples:
         """Height, width and channels, where all samples are one float image or vector of the same shape."""
         if not lanes() or any(len(inputs) != 1 for inputs, _ in self._batches):
             return None
-        shapes = {(x.dtype, *x.shape[1:]) for (x,), _ in self._batches}
-        dtype, *sizes = shapes.pop()
-        if shapes or dtype != torch.float32 or len(sizes) not in (1, 3):
-            return None
-        return (sizes[1], sizes[2], sizes[0]) if len(sizes) == 3 else (1, 1, sizes[0])
+        shapes = {shape_of(x) for (x,), _ in self._batches}
+        return shapes.pop() if len(shapes) == 1 else None
 
     @cached_property
     def tiles(self) -> Tensor:
@@ -64,7 +62,7 @@ class Samples:
     @cached_property
     def chunks(self) -> tuple[tuple[Tensor, ...], ...]:
         """Inputs, channels last."""
-        columns = [[_channels_last(x).split(CHUNK) for x in inputs] for inputs, _ in self._batches]  # type: ignore[no-untyped-call]
+        columns = [[channels_last(x).split(CHUNK) for x in inputs] for inputs, _ in self._batches]  # type: ignore[no-untyped-call]
         return tuple(chunk for column in columns for chunk in zip(*column, strict=True))
 
 
@@ -77,6 +75,7 @@ class Forward:
     """The same model as a graph of its layers, or itself where it has none."""
     prefix: Prefix | None = None
     """Only for a graph whose nodes it names."""
+    _programs: dict[Shape, Lowering | None] = field(init=False, repr=False, default_factory=dict)
 
     @torch.no_grad()
     def outputs(self, samples: Samples) -> list[Any]:
@@ -91,8 +90,8 @@ class Forward:
         later = list(held)[list(held).index(begin) + 1 if begin else 0 :]
         wanted = _fitting([name for name in later if memory.wants(held[name])], run, memory.limit)
         given = None if begin is None else (begin, memory[held[begin]].values)
-        memory.make_room(sum(map(run.bytes, wanted)))
-        values = run.values(given, wanted)
+        memory.make_room(sum(wanted.values()))
+        values = run.values(given, list(wanted))
         del given
         for name, found in zip(wanted, values, strict=False):
             memory.put(held[name], Snapshot(tuple(found), {}, frozenset()))
@@ -104,23 +103,19 @@ class Forward:
         return self._programs[shape]
 
     @cached_property
-    def _programs(self) -> dict[Shape, Lowering | None]:
-        return {}
-
-    @cached_property
     def _prepared(self) -> nn.Module:
         return prepared(self.graph)
 
 
-def _fitting(names: Sequence[str], run: "_Run", limit: int) -> list[str]:
-    """The deepest of some nodes whose values go into so much memory together."""
-    chosen: list[str] = []
+def _fitting(names: Sequence[str], run: "_Run", limit: int) -> dict[str, int]:
+    """The deepest of some nodes whose values go into so much memory together, in order, and how much each takes."""
+    chosen: dict[str, int] = {}
     for name in reversed(names):
-        limit -= run.bytes(name)
-        if limit < 0:
+        size = run.bytes(name)
+        if sum(chosen.values()) + size > limit:
             break
-        chosen.insert(0, name)
-    return chosen
+        chosen[name] = size
+    return dict(reversed(chosen.items()))
 
 
 class _Run(Protocol):
@@ -203,7 +198,3 @@ class _Torch:
 def prepared(module: nn.Module) -> nn.Module:
     """A copy as torch runs it fastest: batch norms folded, channels last."""
     return nn.Module.to(folded(module), memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
-
-
-def _channels_last(x: Tensor) -> Tensor:
-    return x.contiguous(memory_format=torch.channels_last) if x.dim() == 4 else x

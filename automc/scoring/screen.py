@@ -1,7 +1,8 @@
 """Whether a proposal is worth scoring: the surrogate's guess, as uncertain as its earlier guesses were wrong."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -33,7 +34,7 @@ class Screen:
     """
 
     def __init__(self, space: SearchSpace, errors: Callable[[], tuple[FloatArray, ...]]) -> None:
-        self._space, self._errors = space, errors
+        self._space, self._ask = space, errors
         self._points: list[IntArray] = []
         self._scores: list[float] = []
         self._model: tuple[AdditiveModel, float] | None = None
@@ -47,17 +48,26 @@ class Screen:
 
     def guess(self, policy: Policy) -> Guess | None:
         """A policy's score; None before there is enough to tell, or where no axis has an order."""
+        found = self.guesses([policy])
+        return None if found is None else found[0]
+
+    def guesses(self, policies: Sequence[Policy]) -> list[Guess] | None:
+        """The scores of several, as `guess` tells them one by one."""
         if len(self._scores) < ENOUGH or not self._space.ordered.any():
             return None
         if self._model is None:
             self._model = self._fitted()
         model, factor = self._model
-        mean, deviation = model.predict([self._space.encode(policy)])
-        return Guess(float(mean[0]), float(deviation[0]) * factor)
+        found = zip(*model.predict([self._space.encode(policy) for policy in policies]), strict=True)
+        return [Guess(float(mean), float(deviation) * factor) for mean, deviation in found]
+
+    @cached_property
+    def _errors(self) -> tuple[FloatArray, ...]:
+        return self._ask()
 
     def _fitted(self) -> tuple[AdditiveModel, float]:
         """The model, and by how much its errors on scores left out exceed what it expects of them."""
         points, scores = self._points[-MOST:], self._scores[-MOST:]
-        model = AdditiveModel.of(self._space, self._errors(), points, scores, SPREADS)
+        model = AdditiveModel.of(self._space, self._errors, points, scores, SPREADS)
         mean, deviation = model.left_out()
         return model, float(np.sqrt(np.mean(((np.array(scores) - mean) / deviation) ** 2)))

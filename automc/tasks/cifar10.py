@@ -63,9 +63,9 @@ def _task(depth: int) -> Task:
     _load_weights(model, _file(f"models/cifar10/resnet{depth}.safetensors"))
     return Task(
         model.eval(),
-        calibration=_batches("train-00000-of-00002.parquet", CALIBRATION_IMAGES),
-        validation=_batches("validation-00000-of-00001.parquet"),
-        test=_batches("test-00000-of-00001.parquet"),
+        calibration=batches("train-00000-of-00002.parquet", CALIBRATION_IMAGES),
+        validation=batches("validation-00000-of-00001.parquet"),
+        test=batches("test-00000-of-00001.parquet"),
         name=f"cifar10-resnet{depth}",
         augment=flips_and_shifts,
         factory=factory,
@@ -93,7 +93,7 @@ def _load_weights(model: ResNet, path: Path) -> None:
         ) from error
 
 
-def _batches(name: str, limit: int | None = None) -> Batches:
+def batches(name: str, limit: int | None = None) -> Batches:
     """Normalised images and labels of one Parquet file, in its order, `limit` images at most."""
     pixels, labels = _read(_file(f"data/cifar10/{name}"), limit)
     images = normalise(pixels)

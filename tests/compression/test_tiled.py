@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -126,8 +127,6 @@ def test_a_search_scores_what_apply_gives_on_tiles(monkeypatch: pytest.MonkeyPat
     found = task(ResNet(8, widths=(8, 12, 16)), (3, 12, 12))
     setting = prepare(found, Budget.parse("macs<=60%"), "joint")
     space, projector = setting.problem_parts
-    import numpy as np
-
     rng = np.random.default_rng(0)
     for _ in range(3):
         policy = space.decode(projector.project(space.sample(rng)))

@@ -28,7 +28,7 @@ def expected(layer: nn.Module, x: Tensor, places: np.ndarray, area: tuple[int, i
 
 def exact() -> bool:
     """Whether products are of 32 bits."""
-    found = build.library("tiles")
+    found = build.compiled("tiles")
     return found is not None and bool(found.tiles_moments_exact())
 
 
@@ -37,11 +37,11 @@ def flags(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> It
     """Compiled with these flags as well."""
     if platform.machine() != "x86_64" and request.param:
         pytest.skip("an option of x86 compilers")
-    build.library.cache_clear()
+    build.compiled.cache_clear()
     with monkeypatch.context() as patch:
         patch.setattr(build, "FLAGS", (*build.FLAGS, *request.param))
         yield request.param
-    build.library.cache_clear()
+    build.compiled.cache_clear()
 
 
 def test_both_ways_to_multiply(flags: tuple[str, ...]) -> None:

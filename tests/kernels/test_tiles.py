@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional as F
 
+from automc.compression.quantize import ActivationQuantizer
 from automc.kernels import build
 from automc.kernels.tiles import Limits, Program, Window, from_tiles, lanes, lent_threads, threads, to_tiles
 
@@ -100,8 +101,6 @@ def test_pointwise_steps_and_copies() -> None:
 
 
 def test_rounding_to_levels_is_the_quantizers() -> None:
-    from automc.compression.quantize import ActivationQuantizer
-
     x, quantizer = images(40, 3, 6, 6), ActivationQuantizer(4)
     quantizer.calibrate(x)
     program = opened((6, 6, 3))
@@ -152,21 +151,21 @@ def test_a_run_may_begin_at_a_kept_value() -> None:
 
 def test_without_a_compiler_there_is_no_library(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     for setting in ({"CC": "no-such-compiler"}, {"CC": "false"}, {"AUTOMC_KERNELS": "off"}):
-        build.library.cache_clear()
+        build.compiled.cache_clear()
         with monkeypatch.context() as patch:
             patch.setenv("AUTOMC_KERNELS", str(tmp_path))
             for name, value in setting.items():
                 patch.setenv(name, value)
-            assert build.library("tiles") is None
-    build.library.cache_clear()
-    assert build.library("tiles") is not None
+            assert build.compiled("tiles") is None
+    build.compiled.cache_clear()
+    assert build.compiled("tiles") is not None
 
 
 def test_a_broken_file_in_the_cache_is_made_anew(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    build.library.cache_clear()
+    build.compiled.cache_clear()
     with monkeypatch.context() as patch:
         patch.setenv("AUTOMC_KERNELS", str(tmp_path))
         patch.setattr(build, "_digest", lambda *_: "broken")
         (tmp_path / "tiles-broken.so").write_bytes(b"nothing")
-        assert build.library("tiles") is not None
-    build.library.cache_clear()
+        assert build.compiled("tiles") is not None
+    build.compiled.cache_clear()

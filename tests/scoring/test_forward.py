@@ -200,12 +200,17 @@ def test_what_cannot_be_traced_runs_as_it_is() -> None:
     assert torch.equal(torch.cat(outputs(Branching(), Samples([((x,), torch.zeros(3))]))), -x)
 
 
-@pytest.mark.parametrize("compiled", [True, False])
-def test_a_pass_may_begin_where_another_one_left_its_values(compiled: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    if not compiled:
+@pytest.fixture(params=["compiled", "torch"])
+def module(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> fx.GraphModule:
+    """A traced network, which runs either way."""
+    if request.param == "torch":
         monkeypatch.setattr("automc.scoring.forward.lanes", lambda: 0)
-    module = traced(settled(ResNet(8)))
-    assert isinstance(module, fx.GraphModule)
+    found = traced(settled(ResNet(8)))
+    assert isinstance(found, fx.GraphModule)
+    return found
+
+
+def test_a_pass_may_begin_where_another_one_left_its_values(module: fx.GraphModule) -> None:
     x = torch.randn(120, 3, 12, 12, generator=torch.Generator().manual_seed(1))
     samples, memory = Samples([((x,), torch.zeros(120))]), PassMemory(2**28)
     names = [node.name for node in cuts(module.graph)]
@@ -222,12 +227,7 @@ def test_a_pass_may_begin_where_another_one_left_its_values(compiled: bool, monk
     assert bool(torch.cat(Forward(module, module, prefix).outputs(other)).isnan().any())
 
 
-@pytest.mark.parametrize("compiled", [True, False])
-def test_what_is_kept_fits_the_memory(compiled: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    if not compiled:
-        monkeypatch.setattr("automc.scoring.forward.lanes", lambda: 0)
-    module = traced(settled(ResNet(8)))
-    assert isinstance(module, fx.GraphModule)
+def test_what_is_kept_fits_the_memory(module: fx.GraphModule, monkeypatch: pytest.MonkeyPatch) -> None:
     x = torch.randn(64, 3, 12, 12)
     samples, memory = Samples([((x,), torch.zeros(64))]), PassMemory(4 * 64 * 64 * 9)
     prefix = Prefix({node.name: node.name for node in cuts(module.graph)}, memory)

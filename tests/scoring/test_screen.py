@@ -11,7 +11,7 @@ from automc.evaluation import Evaluation
 from automc.report.text import counts_line, surrogate_line
 from automc.scoring.incumbents import Incumbents
 from automc.scoring.race import Race
-from automc.scoring.screen import ENOUGH, Screen
+from automc.scoring.screen import ENOUGH, Guess, Screen
 from automc.searcher import Problem
 from automc.study import Study
 from tests.scoring import tiny
@@ -77,8 +77,6 @@ class Sure(Screen):
         pass
 
     def guess(self, policy: object) -> object:  # type: ignore[override]
-        from automc.scoring.screen import Guess
-
         return Guess(self.mean, 0.01)
 
 

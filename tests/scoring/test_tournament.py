@@ -7,7 +7,7 @@ import pytest
 from automc.errors import TaskError
 from automc.policy import Policy, Recipe
 from automc.scoring.evaluator import Evaluator
-from automc.scoring.tournament import Tournament, _cheaper
+from automc.scoring.tournament import Tournament, cheaper
 from tests.scoring import tiny
 
 
@@ -58,7 +58,7 @@ def test_equal_policies_are_refused() -> None:
         Tournament(setting.evaluator, lambda: setting.screen).run([policy, policy])
 
 
-def test_a_cheaper_recipe_is_never_dearer() -> None:
-    assert _cheaper(Recipe()) == Recipe(images=256, rows=4096)
-    assert _cheaper(Recipe(images=300, rows=3)) == Recipe(images=256, rows=1)
-    assert _cheaper(Recipe(images=100)).images == 100
+def test_acheaper_recipe_is_never_dearer() -> None:
+    assert cheaper(Recipe()) == Recipe(images=256, rows=4096)
+    assert cheaper(Recipe(images=300, rows=3)) == Recipe(images=256, rows=1)
+    assert cheaper(Recipe(images=100)).images == 100
