@@ -9,7 +9,7 @@ from torch import Tensor, fx
 
 from automc.compression.bank import LayerBank
 from automc.compression.place import Place
-from automc.compression.prefix import PassMemory, Snapshot, cuts, keys, modules_before, restore, spread
+from automc.compression.prefix import PassMemory, Snapshot, cuts, keys, modules_before, restore
 from automc.compression.quantize import ActivationQuantizer, QuantizedLayer
 from automc.compression.reconstruct import DenseRows, reestimate
 from automc.compression.regression import absorbs, set_intercept, shift_intercept
@@ -49,8 +49,8 @@ class FittingPass:
         """Additions that have lost their branch."""
         self.norms = kept_of_norms(facts, structure.kept)
         self.memory = memory
-        self.cuts = keys(module.graph, spread(cuts(module.graph)), facts, policy, structure, self.data.kind)
-        """Places where the pass may begin, and the names of what was decided before each."""
+        self.cuts = keys(module.graph, cuts(module.graph), facts, policy, structure)
+        """Places where the pass may begin, and digests of what was decided before each."""
         self.nodes = {n.name: n for n in module.graph.nodes}
         self.settled: set[str] = set()
         """Layers fitted and norms that took their intercept."""
@@ -58,11 +58,13 @@ class FittingPass:
     @torch.no_grad()
     def run(self) -> None:
         """Fits everything in one pass, from the last cut that an earlier pass came by with the same decisions."""
-        begin = next((node for node in reversed(self.cuts) if self.cuts[node] in self.memory), None)
-        if begin is not None:
-            self._resume(begin)
         changed = self._changed_modules()
-        passed = {node.next: node for node, key in self.cuts.items() if self.memory.wants(key)}
+        begin, passed = None, dict[fx.Node, fx.Node]()
+        if any(self._reads_data(str(node.target)) for node in changed):
+            found = self.memory.deepest(self.data.kind, self.cuts)
+            if found is not None:
+                begin = self._resume(*found)
+            passed = {node.next: node for node in self.memory.wanted(self.data.kind, self.cuts)}
 
         def look(node: fx.Node) -> None:
             if node in passed:
@@ -75,16 +77,16 @@ class FittingPass:
 
         self.data.execute(stops, look, begin)
 
-    def _resume(self, at: fx.Node) -> None:
-        snapshot = self.memory[self.cuts[at]]
+    def _resume(self, at: fx.Node, snapshot: Snapshot) -> fx.Node:
         restore(snapshot, self.module)
         self.data.resume(at, snapshot.values)
         self.settled |= snapshot.settled
+        return at
 
     def _remember(self, at: fx.Node) -> None:
         before = modules_before(self.module.graph, at)
         snapshot = Snapshot.of(self.data.stored(at), self.module, before, self.settled)
-        self.memory.put(self.cuts[at], snapshot)
+        self.memory.put(self.data.kind, self.cuts[at], snapshot)
 
     def _changed_modules(self) -> set[fx.Node]:
         """Layers and norms whose output can differ from the dense model's."""
@@ -107,6 +109,14 @@ class FittingPass:
 
     def _fits_here(self, name: str) -> bool:
         return name in self.layers or (name in self.norms and absorbs(self.module.get_submodule(name)))
+
+    def _reads_data(self, name: str) -> bool:
+        """Whether a module's fit asks for what the pass computes, rather than for what the bank knows."""
+        if name not in self.layers:
+            return self.recipe.batchnorm == "reestimate"
+        holder = self.module.get_submodule(name)
+        quantized = isinstance(holder, QuantizedLayer) and holder.input is not None
+        return quantized or (self.dense is not None and name in self.dense.targets)
 
     def _visit(self, node: fx.Node) -> None:
         name, source = str(node.target), node.all_input_nodes[0]

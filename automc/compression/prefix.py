@@ -4,11 +4,14 @@ The fit of a layer depends on all decisions before it and on none behind it. At 
 all that the rest needs, a pass leaves that value for every calibration sample and the tensors fitted so far; a later
 candidate with the same decisions up to there takes both and goes on behind the cut, bit for bit as if it had begun at
 the start. Most candidates of a search share nothing with each other, so a pass leaves something only where a second one
-comes by.
+comes by; of candidates that are known together (`order`), where the next ones part.
 """
 
+import contextlib
 import hashlib
-from collections.abc import Mapping, Sequence
+import itertools
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -22,7 +25,9 @@ from automc.policy import LayerDecision, Policy
 
 T = TypeVar("T")
 CUTS = 8
-"""Cuts of one pass that are remembered."""
+"""Cuts of one pass that are remembered where it is not known who comes next."""
+Chain = tuple[str, ...]
+"""Digests of what a candidate decides before each cut, in order."""
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -49,20 +54,42 @@ class Snapshot:
 
 
 class PassMemory:
-    """Snapshots of passes, bounded in bytes."""
+    """Snapshots of passes, bounded in bytes, by a digest and the kind of pass, which tells how values are stored."""
 
     def __init__(self, memory_bytes: int) -> None:
         self._held: Bounded[Snapshot] = Bounded(memory_bytes)
         self._seen: set[str] = set()
+        self._plan: Sequence[Chain] | None = None
 
-    def __contains__(self, key: str) -> bool:
-        return key in self._held
+    def deepest(self, kind: str, digests: Mapping[T, str]) -> tuple[T, Snapshot] | None:
+        """The last of some places, given in order, where something is held."""
+        for place in reversed(list(digests)):
+            found = self._held.get(_key(kind, digests[place]))
+            if found is not None:
+                return place, found
+        return None
 
-    def __getitem__(self, key: str) -> Snapshot:
-        found = self._held.get(key)
-        if found is None:
-            raise KeyError(key)
-        return found
+    def wanted(self, kind: str, digests: Mapping[T, str]) -> list[T]:
+        """Where a pass that comes by these places, given in order, should leave something: behind what is held."""
+        keys = {place: _key(kind, digest) for place, digest in digests.items()}
+        if self._plan is None:
+            chosen = {place for place in spread(list(keys)) if self._again(keys[place])}
+        else:
+            ends = [[place for place in keys if digests[place] in chain][-1:] for chain in self._plan]
+            chosen = {place for end in ends for place in end}
+            for place in chosen:
+                self._held.get(keys[place])  # counts as a use: others leave first
+        ahead = list(itertools.takewhile(lambda place: keys[place] not in self._held, reversed(keys)))
+        return [place for place in reversed(ahead) if place in chosen]
+
+    @contextlib.contextmanager
+    def planned(self, chains: Sequence[Chain]) -> Iterator[None]:
+        """Within, a pass leaves something at the end of each of these chains, or as near before it as it can."""
+        before, self._plan = self._plan, chains
+        try:
+            yield
+        finally:
+            self._plan = before
 
     @property
     def limit(self) -> int:
@@ -74,19 +101,64 @@ class PassMemory:
         """Bytes of everything held."""
         return self._held.bytes
 
-    def wants(self, key: str) -> bool:
-        """Whether a pass has come by with this key before and left nothing; from now on one has."""
-        again = key in self._seen and key not in self._held
-        self._seen.add(key)
-        return again
-
     def make_room(self, size: int) -> None:
         """Lets go of snapshots before others of so many bytes are made."""
         self._held.make_room(size)
 
-    def put(self, key: str, snapshot: Snapshot) -> None:
+    def put(self, kind: str, digest: str, snapshot: Snapshot) -> None:
         """Holds a snapshot."""
-        self._held.put(key, snapshot, snapshot.bytes)
+        self._held.put(_key(kind, digest), snapshot, snapshot.bytes)
+
+    def _again(self, key: str) -> bool:
+        """Whether a pass has come by with this key before; from now on one has."""
+        again = key in self._seen
+        self._seen.add(key)
+        return again
+
+
+def order(chains: Sequence[Chain]) -> list[tuple[int, tuple[Chain, ...]]]:
+    """Candidates in an order in which those that share most follow each other, and what each shares with later ones.
+
+    Of candidates that part at a cut the larger party comes last, so that what is held at once is at most one snapshot
+    for each halving of their number.
+    """
+    sequence = _parted(chains, list(range(len(chains))), 0)
+    found = []
+    for at, index in enumerate(sequence):
+        depths: list[int] = []
+        depth = len(chains[index])
+        for other in sequence[at + 1 :]:
+            depth = min(depth, _common(chains[index], chains[other]))
+            if depth == 0:
+                break
+            if depth not in depths:
+                depths.append(depth)
+        found.append((index, tuple(chains[index][:depth] for depth in depths)))
+    return found
+
+
+def _parted(chains: Sequence[Chain], indices: list[int], depth: int) -> list[int]:
+    """Candidates that share so many digests, the smaller parties first."""
+    while len(indices) > 1:
+        parties: dict[str, list[int]] = defaultdict(list)
+        for index in indices:
+            parties[chains[index][depth] if depth < len(chains[index]) else ""].append(index)
+        if len(parties) > 1:
+            ranked = sorted(parties.values(), key=lambda party: (len(party), party[0]))
+            return [index for party in ranked for index in _parted(chains, party, depth + 1)]
+        if "" in parties:
+            break
+        depth += 1
+    return indices
+
+
+def _common(one: Chain, other: Chain) -> int:
+    """Digests two chains begin with."""
+    return next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
+
+
+def _key(kind: str, digest: str) -> str:
+    return f"{kind} {digest}"
 
 
 def cuts(graph: fx.Graph) -> list[fx.Node]:
@@ -107,9 +179,9 @@ def spread(found: Sequence[T]) -> list[T]:
 
 
 def keys(
-    graph: fx.Graph, at: Sequence[fx.Node], facts: ModelFacts, policy: Policy, structure: Structure, kind: str
+    graph: fx.Graph, at: Sequence[fx.Node], facts: ModelFacts, policy: Policy, structure: Structure
 ) -> dict[fx.Node, str]:
-    """A digest of everything decided before each cut; `kind` tells passes apart that store values in other ways."""
+    """A digest of everything decided before each cut."""
     order = {node: i for i, node in enumerate(graph.nodes)}
     called: dict[str, int] = {}
     for node, i in order.items():
@@ -120,7 +192,7 @@ def keys(
         first = min(called.get(member.target, -1) for member in facts.group(name).members)
         decided.append((first, name.encode() + b" " + units.tobytes()))
     waiting = sorted(decided)
-    digest = hashlib.sha256(f"{kind} {policy.recipe} {policy.dropped}".encode())
+    digest = hashlib.sha256(f"{policy.recipe} {policy.dropped}".encode())
     found = {}
     for node in at:
         while waiting and waiting[0][0] <= order[node]:

@@ -18,7 +18,7 @@ from torch import Tensor, fx, nn
 from automc.compression import provenance
 from automc.compression.bank import MEMORY_BYTES
 from automc.compression.compress import Compressor
-from automc.compression.prefix import PassMemory, cuts, keys
+from automc.compression.prefix import Chain, PassMemory, cuts, keys, order
 from automc.compression.structure import interpretable
 from automc.errors import AutomcError, TaskError
 from automc.evaluation import Evaluation
@@ -107,6 +107,14 @@ class Evaluator:
 
         return self.attempt(policy, whole)
 
+    def evaluate_all(self, policies: Sequence[Policy]) -> list[Evaluation]:
+        """As `evaluate` says of each, faster where policies share decisions: those that do follow each other."""
+        found: dict[int, Evaluation] = {}
+        for index, shared in order([self._chain(policy) for policy in policies]):
+            with self.compressor.passes.planned(shared), self._prefixes.planned(shared):
+                found[index] = self.evaluate(policies[index])
+        return [found[index] for index in range(len(policies))]
+
     def attempt(self, policy: Policy, judge: Callable[[Forward, Costs], Evaluation]) -> Evaluation:
         """What `judge` makes of the compressed model; a failed evaluation where it or the compression raises."""
         start = time.perf_counter()
@@ -183,8 +191,19 @@ class Evaluator:
             return forward
         with torch.no_grad():
             small(*self.task.example_inputs)  # the graph would not notice that the model's own forward raises
-        found = keys(graph.graph, self._cuts, graph.facts, policy, made.structure, "scored")
+        found = keys(graph.graph, self._cuts, graph.facts, policy, made.structure)
         return replace(forward, prefix=Prefix({node.name: key for node, key in found.items()}, self._prefixes))
+
+    def _chain(self, policy: Policy) -> Chain:
+        """Digests of what a policy decides before each cut."""
+        graph = self.compressor.graph
+        if graph.graph is None:
+            return ()
+        try:
+            structure = self.compressor.structure(policy)
+            return tuple(keys(graph.graph, self._cuts, graph.facts, policy, structure).values())
+        except Exception:  # whatever it is, `evaluate` will say so
+            return ()
 
     @cached_property
     def _cuts(self) -> list[fx.Node]:

@@ -16,7 +16,7 @@ from torch import Tensor, fx, nn
 
 from automc.compression.compress import channels_last
 from automc.compression.lowering import Lowering, lowered
-from automc.compression.prefix import PassMemory, Snapshot, spread
+from automc.compression.prefix import PassMemory, Snapshot
 from automc.kernels.tiles import Shape, lanes, shape_of, to_tiles
 from automc.scoring.folding import behind, folded, traced
 from automc.task import Batch
@@ -84,17 +84,17 @@ class Forward:
         run: _Run = _Torch(self._prepared, samples) if program is None else _Compiled(program, samples)
         if self.prefix is None:
             return run.outputs(run.values(None, ())[-1])
-        cuts, memory = self.prefix.cuts, self.prefix.memory
-        held = {name: f"{run.kind} {samples.name} {cuts[name]}" for name in spread(list(filter(run.holds, cuts)))}
-        begin = next((name for name in reversed(held) if held[name] in memory), None)
-        later = list(held)[list(held).index(begin) + 1 if begin else 0 :]
-        wanted = _fitting([name for name in later if memory.wants(held[name])], run, memory.limit)
-        given = None if begin is None else (begin, memory[held[begin]].values)
+        memory, kind = self.prefix.memory, f"{run.kind} {samples.name}"
+        digests = {name: digest for name, digest in self.prefix.cuts.items() if run.holds(name)}
+        found = memory.deepest(kind, digests)
+        given = None if found is None else (found[0], found[1].values)
+        wanted = _fitting(memory.wanted(kind, digests), run, memory.limit)
+        del found  # which may have to go
         memory.make_room(sum(wanted.values()))
         values = run.values(given, list(wanted))
         del given
-        for name, found in zip(wanted, values, strict=False):
-            memory.put(held[name], Snapshot(tuple(found), {}, frozenset()))
+        for name, left in zip(wanted, values, strict=False):
+            memory.put(kind, digests[name], Snapshot(tuple(left), {}, frozenset()))
         return run.outputs(values[-1])
 
     def _program(self, shape: Shape) -> Lowering | None:

@@ -1,15 +1,18 @@
 """A pass that begins at a cut gives the very tensors of one that begins at the start."""
 
+import itertools
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import fx
 
 from automc.compression.compress import Compressor
 from automc.compression.fitting import FittingPass
-from automc.compression.prefix import PassMemory, Snapshot, cuts, keys, spread
+from automc.compression.prefix import PassMemory, Snapshot, cuts, keys, order, spread
 from automc.policy import LayerDecision, Policy, Recipe
 from tests.compression.conftest import Setup
 
@@ -34,9 +37,9 @@ def test_reused_prefixes_change_nothing(setup: Setup, recipe: Recipe, monkeypatc
     resumed: list[str] = []
     real = FittingPass._resume
 
-    def resume(self: FittingPass, at: fx.Node) -> None:
+    def resume(self: FittingPass, at: fx.Node, snapshot: Snapshot) -> fx.Node:
         resumed.append(at.name)
-        real(self, at)
+        return real(self, at, snapshot)
 
     monkeypatch.setattr(FittingPass, "_resume", resume)
     shared = Compressor(setup.graph, setup.task.model, setup.task)
@@ -74,28 +77,72 @@ def test_a_key_tells_whatever_lies_before_the_cut_and_nothing_behind(setup: Setu
     at = spread(cuts(graph))
     order = [str(n.target) for n in graph.nodes]
     dense = Policy(facts.fingerprint)
-    plain = keys(graph, at, facts, dense, setup.compressor.structure(dense), "tiles")
+    plain = keys(graph, at, facts, dense, setup.compressor.structure(dense))
     for layer in facts.layers:
         policy = replace(dense, layers=((layer.name, LayerDecision(weight_bits=4)),))
-        changed = keys(graph, at, facts, policy, setup.compressor.structure(policy), "tiles")
+        changed = keys(graph, at, facts, policy, setup.compressor.structure(policy))
         for node in at:
             behind = order.index(layer.name) > list(graph.nodes).index(node)
             assert (changed[node] == plain[node]) == behind
     unused = replace(dense, layers=((facts.layers[0].name, LayerDecision(pattern="2:4", criterion="obs")),))
-    assert keys(graph, at, facts, unused, setup.compressor.structure(unused), "tiles") == plain
-    kinds = keys(graph, at, facts, dense, setup.compressor.structure(dense), "chunks")
-    assert not set(kinds.values()) & set(plain.values())
+    assert keys(graph, at, facts, unused, setup.compressor.structure(unused)) == plain
     other = dense.with_recipe(Recipe(seed=1))
-    assert not set(keys(graph, at, facts, other, setup.compressor.structure(other), "tiles").values()) & set(
-        plain.values()
-    )
+    assert not set(keys(graph, at, facts, other, setup.compressor.structure(other)).values()) & set(plain.values())
+
+
+def held(names: str) -> Snapshot:
+    return Snapshot((torch.ones(len(names)),), {}, frozenset())
 
 
 def test_a_snapshot_is_wanted_at_the_second_passing_and_once() -> None:
-    memory, snapshot = PassMemory(1000), Snapshot((torch.ones(3),), {}, frozenset())
-    assert not memory.wants("a") and "a" not in memory
-    assert memory.wants("a") and memory.wants("a")
-    memory.put("a", snapshot)
-    assert not memory.wants("a") and memory["a"] is snapshot
-    with pytest.raises(KeyError):
-        memory["b"]
+    memory, snapshot = PassMemory(1000), held("a")
+    assert memory.wanted("tiles", {"x": "a"}) == [] and memory.deepest("tiles", {"x": "a"}) is None
+    assert memory.wanted("tiles", {"x": "a"}) == ["x"] == memory.wanted("tiles", {"x": "a"})
+    memory.put("tiles", "a", snapshot)
+    assert memory.wanted("tiles", {"x": "a"}) == []
+    assert memory.deepest("tiles", {"x": "a", "y": "b"}) == ("x", snapshot)
+    assert memory.deepest("chunks", {"x": "a"}) is None
+
+
+def test_what_lies_before_the_deepest_snapshot_is_not_wanted() -> None:
+    memory, places = PassMemory(1000), {"x": "a", "y": "b", "z": "c"}
+    memory.wanted("tiles", places)
+    memory.put("tiles", "b", held("b"))
+    assert memory.wanted("tiles", places) == ["z"]
+
+
+def test_planned_snapshots_are_left_at_once_and_outlast_others() -> None:
+    memory, places = PassMemory(3 * held("a").bytes), {"x": "a", "y": "b", "z": "c"}
+    with memory.planned([("a", "b"), ("a",)]):
+        assert memory.wanted("tiles", places) == ["x", "y"]
+        assert memory.wanted("tiles", {"x": "a", "z": "c"}) == ["x"]  # "y" cannot be held here
+        memory.put("tiles", "a", held("a"))
+        memory.put("tiles", "o", held("o"))
+        memory.put("tiles", "p", held("p"))
+        assert memory.wanted("tiles", places) == ["y"]
+        memory.put("tiles", "b", held("b"))
+    assert [memory.deepest("tiles", {0: name}) is not None for name in "aopb"] == [True, False, True, True]
+    assert memory.wanted("tiles", {"w": "d"}) == []
+
+
+chains = st.lists(
+    st.lists(st.sampled_from("xyz"), max_size=6).map(lambda x: tuple(itertools.accumulate(x))), max_size=12
+)
+
+
+@given(chains)
+def test_candidates_that_share_most_follow_each_other(given: list[tuple[str, ...]]) -> None:
+    found = order(given)
+    assert sorted(index for index, _ in found) == list(range(len(given)))
+    held: set[str] = set()
+    ran, most = 0, 0
+    for index, leaves in found:
+        chain = given[index]
+        start = max((i + 1 for i, digest in enumerate(chain) if digest in held), default=0)
+        ran += len(chain) - start
+        plan = {leaf[-1] for leaf in leaves}
+        assert all(chain[: len(leaf)] == leaf for leaf in leaves)
+        held = {d for d in held if d in plan} | {d for d in chain[start:] if d in plan}
+        most = max(most, len(held))
+    assert ran == len({digest for chain in given for digest in chain})  # each shared part once, and no part twice
+    assert most <= len(given).bit_length()

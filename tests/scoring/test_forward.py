@@ -234,9 +234,9 @@ def test_what_is_kept_fits_the_memory(module: fx.GraphModule, monkeypatch: pytes
     kept: list[int] = []
     put = memory.put
 
-    def counted(key: str, found: Snapshot) -> None:
+    def counted(kind: str, digest: str, found: Snapshot) -> None:
         kept.append(found.bytes)
-        put(key, found)
+        put(kind, digest, found)
 
     monkeypatch.setattr(memory, "put", counted)
     for _ in range(3):
