@@ -1,7 +1,7 @@
 """Candidates scored a second, against AMC's own procedure (`amc_procedure`), interleaved in one process.
 
     python benchmarks/scoring.py independent --candidates 10
-    python benchmarks/scoring.py neighbours --candidates 30
+    python benchmarks/scoring.py neighbours --candidates 20
     python benchmarks/scoring.py race --candidates 200
     python benchmarks/scoring.py memory
 
@@ -12,7 +12,8 @@ independent: random policies, nothing shared. `sequential` is automc's default r
     unfolded, in batches of 256: its accuracy must agree. `bf16` runs it in torch's bfloat16, to say what less precision
     would bring; its rank correlation with fp32 is over all candidates.
 neighbours: policies that differ from one in one to three layers, as a local search proposes them; passes begin where
-    decisions part.
+    decisions part. `together`: the search knows them all before the first is scored, `one by one`: it does not, and the
+    one they are neighbours of was scored before. Each kind of refit has an evaluator, and memory, of its own.
 race: the five best of many random policies by `mse`, found by a tournament (guess, cheap refit, race in stages), and by
     scoring all of them in full, which says whether they are the five best.
 memory: the process's peak while it scores neighbours, without AMC.
@@ -25,7 +26,7 @@ import copy
 import resource
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -45,6 +46,9 @@ from automc.tasks import load_task
 
 RECIPES = {"sequential": Recipe(), "layerwise": Recipe(reconstruct="layerwise", batchnorm="keep")}
 BEST = 5
+ROUNDS = 3
+AMC_POLICIES = 4
+"""Of one round that are scored by AMC's procedure: it has nothing to share, so that a few tell what it takes."""
 Row = dict[str, float]
 
 
@@ -52,7 +56,12 @@ class Bench:
     """One task, one space, and both procedures."""
 
     def __init__(
-        self, *, with_amc: bool = True, score: str = "metric", stages: tuple[int, ...] = (), recipes: int = 2
+        self,
+        *,
+        with_amc: bool = True,
+        score: str = "metric",
+        stages: tuple[int, ...] = (),
+        recipes: Sequence[str] = tuple(RECIPES),
     ) -> None:
         task = load_task("cifar10-resnet56")
         self.setting = setting = prepare(task, Budget.parse("macs<=50%"), "channels", score=score, stages=stages)
@@ -60,8 +69,8 @@ class Bench:
         self.space, self.projector = setting.problem_parts
         self.rng = np.random.default_rng(0)
         self.amc = AmcProcedure(task, setting.graph.facts) if with_amc else None
-        for recipe in list(RECIPES.values())[:recipes]:  # the dense statistics, which all candidates share
-            self.evaluator.evaluate(self.random().with_recipe(recipe))
+        for name in recipes:  # the dense statistics, which all candidates share
+            self.scored(self.random(), name)
 
     def random(self) -> Policy:
         """A random policy that fills the budget."""
@@ -111,31 +120,33 @@ def independent(count: int) -> None:
 
 
 def neighbours(count: int) -> None:
-    """Neighbours of one policy, each by AMC's procedure and by both refits."""
-    bench = Bench()
+    """Rounds of neighbours of one policy, some of them by AMC's procedure, all of them by both refits."""
+    benches = {name: Bench(with_amc=name == "layerwise", recipes=[name]) for name in RECIPES}
+    bench = benches["layerwise"]
     assert bench.amc is not None
-    start = bench.random()
-    for name in RECIPES:
-        bench.scored(start, name)
     rows: list[Row] = []
-    for _ in range(count):
-        policy = bench.neighbour(start)
-        row: Row = {}
-        row["amc"], row["amc_seconds"] = timed(lambda p=policy: bench.amc.accuracy(p))  # type: ignore[misc, union-attr]
-        for name in RECIPES:
-            row[name], row[f"{name}_seconds"] = bench.scored(policy, name)
+    for _ in range(ROUNDS):
+        starts = bench.random(), bench.random()
+        together, alone = ([bench.neighbour(start) for _ in range(count)] for start in starts)
+        theirs = [timed(lambda p=policy: bench.amc.accuracy(p))[1] for policy in together[:AMC_POLICIES]]  # type: ignore[misc, union-attr]
+        row: Row = {"amc_seconds": statistics.fmean(theirs)}
+        for name, each in benches.items():
+            known = [policy.with_recipe(RECIPES[name]) for policy in together]
+            _, seconds = timed(lambda e=each, k=known: len(e.evaluator.evaluate_all(k)))  # type: ignore[misc]
+            row[f"{name}_together"] = row["amc_seconds"] * count / seconds
+            each.scored(starts[1], name)
+            seconds = sum(each.scored(policy, name)[1] for policy in alone)
+            row[f"{name}_one_by_one"] = row["amc_seconds"] * count / seconds
         rows.append(row)
         print({k: round(v, 4) for k, v in row.items()}, flush=True)
-    means = {
-        name: statistics.fmean(r["amc_seconds"] for r in rows) / statistics.fmean(r[f"{name}_seconds"] for r in rows)
-        for name in RECIPES
-    }
-    report("scoring_neighbours", {"times_faster_by_means": means}, rows)
+    report(
+        "scoring_neighbours", {"times_faster": {k: [r[k] for r in rows] for k in rows[0] if k != "amc_seconds"}}, rows
+    )
 
 
 def race(count: int) -> None:
     """A tournament of random policies, AMC's procedure on some of them, and all of them in full."""
-    bench = Bench(score="mse", stages=(256, 1024), recipes=1)
+    bench = Bench(score="mse", stages=(256, 1024), recipes=["sequential"])
     assert bench.amc is not None
     policies = list({p.digest: p for p in (bench.random() for _ in range(count))}.values())
     tournament = Tournament(bench.evaluator, lambda: bench.setting.screen, BEST)
@@ -170,7 +181,7 @@ def _ended(evaluation: Evaluation) -> str:
 
 def memory(count: int) -> None:
     """The process's peak memory."""
-    bench = Bench(with_amc=False, recipes=1)
+    bench = Bench(with_amc=False, recipes=["sequential"])
     before = peak()
     start = bench.random()
     for _ in range(count):

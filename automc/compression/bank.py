@@ -9,7 +9,7 @@ candidate.
 
 import hashlib
 import warnings
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -138,12 +138,14 @@ class LayerBank:
 
     def refit(self, name: str, inputs: IntArray) -> Tensor:
         """A layer's dense rows refitted on the kept `inputs` channels (out, n'); only for layers of one conv-group."""
+        sides = Sides(inputs, np.arange(self.facts.layer(name).out_channels))
+        return self.regression(name, sides).solve(self.recipe.ridge)
 
-        def make() -> dict[str, Tensor]:
-            sides = Sides(inputs, np.arange(self.facts.layer(name).out_channels))
-            return {"rows": self.regression(name, sides).solve(self.recipe.ridge)}
-
-        return self._store.get(f"refit {name} {inputs.tobytes().hex()}", make, on_disk=False)["rows"]
+    def remains(self, name: str, decision: LayerDecision, sides: Sides, make: Callable[[], Tensors]) -> Tensors:
+        """What `make` gives for what remains of a layer, once for all candidates that decide the same of it."""
+        decision = replace(decision, activation_bits=FULL_BITS).effective
+        left = sides.inputs.tobytes().hex(), sides.outputs.tobytes().hex()
+        return self._store.get(f"remains {name} {decision} {left}", make, on_disk=False)
 
     def traces(self, name: str, pattern: str) -> Traces:
         """The order in which a dense layer's weights or blocks leave, and the losses: every level from one pass."""

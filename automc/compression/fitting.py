@@ -4,6 +4,8 @@ A layer is fitted to what the dense model computes there (`reconstruct`), or fro
 then happens to its weights is in `settle`; the shift of the mean goes to an intercept.
 """
 
+from functools import cached_property
+
 import torch
 from torch import Tensor, fx
 
@@ -12,14 +14,17 @@ from automc.compression.place import Place
 from automc.compression.prefix import PassMemory, Snapshot, cuts, keys, modules_before, restore
 from automc.compression.quantize import ActivationQuantizer, QuantizedLayer
 from automc.compression.reconstruct import DenseRows, reestimate
-from automc.compression.regression import absorbs, set_intercept, shift_intercept
+from automc.compression.regression import absorbs, rows_of, set_intercept, shift_intercept
 from automc.compression.segments import FitRequest, SegmentedRun
 from automc.compression.settle import Known, settle
 from automc.compression.structure import Structure, kept_channels, kept_of_norms
 from automc.compression.tiled import TiledRun
+from automc.compression.variants import set_weights, weights_of
 from automc.errors import GraphError
 from automc.graph.facts import ModelFacts
 from automc.policy import FULL_BITS, LayerDecision, Policy
+
+SHIFT = "shift"
 
 
 class FittingPass:
@@ -41,14 +46,13 @@ class FittingPass:
         inputs: tuple[Tensor, ...],
     ) -> None:
         self.module, self.dense, self.bank, self.recipe = module, dense, bank, policy.recipe
-        self.data = TiledRun.of(module, inputs) or SegmentedRun(module, inputs)
         self.layers = {x.name: x for x in facts.layers}
         self.decisions = dict(policy.layers)
         self.channels = kept_channels(facts, structure.kept)
         self.cut = {facts.block(name).at for name in structure.without}
         """Additions that have lost their branch."""
         self.norms = kept_of_norms(facts, structure.kept)
-        self.memory = memory
+        self.memory, self._inputs = memory, inputs
         self.cuts = keys(module.graph, cuts(module.graph), facts, policy, structure)
         """Places where the pass may begin, and digests of what was decided before each."""
         self.nodes = {n.name: n for n in module.graph.nodes}
@@ -59,23 +63,29 @@ class FittingPass:
     def run(self) -> None:
         """Fits everything in one pass, from the last cut that an earlier pass came by with the same decisions."""
         changed = self._changed_modules()
-        begin, passed = None, dict[fx.Node, fx.Node]()
-        if any(self._reads_data(str(node.target)) for node in changed):
-            found = self.memory.deepest(self.data.kind, self.cuts)
-            if found is not None:
-                begin = self._resume(*found)
-            passed = {node.next: node for node in self.memory.wanted(self.data.kind, self.cuts)}
+        if not any(self._reads_data(str(node.target)) for node in changed):
+            for node in changed:
+                self._visit(node)
+            return
+        found = self.memory.deepest(self.data.kind, self.cuts)
+        begin = None if found is None else self._resume(*found)
+        passed = {node.next: node for node in self.memory.wanted(self.data.kind, self.cuts)}
 
         def look(node: fx.Node) -> None:
             if node in passed:
                 self._remember(passed[node])
-            if node in changed and str(node.target) not in self.settled:
+            if node in changed:
                 self._visit(node)
 
         def stops(node: fx.Node) -> bool:
             return node in passed or (node in changed and str(node.target) not in self.settled)
 
         self.data.execute(stops, look, begin)
+
+    @cached_property
+    def data(self) -> TiledRun | SegmentedRun:
+        """The calibration data at every node, as the compressed model computes them."""
+        return TiledRun.of(self.module, self._inputs) or SegmentedRun(self.module, self._inputs)
 
     def _resume(self, at: fx.Node, snapshot: Snapshot) -> fx.Node:
         restore(snapshot, self.module)
@@ -88,14 +98,15 @@ class FittingPass:
         snapshot = Snapshot.of(self.data.stored(at), self.module, before, self.settled)
         self.memory.put(self.data.kind, self.cuts[at], snapshot)
 
-    def _changed_modules(self) -> set[fx.Node]:
-        """Layers and norms whose output can differ from the dense model's."""
+    def _changed_modules(self) -> dict[fx.Node, None]:
+        """Layers and norms whose output can differ from the dense model's, in the order of their nodes."""
         changed: set[fx.Node] = set()
         for node in self.module.graph.nodes:
             own = node.op == "call_module" and str(node.target) in self.layers and self._changes(str(node.target))
             if own or node.name in self.cut or any(a in changed for a in node.all_input_nodes):
                 changed.add(node)
-        return {n for n in changed if n.op == "call_module" and self._fits_here(str(n.target))}
+        nodes = self.module.graph.nodes
+        return {n: None for n in nodes if n in changed and n.op == "call_module" and self._fits_here(str(n.target))}
 
     def _changes(self, name: str) -> bool:
         """Whether a layer computes something else than the dense one even from the dense inputs."""
@@ -120,6 +131,8 @@ class FittingPass:
 
     def _visit(self, node: fx.Node) -> None:
         name, source = str(node.target), node.all_input_nodes[0]
+        if name in self.settled:
+            return
         if name in self.layers:
             self.settled.add(name)
             self._fit(name, source)
@@ -164,7 +177,15 @@ class FittingPass:
             self.settled.add(point.norm)
 
     def _fit_alone(self, place: Place) -> None:
-        """From the dense model's own moments of this layer."""
+        """From the dense model's own moments of this layer, as every candidate that decides the same of it."""
+        name, norm = place.facts.name, place.facts.norm
+        found = self.bank.remains(name, place.decision, self.channels[name], lambda: self._settled_alone(place))
+        set_weights(place.holder, found)
+        if self.recipe.reconstruct != "none":
+            shift_intercept(place.layer, self.module.get_submodule(norm) if norm else None, found[SHIFT])
+
+    def _settled_alone(self, place: Place) -> dict[str, Tensor]:
+        """A layer's weights, and by how much the mean of its outputs falls short of the dense one's."""
         name = place.facts.name
         sides = self.channels[name]
         fit = self.bank.regression(name, sides)
@@ -176,9 +197,7 @@ class FittingPass:
             narrowed = self._narrowed(name)
             rows = self.bank.refit(name, sides.inputs)[sides.outputs] if narrowed else self.bank.rows(name, sides)
             settle(place, self.recipe, fit, rows, self._known(place))
-        if self.recipe.reconstruct != "none":
-            norm = place.facts.norm
-            shift_intercept(place.layer, self.module.get_submodule(norm) if norm else None, fit)
+        return {**weights_of(place.holder), SHIFT: fit.shift(rows_of(place.layer))}
 
     def _whole(self, place: Place) -> bool:
         """Whether a layer still has all of its channels."""

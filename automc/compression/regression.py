@@ -77,9 +77,13 @@ class Regression:
     def output(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and variance (out,) of the output of weight rows (out, n), before any intercept."""
         grouped = rows.to(torch.float64).reshape(self.gram.shape[0], -1, self.gram.shape[1])
-        mean = (grouped @ self.mean_x[:, :, None]).flatten()
         variance = ((grouped @ self.gram) * grouped).sum(dim=2).flatten()
-        return mean, variance.clamp_min(0)
+        return (grouped @ self.mean_x[:, :, None]).flatten(), variance.clamp_min(0)
+
+    def shift(self, rows: Tensor) -> Tensor:
+        """By how much the mean of the target exceeds that of the output of weight rows (out, n)."""
+        grouped = rows.to(torch.float64).reshape(self.mean_x.shape[0], -1, self.mean_x.shape[1])
+        return self.mean_y.flatten() - (grouped @ self.mean_x[:, :, None]).flatten()
 
 
 def rows_of(layer: nn.Module) -> Tensor:
@@ -118,10 +122,9 @@ def set_intercept(layer: nn.Module, norm: nn.Module | None, fit: Regression) -> 
 
 
 @torch.no_grad()
-def shift_intercept(layer: nn.Module, norm: nn.Module | None, fit: Regression) -> None:
+def shift_intercept(layer: nn.Module, norm: nn.Module | None, shift: Tensor) -> None:
     """Hands the shift of the output's mean to the layer's bias, or to the batch norm behind it; neither: it stays."""
     bias = layer.bias
-    shift = fit.mean_y.flatten() - fit.output(rows_of(layer))[0]
     if isinstance(bias, Tensor):
         bias += shift.to(bias.dtype)
     elif norm is not None and absorbs(norm):

@@ -44,8 +44,7 @@ class Variant:
 
     def settle_(self, holder: nn.Module) -> None:
         """Gives a layer of this form the variant's values; what is not among them stays."""
-        own = {name: x for name, x in self.state.items() if name in holder.state_dict()}
-        holder.load_state_dict(own, strict=False)
+        set_weights(holder, self.state)
 
 
 def settled(
@@ -63,8 +62,19 @@ def settled(
     place = Place(facts, decision, holder)
     given = rows if decision.rank < 1 or (fit is not None and recipe.reconstruct != "none") else None
     settle(place, recipe, fit, given, known)
-    state = {name: x.detach().clone() for name, x in holder.state_dict().items() if not name.endswith("bias")}
-    return Variant(state, relative_error(rows, rows_of(place.layer).detach(), fit))
+    return Variant(weights_of(holder), relative_error(rows, rows_of(place.layer).detach(), fit))
+
+
+def weights_of(holder: nn.Module) -> dict[str, Tensor]:
+    """Copies of a settled layer's state, save for its bias and for what rounds its inputs."""
+    state = holder.state_dict().items()
+    return {k: x.detach().clone() for k, x in state if not k.endswith("bias") and not k.startswith("input.")}
+
+
+def set_weights(holder: nn.Module, weights: Mapping[str, Tensor]) -> None:
+    """Gives a layer of the same form what `weights_of` took; what is not among its state stays out."""
+    own = {name: x for name, x in weights.items() if name in holder.state_dict()}
+    holder.load_state_dict(own, strict=False)
 
 
 def factors_of(facts: LayerFacts, decision: LayerDecision, sides: tuple[int, int] | None = None) -> Factors | None:
