@@ -2,7 +2,7 @@
 
     python benchmarks/scoring.py independent --candidates 10
     python benchmarks/scoring.py neighbours --candidates 20
-    python benchmarks/scoring.py race --candidates 200
+    python benchmarks/scoring.py race --candidates 400
     python benchmarks/scoring.py memory
 
 ResNet-56, policies of channel shares at half the MACs, all of the same 5,000 validation images, on all processors.
@@ -14,8 +14,10 @@ independent: random policies, nothing shared. `sequential` is automc's default r
 neighbours: policies that differ from one in one to three layers, as a local search proposes them; passes begin where
     decisions part. `together`: the search knows them all before the first is scored, `one by one`: it does not, and the
     one they are neighbours of was scored before. Each kind of refit has an evaluator, and memory, of its own.
-race: the five best of many random policies by `mse`, found by a tournament (guess, cheap refit, race in stages), and by
-    scoring all of them in full, which says whether they are the five best.
+race: the five best of 200 random policies by `mse`, found by a tournament (guess, cheap refit, race in stages). Of
+    `candidates` policies each is scored cheaply and in full once, and what every step took is recorded; 20 tournaments,
+    each among 200 drawn from these, are then played from the records: their seconds are the recorded ones plus what the
+    guesses take. Two more are played for real, to say whether that adds up.
 memory: the process's peak while it scores neighbours, without AMC.
 
 Needs AUTOMC_DATA (see README.md).
@@ -27,7 +29,8 @@ import resource
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -39,8 +42,9 @@ from automc.api import prepare
 from automc.budget import Budget
 from automc.evaluation import Evaluation
 from automc.policy import Policy, Recipe
-from automc.scoring.evaluator import Evaluator
-from automc.scoring.forward import prepared
+from automc.scoring.evaluator import Costs, Evaluator, SampleScores
+from automc.scoring.forward import Forward, prepared
+from automc.scoring.stages import Stage
 from automc.scoring.tournament import Tournament, cheaper
 from automc.tasks import load_task
 
@@ -49,7 +53,10 @@ BEST = 5
 ROUNDS = 3
 AMC_POLICIES = 4
 """Of one round that are scored by AMC's procedure: it has nothing to share, so that a few tell what it takes."""
+DRAWN, REPEATS = 200, 20
+"""Policies of a tournament, and tournaments."""
 Row = dict[str, float]
+T = TypeVar("T")
 
 
 class Bench:
@@ -88,7 +95,7 @@ class Bench:
         return timed(lambda: float(self.evaluator.evaluate(policy.with_recipe(RECIPES[recipe])).score or 0.0))
 
 
-def timed(run: Callable[[], float]) -> tuple[float, float]:
+def timed(run: Callable[[], T]) -> tuple[T, float]:
     """What a call gives, and its seconds."""
     start = time.perf_counter()
     return run(), time.perf_counter() - start
@@ -144,32 +151,108 @@ def neighbours(count: int) -> None:
     )
 
 
+@dataclass(frozen=True, slots=True)
+class Record:
+    """A candidate that was scored."""
+
+    scores: list[SampleScores]
+    seconds: list[float]
+    """Of compression, then of each stage."""
+
+
+class Recorded(Evaluator):
+    """Plays what another evaluator did."""
+
+    def __init__(self, real: Evaluator) -> None:
+        self.__dict__ |= real.__dict__
+        self.real = real
+        self.records: dict[Policy, Record] = {}
+        self.seconds = 0.0
+        """Of everything played."""
+
+    def score_all(self, policy: Policy, stages: int) -> Record:
+        """The record of a policy that is scored now, on some of the stages."""
+
+        def judge(forward: Forward, costs: Costs) -> Evaluation:
+            begun = time.perf_counter()
+            found = [timed(lambda s=stage: self.real.stage_scores(forward, s)) for stage in self.stages[:stages]]  # type: ignore[misc]
+            self.records[policy] = Record([scores for scores, _ in found], [begun - start, *(s for _, s in found)])
+            return Evaluation(policy, "ok", 0.0, costs)
+
+        start = time.perf_counter()
+        self.real.attempt(policy, judge)
+        return self.records[policy]
+
+    def attempt(self, policy: Policy, judge: Callable[[Forward, Costs], Evaluation]) -> Evaluation:
+        """What `judge` makes of the record."""
+        record = self.records[policy]
+        self.seconds += record.seconds[0]
+        return judge(record, self.costs(policy))  # type: ignore[arg-type]
+
+    def stage_scores(self, forward: Forward, stage: Stage) -> SampleScores:
+        """Scores that were recorded."""
+        assert isinstance(forward, Record)
+        index = self.stages.index(stage)
+        self.seconds += forward.seconds[index + 1]
+        return forward.scores[index]
+
+
 def race(count: int) -> None:
-    """A tournament of random policies, AMC's procedure on some of them, and all of them in full."""
+    """Tournaments of random policies, for real and from records, and AMC's procedure on some of them."""
     bench = Bench(score="mse", stages=(256, 1024), recipes=["sequential"])
     assert bench.amc is not None
-    policies = list({p.digest: p for p in (bench.random() for _ in range(count))}.values())
-    tournament = Tournament(bench.evaluator, lambda: bench.setting.screen, BEST)
-    bench.evaluator.compressor.compress(policies[0].with_recipe(cheaper(Recipe())))  # its dense statistics
-    theirs = [timed(lambda p=p: bench.amc.accuracy(p))[1] for p in policies[:3]]  # type: ignore[misc, union-attr]
-    start = time.perf_counter()
-    found = tournament.run(policies)
-    seconds = time.perf_counter() - start
-    theirs += [timed(lambda p=p: bench.amc.accuracy(p))[1] for p in policies[3:6]]  # type: ignore[misc, union-attr]
+    pool = list({p.digest: p for p in (bench.random() for _ in range(count))}.values())
+    bench.evaluator.compressor.compress(pool[0].with_recipe(cheaper(Recipe())))  # its dense statistics
+    theirs: list[float] = []
+    played: list[dict[str, Any]] = []
+    for chosen in draws(len(pool), 2):
+        theirs += [timed(lambda p=pool[i]: bench.amc.accuracy(p))[1] for i in chosen[:4]]  # type: ignore[misc, union-attr]
+        played.append(tournament(bench, bench.evaluator, pool, chosen))
+        print(theirs[-4:], played[-1], flush=True)
+    recorded = Recorded(bench.evaluator)
+    for done, policy in enumerate(pool):
+        recorded.score_all(policy.with_recipe(cheaper(policy.recipe)), 1)
+        recorded.score_all(policy, len(recorded.stages))
+        if done % 100 == 0:
+            theirs.append(timed(lambda p=policy: bench.amc.accuracy(p))[1])  # type: ignore[misc, union-attr]
+            print(done, theirs[-1], flush=True)
+    scores = np.array([float(recorded.joined([x.score for x in recorded.records[p].scores]).mean()) for p in pool])
+    rows = []
+    for chosen in draws(len(pool), REPEATS):
+        rows.append(tournament(bench, recorded, pool, chosen))
+    for row in (*rows, *played):
+        row["same"] = sorted(row["best"]) == sorted(sorted(row.pop("of"), key=lambda i: -scores[i])[:BEST])
+        print(row)
+    each = statistics.median(theirs)
     figures = {
-        "policies": len(policies),
-        "tournament_seconds": seconds,
-        "amc_seconds_each": statistics.median(theirs),
-        "times_faster": statistics.median(theirs) * len(policies) / seconds,
+        "amc_seconds_each": each,
+        "times_faster": spread([each * DRAWN / row["seconds"] for row in rows]),
+        "times_faster_played_for_real": [each * DRAWN / row["seconds"] for row in played],
+        "top_five_the_same": statistics.fmean(row["same"] for row in rows),
+        "full_seconds_each": statistics.median(sum(recorded.records[p].seconds) for p in pool),
+    }
+    print(figures)
+    write("scoring_race", {**figures, "pool": len(pool), "rows": rows, "for_real": played}, seeds=[0])
+
+
+def draws(count: int, repeats: int) -> list[list[int]]:
+    """Some of the policies, several times, by chance."""
+    rng = np.random.default_rng(repeats)
+    return [rng.permutation(count)[:DRAWN].tolist() for _ in range(repeats)]
+
+
+def tournament(bench: Bench, evaluator: Evaluator, pool: list[Policy], chosen: list[int]) -> dict[str, Any]:
+    """What it found among the chosen policies, and its seconds."""
+    before = getattr(evaluator, "seconds", 0.0)
+    judge = Tournament(evaluator, lambda: bench.setting.screen, BEST)
+    found, seconds = timed(lambda: judge.run([pool[i] for i in chosen]))
+    ranked = sorted((i for i, e in enumerate(found) if e.ok), key=lambda i: -(found[i].score or 0.0))
+    return {
+        "seconds": seconds + getattr(evaluator, "seconds", 0.0) - before,
+        "best": [chosen[i] for i in ranked[:BEST]],
+        "of": chosen,
         "ended": {how: sum(_ended(e) == how for e in found) for how in ("in full", "in a stage", "cheaply", "guessed")},
     }
-    print(figures, flush=True)
-    scores = [bench.evaluator.evaluate(policy).score or 0.0 for policy in policies]
-    best = sorted(range(len(scores)), key=lambda i: -scores[i])[:BEST]
-    chosen = sorted((i for i, e in enumerate(found) if e.ok), key=lambda i: -(found[i].score or 0.0))[:BEST]
-    figures |= {"best": best, "found": chosen, "same": sorted(best) == sorted(chosen), "scores": scores}
-    print({key: value for key, value in figures.items() if key != "scores"})
-    write("scoring_race", figures, seeds=[0])
 
 
 def _ended(evaluation: Evaluation) -> str:
@@ -208,9 +291,13 @@ def in_bfloat16(module: torch.nn.Module, batches: list[tuple[torch.Tensor, torch
 
 
 def faster(rows: list[Row], name: str) -> dict[str, float]:
-    """How many times as fast as AMC's procedure: median and quartiles over candidates."""
-    ratios = [r["amc_seconds"] / r[f"{name}_seconds"] for r in rows]
-    low, middle, high = np.quantile(ratios, [0.25, 0.5, 0.75]).tolist()
+    """How many times as fast as AMC's procedure, over candidates."""
+    return spread([r["amc_seconds"] / r[f"{name}_seconds"] for r in rows])
+
+
+def spread(values: list[float]) -> dict[str, float]:
+    """Median and quartiles."""
+    low, middle, high = np.quantile(values, [0.25, 0.5, 0.75]).tolist()
     return {"median": middle, "lower_quartile": low, "upper_quartile": high}
 
 
