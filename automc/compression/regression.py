@@ -56,8 +56,8 @@ class Regression:
 
     @property
     def finite(self) -> bool:
-        """Whether all sums are finite."""
-        return all(bool(torch.isfinite(x).all()) for x in (self.gram, self.cross))
+        """Whether all sums are finite; no entry of a Gram matrix exceeds its diagonal's."""
+        return all(bool(torch.isfinite(x).all()) for x in (self.gram.diagonal(dim1=1, dim2=2), self.cross))
 
     @property
     def second_moment(self) -> Tensor:

@@ -113,7 +113,7 @@ class TiledRun(DeferredRun):
 def _regression(tiles: Tensor, window: Window, places: PositionArray, wanted: Tensor, *, intercept: bool) -> Regression:
     found = column_moments(tiles, window, places, wanted)
     n = len(found.mean) - wanted.shape[1]
-    mean, second = torch.from_numpy(found.mean), torch.from_numpy(found.centred)
+    mean, second = found.mean, found.centred
     if not intercept:
         second, mean = second + torch.outer(mean, mean), torch.zeros_like(mean)
     return Regression(second[None, :n, :n], second[None, :n, n:], mean[None, :n], mean[None, n:])

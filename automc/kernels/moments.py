@@ -34,9 +34,9 @@ class _Reading(ctypes.Structure):
 class ColumnMoments:
     """Of all columns: the inputs, in a weight's own order, and then the outputs."""
 
-    mean: FloatArray
-    """(columns,)"""
-    centred: FloatArray
+    mean: Tensor
+    """(columns,), float64"""
+    centred: Tensor
     """(columns, columns), of the deviations from the mean; divided by the rows."""
 
 
@@ -58,9 +58,9 @@ def column_moments(tiles: Tensor, window: Window, positions: NDArray[np.int32], 
     for more_sums, more_products in found[1:]:
         sums += more_sums
         products += more_products
-    first, second = sums[: job.columns] / rows, products[: job.columns, : job.columns] / rows
-    whole = np.triu(second) + np.triu(second, 1).T - np.outer(first, first)
-    return ColumnMoments(first + shift[: job.columns].astype(np.float64), whole)
+    first = torch.from_numpy(sums[: job.columns] / rows)
+    second = torch.from_numpy(products[: job.columns, : job.columns]).div_(rows).addr_(first, first, alpha=-1.0)
+    return ColumnMoments(first + torch.from_numpy(shift[: job.columns]), second.triu() + second.triu(1).T)
 
 
 def channel_moments(tiles: Tensor, samples: int) -> tuple[Tensor, Tensor]:
