@@ -14,11 +14,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from automc.kernels.tiles import Window, kernels, lanes, together
+from automc.kernels.tiles import Window, kernels, lanes, threads, together
 
 FloatArray = NDArray[np.float64]
+NEAR = 4
+"""Positions that tell what is near each column's mean."""
 PARTS = 4
-"""Rows are summed in so many parts, whatever the number of threads, so that a sum is always the same."""
+"""Tiles are summed in so many parts, whatever the number of threads, so that a sum is always the same."""
 
 
 class _Reading(ctypes.Structure):
@@ -46,21 +48,17 @@ def column_moments(tiles: Tensor, window: Window, positions: NDArray[np.int32], 
     tiles (tiles, height, width, channels, lanes); positions (positions, 3): tile, row and column of an output; wanted
     (positions, outputs, lanes).
     """
-    tiles, wanted, places = tiles.contiguous(), wanted.contiguous(), np.ascontiguousarray(positions, dtype=np.int32)
-    job = _Job(tiles, window, places, wanted)
-    near, _ = job.sums(np.zeros(job.padded, dtype=np.float32), 0, min(4, len(places)), products=False)
+    places = np.ascontiguousarray(positions, dtype=np.int32)
+    job = _Job(tiles.contiguous(), window, places, wanted.contiguous())
+    near = job.sums(np.zeros(job.padded, dtype=np.float32), min(NEAR, len(places)))
     # In 16 bits, so that zeros, of which there are many, become a number that 16 bits hold (see tiles.c).
-    shift = torch.from_numpy(near / (min(4, len(places)) * lanes())).to(torch.bfloat16).to(torch.float32).numpy()
-    bounds = np.linspace(0, len(places), PARTS + 1).astype(int).tolist()
-    found = together(lambda part: job.sums(shift, *part), list(itertools.pairwise(bounds)))
+    shift = torch.from_numpy(near / (min(NEAR, len(places)) * lanes())).to(torch.bfloat16).to(torch.float32).numpy()
+    products = torch.zeros(job.padded, job.padded, dtype=torch.float64)
+    first, *_ = together(lambda band: job.add(shift, band, products), job.bands(threads()))
     rows = len(places) * lanes()
-    sums, products = found[0]
-    for more_sums, more_products in found[1:]:
-        sums += more_sums
-        products += more_products
-    first = torch.from_numpy(sums[: job.columns] / rows)
-    second = torch.from_numpy(products[: job.columns, : job.columns]).div_(rows).addr_(first, first, alpha=-1.0)
-    return ColumnMoments(first + torch.from_numpy(shift[: job.columns]), second.triu() + second.triu(1).T)
+    mean = torch.from_numpy(first[: job.columns] / rows)
+    second = products[: job.columns, : job.columns].div_(rows).addr_(mean, mean, alpha=-1.0)
+    return ColumnMoments(mean + torch.from_numpy(shift[: job.columns]), second.triu() + second.triu(1).T)
 
 
 def channel_moments(tiles: Tensor, samples: int) -> tuple[Tensor, Tensor]:
@@ -97,21 +95,43 @@ class _Job:
         self.columns = tiles.shape[3] * window.kernel[0] * window.kernel[1] + wanted.shape[1]
         self.padded = int(kernels().tiles_columns(self.columns))
 
-    def sums(
-        self, shift: NDArray[np.float32], start: int, stop: int, *, products: bool = True
-    ) -> tuple[FloatArray, FloatArray]:
-        """Sums (padded,) and sums of products (padded, padded) of some positions, `shift` subtracted first."""
-        sums, both = np.zeros(self.padded), np.zeros((self.padded, self.padded) if products else 0)
+    def sums(self, shift: NDArray[np.float32], count: int) -> FloatArray:
+        """Sums (padded,) at the first positions, `shift` subtracted first."""
+        found = np.zeros(self.padded)
+        self._call(shift, count, found, (0, 0), None)
+        return found
+
+    def add(self, shift: NDArray[np.float32], band: tuple[int, int], products: Tensor) -> FloatArray:
+        """Adds the sums of products of some rows, `shift` subtracted first; the columns' sums (padded,)."""
+        found = np.zeros(self.padded)
+        self._call(shift, len(self._places), found if band[0] == 0 else None, band, products)
+        return found
+
+    def bands(self, count: int) -> list[tuple[int, int]]:
+        """Rows of the upper triangle in bands of about the same area."""
+        side = int(kernels().tiles_side())
+        ends = self.padded * (1.0 - np.sqrt(1.0 - np.arange(1, count) / count))
+        cuts = [0, *(round(float(end) / side) * side for end in ends), self.padded]
+        return [(a, b) for a, b in itertools.pairwise(cuts) if a < b]
+
+    def _call(
+        self,
+        shift: NDArray[np.float32],
+        count: int,
+        sums: FloatArray | None,
+        band: tuple[int, int],
+        products: Tensor | None,
+    ) -> None:
         scratch = torch.zeros(int(kernels().tiles_moments_floats(self.columns)))
         kernels().tiles_moments(
             ctypes.byref(self._reading),
             ctypes.c_void_p(self._tiles.data_ptr()),
-            ctypes.c_void_p(self._wanted[start:].data_ptr()),
+            ctypes.c_void_p(self._wanted.data_ptr()),
             ctypes.c_void_p(shift.ctypes.data),
-            ctypes.c_void_p(self._places[start:].ctypes.data),
-            stop - start,
-            ctypes.c_void_p(sums.ctypes.data),
-            ctypes.c_void_p(both.ctypes.data if products else None),
+            ctypes.c_void_p(self._places.ctypes.data),
+            count,
+            ctypes.c_void_p(None if sums is None else sums.ctypes.data),
+            *band,
+            ctypes.c_void_p(None if products is None else products.data_ptr()),
             ctypes.c_void_p(scratch.data_ptr()),
         )
-        return sums, both
