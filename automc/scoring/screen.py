@@ -11,7 +11,7 @@ from automc.policy import Policy
 from automc.scoring.surrogate import AdditiveModel
 from automc.space import FloatArray, IntArray, SearchSpace
 
-ENOUGH = 20
+ENOUGH = 16
 """Scored policies before anything is predicted."""
 SPREADS = (0.3, 0.7, 1.5, 3.0)
 """Wider than for drawing coefficients: what calibration data say of a layer may be quite wrong."""

@@ -30,7 +30,7 @@ from automc.space import FloatArray
 SHARE = 4
 """How many times less calibration data the cheap refit sees."""
 LEAST_IMAGES = 256
-PAIRS = 4
+PAIRS = 3
 """Policies beyond the best that are raced in any case, to learn how far cheap scores can be trusted."""
 SLOPE = 0.25
 """Prior deviation of a bridge's slope from one: a cheap refit tells good policies and bad ones apart a little more."""
