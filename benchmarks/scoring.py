@@ -2,7 +2,7 @@
 
     python benchmarks/scoring.py independent --candidates 10
     python benchmarks/scoring.py neighbours --candidates 20
-    python benchmarks/scoring.py race --candidates 400
+    python benchmarks/scoring.py race --candidates 300
     python benchmarks/scoring.py memory
 
 ResNet-56, policies of channel shares at half the MACs, all of the same 5,000 validation images, on all processors.
@@ -55,8 +55,8 @@ AMC_POLICIES = 4
 """Of one round that are scored by AMC's procedure: it has nothing to share, so that a few tell what it takes."""
 DRAWN, REPEATS = 200, 20
 """Policies of a tournament, and tournaments."""
-STAGES, RISK = (512, 2048), 0.03
-"""Of a tournament; chosen on 150 other policies, where 200 were too many to draw."""
+STAGES, RISK = (512, 2048), 0.05
+"""Of a tournament; chosen on policies of other seeds, where a risk of 0.03 gave 38.6 times and all top fives right."""
 Row = dict[str, float]
 T = TypeVar("T")
 
@@ -202,7 +202,7 @@ class Recorded(Evaluator):
 
 def race(count: int) -> None:
     """Tournaments of random policies, for real and from records, and AMC's procedure on some of them."""
-    bench = Bench(score="mse", stages=STAGES, recipes=["sequential"], seed=1)
+    bench = Bench(score="mse", stages=STAGES, recipes=["sequential"], seed=2)
     assert bench.amc is not None
     pool = list({p.digest: p for p in (bench.random() for _ in range(count))}.values())
     bench.evaluator.compressor.compress(pool[0].with_recipe(cheaper(Recipe())))  # its dense statistics
@@ -235,7 +235,7 @@ def race(count: int) -> None:
         "full_seconds_each": statistics.median(sum(recorded.records[p].seconds) for p in pool),
     }
     print(figures)
-    write("scoring_race", {**figures, "pool": len(pool), "rows": rows, "for_real": played}, seeds=[1])
+    write("scoring_race", {**figures, "pool": len(pool), "rows": rows, "for_real": played}, seeds=[2])
 
 
 def draws(count: int, repeats: int) -> list[list[int]]:
