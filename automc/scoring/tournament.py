@@ -78,15 +78,14 @@ class Tournament:
     def __init__(
         self, evaluator: Evaluator, screen: Callable[[], Screen], keep: int = 5, risk: float = 0.01, seed: int = 0
     ) -> None:
-        self.evaluator, self._screen, self._keep, self._seed = evaluator, screen, check_keep(keep), seed
         check_risk(risk)
-        self._risk = risk
+        self.evaluator, self.screen, self.keep, self.risk, self.seed = evaluator, screen, check_keep(keep), risk, seed
 
     def run(self, policies: Sequence[Policy]) -> list[Evaluation]:
         """An evaluation of each policy: state ok where it was scored in full, pruned where it has no chance."""
         if len({policy.digest for policy in policies}) < len(policies):
             raise TaskError("A tournament needs policies that differ; two of these are the same: leave one out.")
-        return _Run(self, policies, self._screen()).evaluations()
+        return _Run(self, policies, self.screen()).evaluations()
 
 
 class _Run:
@@ -94,9 +93,9 @@ class _Run:
 
     def __init__(self, rules: Tournament, policies: Sequence[Policy], screen: Screen) -> None:
         self.policies, self.evaluator, self.screen = policies, rules.evaluator, screen
-        self.keep, self.risk = rules._keep, rules._risk
+        self.keep, self.risk = rules.keep, rules.risk
         self.race = Race(self.evaluator, (), self.keep, self.risk)
-        self.waiting = np.random.default_rng(rules._seed).permutation(len(policies)).tolist()
+        self.waiting = np.random.default_rng(rules.seed).permutation(len(policies)).tolist()
         """Neither scored cheaply nor in full."""
         self.cheap: dict[int, Evaluation] = {}
         self.full: dict[int, Evaluation] = {}
@@ -110,8 +109,8 @@ class _Run:
             before = len(self.cheap)
             self._guess()
             self._play()
-        guesses = dict(zip(self.waiting, self._guesses() or (), strict=False))
-        told = {i: self._told(self.policies[i], guess.mean, 0.0) for i, guess in guesses.items()}
+        guesses = (self._guesses() if self.waiting else None) or []
+        told = {i: self._told(self.policies[i], g.mean, 0.0) for i, g in zip(self.waiting, guesses, strict=True)}
         return [self.full.get(i) or self.cheap.get(i) or told[i] for i in range(len(self.policies))]
 
     def _guess(self) -> None:
