@@ -11,7 +11,7 @@ from torch import Tensor, fx
 
 from automc.compression.bank import LayerBank
 from automc.compression.place import Place
-from automc.compression.prefix import PassMemory, Snapshot, cuts, keys, modules_before, restore
+from automc.compression.prefix import PassMemory, Snapshot, keys, modules_before, restore, worthwhile
 from automc.compression.quantize import ActivationQuantizer, QuantizedLayer
 from automc.compression.reconstruct import DenseRows, reestimate
 from automc.compression.regression import absorbs, rows_of, set_intercept, shift_intercept
@@ -53,7 +53,7 @@ class FittingPass:
         """Additions that have lost their branch."""
         self.norms = kept_of_norms(facts, structure.kept)
         self.memory, self._inputs = memory, inputs
-        self.cuts = keys(module.graph, cuts(module.graph), facts, policy, structure)
+        self.cuts = keys(module.graph, worthwhile(module.graph, facts), facts, policy, structure)
         """Places where the pass may begin, and digests of what was decided before each."""
         self.nodes = {n.name: n for n in module.graph.nodes}
         self.settled: set[str] = set()

@@ -26,6 +26,8 @@ from automc.policy import LayerDecision, Policy
 T = TypeVar("T")
 CUTS = 8
 """Cuts of one pass that are remembered where it is not known who comes next."""
+LEAST_WORK = 0.05
+"""Share of the MACs that must lie before a cut: nearly all candidates share a stem, and it takes no time."""
 Chain = tuple[str, ...]
 """Digests of what a candidate decides before each cut, in order."""
 
@@ -171,6 +173,13 @@ def cuts(graph: fx.Graph) -> list[fx.Node]:
             found.append(node)
         live = max(live, last)
     return found
+
+
+def worthwhile(graph: fx.Graph, facts: ModelFacts) -> list[fx.Node]:
+    """Those cuts that save enough work to hold a value for."""
+    macs = {layer.name: layer.macs for layer in facts.layers}
+    before = dict(zip(graph.nodes, itertools.accumulate(macs.get(str(n.target), 0) for n in graph.nodes), strict=True))
+    return [node for node in cuts(graph) if before[node] >= LEAST_WORK * sum(macs.values())]
 
 
 def spread(found: Sequence[T]) -> list[T]:

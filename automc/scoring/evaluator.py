@@ -18,7 +18,7 @@ from torch import Tensor, fx, nn
 from automc.compression import provenance
 from automc.compression.bank import MEMORY_BYTES
 from automc.compression.compress import Compressor
-from automc.compression.prefix import Chain, PassMemory, cuts, keys, order
+from automc.compression.prefix import Chain, PassMemory, keys, order, worthwhile
 from automc.compression.structure import interpretable
 from automc.errors import AutomcError, TaskError
 from automc.evaluation import Evaluation
@@ -208,7 +208,8 @@ class Evaluator:
     @cached_property
     def _cuts(self) -> list[fx.Node]:
         """Of the traced model, in order."""
-        return [] if self.compressor.graph.graph is None else cuts(self.compressor.graph.graph)
+        graph = self.compressor.graph
+        return [] if graph.graph is None else worthwhile(graph.graph, graph.facts)
 
     def _forward(self, module: nn.Module) -> Forward:
         """A module, with the dense model's graph where automc made it from that."""

@@ -12,8 +12,10 @@ from torch import fx
 
 from automc.compression.compress import Compressor
 from automc.compression.fitting import FittingPass
-from automc.compression.prefix import PassMemory, Snapshot, cuts, keys, order, spread
+from automc.compression.prefix import PassMemory, Snapshot, cuts, keys, order, spread, worthwhile
+from automc.graph.trace import trace_model
 from automc.policy import LayerDecision, Policy, Recipe
+from automc.tasks.resnet import ResNet
 from tests.compression.conftest import Setup
 
 RECIPES = [Recipe(), Recipe(reconstruct="layerwise"), Recipe(reconstruct="none")]
@@ -69,6 +71,15 @@ def test_behind_a_cut_only_its_value_is_needed(setup: Setup) -> None:
             copied[node] = rest.node_copy(node, copied.__getitem__)  # KeyError: something else is needed
         with torch.no_grad():
             assert torch.equal(fx.GraphModule(model, rest)(values[cut.name]), model(x))
+
+
+def test_what_saves_hardly_any_work_is_not_held() -> None:
+    model = ResNet(20).eval()
+    found = trace_model(model, (torch.zeros(1, 3, 32, 32),))
+    assert found.graph is not None
+    left = [node.name for node in cuts(found.graph)], [node.name for node in worthwhile(found.graph, found.facts)]
+    assert left[1] == left[0][-len(left[1]) :] and 0 < len(left[0]) - len(left[1]) <= 6
+    assert left[0][0] not in left[1]
 
 
 def test_a_key_tells_whatever_lies_before_the_cut_and_nothing_behind(setup: Setup) -> None:
