@@ -10,6 +10,7 @@ import pytest
 from automc.compression.compress import Compressor
 from automc.compression.structure import Structure
 from automc.evaluation import Evaluation
+from automc.kernels.tiles import lanes
 from automc.policy import Policy
 from automc.scoring import forward
 from tests.scoring import tiny
@@ -47,13 +48,13 @@ def test_scores_are_those_of_one_after_the_other(way: str, monkeypatch: pytest.M
 
 def test_what_candidates_share_runs_once(monkeypatch: pytest.MonkeyPatch) -> None:
     begun: list[str | None] = []
-    real = forward._Compiled.values if forward.lanes() else forward._Torch.values
+    real = forward._Compiled.values if lanes() else forward._Torch.values
 
     def values(self: Any, begin: Any, keep: Any) -> Any:
         begun.append(None if begin is None else begin[0])
         return real(self, begin, keep)
 
-    monkeypatch.setattr(forward._Compiled if forward.lanes() else forward._Torch, "values", values)
+    monkeypatch.setattr(forward._Compiled if lanes() else forward._Torch, "values", values)
     found = setting()
     found.evaluator.evaluate_all(neighbours(found, 12))
     assert begun[:2] == [None, None] and None in begun  # the dense outputs, the first candidate
