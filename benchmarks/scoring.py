@@ -3,6 +3,7 @@
     python benchmarks/scoring.py independent --candidates 10
     python benchmarks/scoring.py neighbours --candidates 20
     python benchmarks/scoring.py race --candidates 300
+    python benchmarks/scoring.py eight_bits --candidates 20
     python benchmarks/scoring.py memory
 
 ResNet-56, policies of channel shares at half the MACs, all of the same 5,000 validation images, on all processors.
@@ -18,6 +19,8 @@ race: the five best of 200 random policies by `mse`, found by a tournament (gues
     `candidates` policies each is scored cheaply and in full once, and what every step took is recorded; 20 tournaments,
     each among 200 drawn from these, are then played from the records: their seconds are the recorded ones plus what the
     guesses take. Two more are played for real, to say whether that adds up.
+eight_bits: rank correlation between `mse`, or accuracy, of candidates and of the same ones with weights and activations
+    of eight bits.
 memory: the process's peak while it scores neighbours, without AMC.
 
 Needs AUTOMC_DATA (see README.md).
@@ -29,7 +32,7 @@ import resource
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import numpy as np
@@ -41,7 +44,7 @@ from scipy.stats import kendalltau
 from automc.api import prepare
 from automc.budget import Budget
 from automc.evaluation import Evaluation
-from automc.policy import Policy, Recipe
+from automc.policy import LayerDecision, Policy, Recipe
 from automc.scoring.evaluator import Costs, Evaluator, SampleScores
 from automc.scoring.forward import Forward, prepared
 from automc.scoring.stages import Stage
@@ -265,6 +268,24 @@ def _ended(evaluation: Evaluation) -> str:
     return "in a stage" if evaluation.stages else "cheaply" if evaluation.share else "guessed"
 
 
+def eight_bits(count: int) -> None:
+    """Whether weights and activations of eight bits, refitted alike, keep the order of random policies."""
+    bench = Bench(with_amc=False, score="mse", recipes=["sequential"], seed=3)
+    layers = [layer.name for layer in bench.setting.graph.facts.layers]
+    eight = tuple((name, LayerDecision(weight_bits=8, activation_bits=8)) for name in layers)
+    rows: list[Row] = []
+    for _ in range(count):
+        policy = bench.random()
+        whole = bench.evaluator.evaluate(policy)
+        rounded = bench.evaluator.evaluate(replace(policy, layers=eight).with_recipe(Recipe(rounding="nearest")))
+        rows.append({"score": whole.score or 0.0, "score_8": rounded.score or 0.0})
+        rows[-1] |= {"accuracy": whole.metric or 0.0, "accuracy_8": rounded.metric or 0.0}
+        print(rows[-1], flush=True)
+    pairs = {name: [[r[name] for r in rows], [r[f"{name}_8"] for r in rows]] for name in ("score", "accuracy")}
+    kendall = {name: float(kendalltau(*pair).statistic) for name, pair in pairs.items()}
+    report("scoring_eight_bits", {"kendall": kendall}, rows)
+
+
 def memory(count: int) -> None:
     """The process's peak memory."""
     bench = Bench(with_amc=False, recipes=["sequential"])
@@ -314,7 +335,13 @@ def report(name: str, found: dict[str, Any], rows: list[Row]) -> None:
 def main() -> None:
     """Runs one part."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parts = {"independent": independent, "neighbours": neighbours, "race": race, "memory": memory}
+    parts = {
+        "independent": independent,
+        "neighbours": neighbours,
+        "race": race,
+        "eight_bits": eight_bits,
+        "memory": memory,
+    }
     parser.add_argument("part", choices=list(parts))
     parser.add_argument("--candidates", type=int, default=10)
     arguments = parser.parse_args()
