@@ -1,10 +1,10 @@
 """The layer bank: everything about single layers that many candidates share, computed once and memoised.
 
 It holds input moments of the dense model, the order in which each group's units leave under each criterion, the
-relative output error at each level, the order in which each layer's single weights leave under each pattern, and each
-layer's least-squares refit for a set of kept inputs. A refit needs only the moments: W' = W G[:, S] (G[S, S] + lambda
-I)^-1, with the inputs' means for the intercept. AMC solves the same regression from 30,000 fresh rows per layer and
-candidate.
+relative output error at each level, the order in which each layer's single weights leave under each pattern, and what
+remains of each layer under a decision and a set of kept channels, refitted by least squares. A refit needs only the
+moments: W' = W G[:, S] (G[S, S] + lambda I)^-1, with the inputs' means for the intercept. AMC solves the same
+regression from 30,000 fresh rows per layer and candidate.
 """
 
 import hashlib

@@ -68,7 +68,8 @@ class FittingPass:
                 self._visit(node)
             return
         found = self.memory.deepest(self.data.kind, self.cuts)
-        begin = None if found is None else self._resume(*found)
+        if found is not None:
+            self._resume(*found)
         passed = {node.next: node for node in self.memory.wanted(self.data.kind, self.cuts)}
 
         def look(node: fx.Node) -> None:
@@ -80,18 +81,17 @@ class FittingPass:
         def stops(node: fx.Node) -> bool:
             return node in passed or (node in changed and str(node.target) not in self.settled)
 
-        self.data.execute(stops, look, begin)
+        self.data.execute(stops, look, None if found is None else found[0])
 
     @cached_property
     def data(self) -> TiledRun | SegmentedRun:
         """The calibration data at every node, as the compressed model computes them."""
         return TiledRun.of(self.module, self._inputs) or SegmentedRun(self.module, self._inputs)
 
-    def _resume(self, at: fx.Node, snapshot: Snapshot) -> fx.Node:
+    def _resume(self, at: fx.Node, snapshot: Snapshot) -> None:
         restore(snapshot, self.module)
         self.data.resume(at, snapshot.values)
         self.settled |= snapshot.settled
-        return at
 
     def _remember(self, at: fx.Node) -> None:
         before = modules_before(self.module.graph, at)

@@ -4,7 +4,7 @@ The fit of a layer depends on all decisions before it and on none behind it. At 
 all that the rest needs, a pass leaves that value for every calibration sample and the tensors fitted so far; a later
 candidate with the same decisions up to there takes both and goes on behind the cut, bit for bit as if it had begun at
 the start. Most candidates of a search share nothing with each other, so a pass leaves something only where a second one
-comes by; of candidates that are known together (`order`), where the next ones part.
+comes by; of candidates that are known together (`sharing_order`), where the next ones part.
 """
 
 import contextlib
@@ -118,7 +118,7 @@ class PassMemory:
         return again
 
 
-def order(chains: Sequence[Chain]) -> list[tuple[int, tuple[Chain, ...]]]:
+def sharing_order(chains: Sequence[Chain]) -> list[tuple[int, tuple[Chain, ...]]]:
     """Candidates in an order in which those that share most follow each other, and what each shares with later ones.
 
     Of candidates that part at a cut the larger party comes last, so that what is held at once is at most one snapshot

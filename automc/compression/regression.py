@@ -76,14 +76,21 @@ class Regression:
 
     def output(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and variance (out,) of the output of weight rows (out, n), before any intercept."""
-        grouped = rows.to(torch.float64).reshape(self.gram.shape[0], -1, self.gram.shape[1])
+        grouped = self._grouped(rows)
         variance = ((grouped @ self.gram) * grouped).sum(dim=2).flatten()
-        return (grouped @ self.mean_x[:, :, None]).flatten(), variance.clamp_min(0)
+        return self._mean(grouped), variance.clamp_min(0)
 
     def shift(self, rows: Tensor) -> Tensor:
         """By how much the mean of the target exceeds that of the output of weight rows (out, n)."""
-        grouped = rows.to(torch.float64).reshape(self.mean_x.shape[0], -1, self.mean_x.shape[1])
-        return self.mean_y.flatten() - (grouped @ self.mean_x[:, :, None]).flatten()
+        return self.mean_y.flatten() - self._mean(self._grouped(rows))
+
+    def _grouped(self, rows: Tensor) -> Tensor:
+        """Weight rows (groups, out / groups, n), float64."""
+        groups, n = self.mean_x.shape
+        return rows.to(torch.float64).reshape(groups, -1, n)
+
+    def _mean(self, grouped: Tensor) -> Tensor:
+        return (grouped @ self.mean_x[:, :, None]).flatten()
 
 
 def rows_of(layer: nn.Module) -> Tensor:

@@ -54,7 +54,7 @@ def column_moments(tiles: Tensor, window: Window, positions: NDArray[np.int32], 
     # In 16 bits, so that zeros, of which there are many, become a number that 16 bits hold (see tiles.c).
     shift = torch.from_numpy(near / (min(NEAR, len(places)) * lanes())).to(torch.bfloat16).to(torch.float32).numpy()
     products = torch.zeros(job.padded, job.padded, dtype=torch.float64)
-    first, *_ = together(lambda band: job.add(shift, band, products), job.bands(threads()))
+    first, *_ = together(lambda band: job.sums(shift, len(places), band, products), job.bands(threads()))
     rows = len(places) * lanes()
     mean = torch.from_numpy(first[: job.columns] / rows)
     second = products[: job.columns, : job.columns].div_(rows).addr_(mean, mean, alpha=-1.0)
@@ -95,33 +95,15 @@ class _Job:
         self.columns = tiles.shape[3] * window.kernel[0] * window.kernel[1] + wanted.shape[1]
         self.padded = int(kernels().tiles_columns(self.columns))
 
-    def sums(self, shift: NDArray[np.float32], count: int) -> FloatArray:
-        """Sums (padded,) at the first positions, `shift` subtracted first."""
-        found = np.zeros(self.padded)
-        self._call(shift, count, found, (0, 0), None)
-        return found
-
-    def add(self, shift: NDArray[np.float32], band: tuple[int, int], products: Tensor) -> FloatArray:
-        """Adds the sums of products of some rows, `shift` subtracted first; the columns' sums (padded,)."""
-        found = np.zeros(self.padded)
-        self._call(shift, len(self._places), found if band[0] == 0 else None, band, products)
-        return found
-
-    def bands(self, count: int) -> list[tuple[int, int]]:
-        """Rows of the upper triangle in bands of about the same area."""
-        side = int(kernels().tiles_side())
-        ends = self.padded * (1.0 - np.sqrt(1.0 - np.arange(1, count) / count))
-        cuts = [0, *(round(float(end) / side) * side for end in ends), self.padded]
-        return [(a, b) for a, b in itertools.pairwise(cuts) if a < b]
-
-    def _call(
+    def sums(
         self,
         shift: NDArray[np.float32],
         count: int,
-        sums: FloatArray | None,
-        band: tuple[int, int],
-        products: Tensor | None,
-    ) -> None:
+        band: tuple[int, int] = (0, 0),
+        products: Tensor | None = None,
+    ) -> FloatArray:
+        """Sums (padded,) at the first positions, `shift` subtracted first; adds a band of rows to the products."""
+        found = np.zeros(self.padded)
         scratch = torch.zeros(int(kernels().tiles_moments_floats(self.columns)))
         kernels().tiles_moments(
             ctypes.byref(self._reading),
@@ -130,8 +112,16 @@ class _Job:
             ctypes.c_void_p(shift.ctypes.data),
             ctypes.c_void_p(self._places.ctypes.data),
             count,
-            ctypes.c_void_p(None if sums is None else sums.ctypes.data),
+            ctypes.c_void_p(found.ctypes.data),
             *band,
             ctypes.c_void_p(None if products is None else products.data_ptr()),
             ctypes.c_void_p(scratch.data_ptr()),
         )
+        return found
+
+    def bands(self, count: int) -> list[tuple[int, int]]:
+        """Rows of the upper triangle in bands of about the same area."""
+        side = int(kernels().tiles_side())
+        ends = self.padded * (1.0 - np.sqrt(1.0 - np.arange(1, count) / count))
+        cuts = [0, *(round(float(end) / side) * side for end in ends), self.padded]
+        return [(a, b) for a, b in itertools.pairwise(cuts) if a < b]

@@ -18,8 +18,8 @@ from torch import Tensor, fx, nn
 from automc.compression import provenance
 from automc.compression.bank import MEMORY_BYTES
 from automc.compression.compress import Compressor
-from automc.compression.prefix import Chain, PassMemory, keys, order, worthwhile
-from automc.compression.structure import interpretable
+from automc.compression.prefix import Chain, PassMemory, keys, sharing_order, worthwhile
+from automc.compression.structure import Structure, interpretable
 from automc.errors import AutomcError, TaskError
 from automc.evaluation import Evaluation
 from automc.policy import Policy
@@ -110,7 +110,7 @@ class Evaluator:
     def evaluate_all(self, policies: Sequence[Policy]) -> list[Evaluation]:
         """As `evaluate` says of each, faster where policies share decisions: those that do follow each other."""
         found: dict[int, Evaluation] = {}
-        for index, shared in order([self._chain(policy) for policy in policies]):
+        for index, shared in sharing_order([self._chain(policy) for policy in policies]):
             with self.compressor.passes.planned(shared), self._prefixes.planned(shared):
                 found[index] = self.evaluate(policies[index])
         return [found[index] for index in range(len(policies))]
@@ -191,19 +191,22 @@ class Evaluator:
             return forward
         with torch.no_grad():
             small(*self.task.example_inputs)  # the graph would not notice that the model's own forward raises
-        found = keys(graph.graph, self._cuts, graph.facts, policy, made.structure)
-        return replace(forward, prefix=Prefix({node.name: key for node, key in found.items()}, self._prefixes))
+        return replace(forward, prefix=Prefix(self._digests(policy, made.structure), self._prefixes))
 
     def _chain(self, policy: Policy) -> Chain:
-        """Digests of what a policy decides before each cut."""
-        graph = self.compressor.graph
-        if graph.graph is None:
-            return ()
+        """What a policy shares with others; nothing where that cannot be told."""
         try:
-            structure = self.compressor.structure(policy)
-            return tuple(keys(graph.graph, self._cuts, graph.facts, policy, structure).values())
+            return tuple(self._digests(policy, self.compressor.structure(policy)).values())
         except Exception:  # whatever it is, `evaluate` will say so
             return ()
+
+    def _digests(self, policy: Policy, structure: Structure) -> dict[str, str]:
+        """By name of a cut, a digest of what a policy decides before it; none of a model without a graph."""
+        graph = self.compressor.graph
+        if graph.graph is None:
+            return {}
+        found = keys(graph.graph, self._cuts, graph.facts, policy, structure)
+        return {node.name: digest for node, digest in found.items()}
 
     @cached_property
     def _cuts(self) -> list[fx.Node]:

@@ -110,8 +110,7 @@ class Forward:
 def _fitting(names: Sequence[str], run: "_Run", limit: int) -> dict[str, int]:
     """The deepest of some nodes whose values go into so much memory together, in order, and how much each takes."""
     chosen: dict[str, int] = {}
-    for name in reversed(names):
-        size = run.bytes(name)
+    for name, size in reversed(run.sizes(names).items()):
         if sum(chosen.values()) + size > limit:
             break
         chosen[name] = size
@@ -123,8 +122,8 @@ class _Run(Protocol):
 
     kind: str
 
-    def bytes(self, name: str) -> int:
-        """Of a node's value."""
+    def sizes(self, names: Sequence[str]) -> dict[str, int]:
+        """Bytes of some nodes' values."""
         ...
 
     def holds(self, name: str) -> bool:
@@ -152,8 +151,9 @@ class _Compiled:
     def holds(self, name: str) -> bool:
         return name in self._nodes and self.program.holds(self._nodes[name])
 
-    def bytes(self, name: str) -> int:
-        return 4 * len(self.samples.tiles) * lanes() * math.prod(self.program.shape(self._nodes[name]))
+    def sizes(self, names: Sequence[str]) -> dict[str, int]:
+        each = 4 * len(self.samples.tiles) * lanes()
+        return {name: each * math.prod(self.program.shape(self._nodes[name])) for name in names}
 
     def values(self, begin: tuple[str, Sequence[Tensor]] | None, keep: Sequence[str]) -> list[list[Tensor]]:
         assert self.program.output is not None
@@ -178,10 +178,13 @@ class _Torch:
     def holds(self, name: str) -> bool:
         return isinstance(self.module, fx.GraphModule) and any(n.name == name for n in self.module.graph.nodes)
 
-    def bytes(self, name: str) -> int:
-        assert isinstance(self.module, fx.GraphModule)
-        first = behind(self.module, None, [name])(*(x[:1] for x in self.samples.chunks[0]))[0]
-        return int(first.nbytes) * sum(len(x) for x in self.samples.targets)
+    def sizes(self, names: Sequence[str]) -> dict[str, int]:
+        if not names:
+            return {}
+        assert isinstance(self.module, fx.GraphModule)  # it holds no node otherwise
+        first = behind(self.module, None, names)(*(x[:1] for x in self.samples.chunks[0]))
+        count = sum(len(x) for x in self.samples.targets)
+        return {name: int(value.nbytes) * count for name, value in zip(names, first, strict=False)}
 
     def values(self, begin: tuple[str, Sequence[Tensor]] | None, keep: Sequence[str]) -> list[list[Any]]:
         if begin is None and not keep:

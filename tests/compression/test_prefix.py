@@ -12,7 +12,7 @@ from torch import fx
 
 from automc.compression.compress import Compressor
 from automc.compression.fitting import FittingPass
-from automc.compression.prefix import PassMemory, Snapshot, cuts, keys, order, spread, worthwhile
+from automc.compression.prefix import PassMemory, Snapshot, cuts, keys, sharing_order, spread, worthwhile
 from automc.graph.trace import trace_model
 from automc.policy import LayerDecision, Policy, Recipe
 from automc.tasks.resnet import ResNet
@@ -39,9 +39,9 @@ def test_reused_prefixes_change_nothing(setup: Setup, recipe: Recipe, monkeypatc
     resumed: list[str] = []
     real = FittingPass._resume
 
-    def resume(self: FittingPass, at: fx.Node, snapshot: Snapshot) -> fx.Node:
+    def resume(self: FittingPass, at: fx.Node, snapshot: Snapshot) -> None:
         resumed.append(at.name)
-        return real(self, at, snapshot)
+        real(self, at, snapshot)
 
     monkeypatch.setattr(FittingPass, "_resume", resume)
     shared = Compressor(setup.graph, setup.task.model, setup.task)
@@ -143,7 +143,7 @@ chains = st.lists(
 
 @given(chains)
 def test_candidates_that_share_most_follow_each_other(given: list[tuple[str, ...]]) -> None:
-    found = order(given)
+    found = sharing_order(given)
     assert sorted(index for index, _ in found) == list(range(len(given)))
     held: set[str] = set()
     ran, most = 0, 0

@@ -16,8 +16,8 @@ from automc.scoring import forward
 from tests.scoring import tiny
 
 
-def setting(stages: Sequence[int] = ()) -> Any:
-    return tiny.setting(tiny.task(batch=500), stages, "mse", "macs<=90%")
+def setting() -> Any:
+    return tiny.setting(tiny.task(batch=500), (), "mse", "macs<=90%")
 
 
 def neighbours(of: Any, count: int) -> list[Policy]:

@@ -402,9 +402,9 @@ int tiles_side(void) { return SIDE; }
 int tiles_columns(int columns) { return (columns + SIDE - 1) / SIDE * SIDE; }
 
 /* Adds to sums [padded] and to some rows, `from` to `to`, of products [padded][padded], the columns filled up to
-   tiles_columns; products are right where the column is no smaller than the row, and sums left out where there is no
-   place for them. Wanted values are [count][wanted][LANES]; what is near each column's mean is subtracted first, lest
-   squares round away a small variance. from, to: multiples of tiles_side; scratch: tiles_moments_floats, zero at first. */
+   tiles_columns; products are right where the column is no smaller than the row. Wanted values are
+   [count][wanted][LANES]; what is near each column's mean is subtracted first, lest squares round away a small variance.
+   from, to: multiples of tiles_side; scratch: tiles_moments_floats, zero at first. */
 void tiles_moments(const Reading *r, const float *in, const float *wanted, const float *shift, const Position *at,
                    int count, double *sums, int from, int to, double *products, float *scratch) {
   const int read = r->channels * r->kernel[0] * r->kernel[1], columns = read + r->wanted;
@@ -422,7 +422,7 @@ void tiles_moments(const Reading *r, const float *in, const float *wanted, const
       const float *column = scratch + (ptrdiff_t)n * COLUMN;
       vec total = {};
       for (int s = 0; s < rows; s++) total += *(const vec *)(column + s * LANES);
-      if (sums) sums[n] += sum_of(total);
+      sums[n] += sum_of(total);
       pack(column, rows, cells + (ptrdiff_t)n * CELLS);
     }
     for (int i = from; i < to; i += SIDE)
