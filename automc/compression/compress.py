@@ -20,7 +20,7 @@ from automc.compression.calibration import watched
 from automc.compression.fitting import FittingPass
 from automc.compression.place import Place
 from automc.compression.prefix import PassMemory
-from automc.compression.quantize import QuantizedLayer
+from automc.compression.quantize import Observed, QuantizedLayer
 from automc.compression.reconstruct import DenseRows, dense_rows, fit_points
 from automc.compression.settle import settle
 from automc.compression.structure import Structure, build, interpretable, kept_channels
@@ -164,7 +164,7 @@ def _round_untraced(
 
     def see(name: str, module: nn.Module, x: Tensor) -> None:
         assert isinstance(module, QuantizedLayer) and module.input is not None
-        module.input.calibrate(x, policy.recipe.activation_range)
+        module.input.calibrate(Observed.of([x]), policy.recipe.activation_range)
 
     if observed:
         with torch.no_grad(), watched(small, observed, see):

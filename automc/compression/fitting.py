@@ -144,8 +144,7 @@ class FittingPass:
         place = Place(self.layers[name], self.decisions.get(name, LayerDecision()), self.module.get_submodule(name))
         quantizer = place.holder.input if isinstance(place.holder, QuantizedLayer) else None
         if quantizer is not None:
-            flat = torch.cat([x.flatten() for x in self.data.values(source)])
-            quantizer.calibrate(flat, self.recipe.activation_range)
+            quantizer.calibrate(self.data.observed(source), self.recipe.activation_range)
         if self.dense is not None and name in self.dense.targets:
             self._fit_to_dense(place, self.dense, source, quantizer)
         elif name in self.bank.moments:

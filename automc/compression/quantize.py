@@ -7,7 +7,8 @@ Shared weights: the values of a k-means codebook of 2^b - 1 centroids (`codebook
 Weights stay float tensors at run time, exactly what their codes stand for, so what is saved comes back bit by bit.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +18,38 @@ from automc.policy import FULL_BITS, Codebooks
 
 RANGES = ("minmax", "percentile", "mse", "kl")
 """Ways to choose an activation's range."""
+SAMPLE = 65536
+"""Activations looked at to choose a range, evenly spaced; all but minmax look at no more."""
 _FRACTIONS = torch.linspace(0.4, 1.0, 24)
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Observed:
+    """Activations, as far as the choice of a range asks for them."""
+
+    low: float
+    high: float
+    """The least and the largest of all."""
+    sample: Tensor
+    """Evenly spaced ones (N,), float32."""
+
+    @classmethod
+    def of(cls, chunks: Sequence[Tensor]) -> "Observed":
+        """Of activations that follow one another, in tensors of any shape."""
+        step = sample_step(sum(x.numel() for x in chunks))
+        low, high, parts, passed = 0.0, 0.0, [], 0
+        for x in chunks:
+            flat = x.flatten()
+            least, most = torch.aminmax(flat)
+            low, high = min(low, float(least)), max(high, float(most))
+            parts.append(flat[-passed % step :: step])
+            passed += len(flat)
+        return cls(low, high, torch.cat(parts).float())
+
+
+def sample_step(count: int) -> int:
+    """One in so many of `count` activations is looked at."""
+    return max(1, count // SAMPLE)
 
 
 def weight_scale(weight: Tensor, bits: int) -> Tensor:
@@ -63,13 +95,13 @@ class ActivationQuantizer(nn.Module):
         step, zero, top = _levels(self.range, self.bits)
         return float(step), float(zero), float(top)
 
-    def calibrate(self, x: Tensor, method: str = "mse") -> None:
-        """Chooses the range from sample activations `x` by one of `RANGES`."""
-        self.range = activation_range(x.flatten(), self.bits, method).to(torch.float32)
+    def calibrate(self, seen: Observed, method: str = "mse") -> None:
+        """Chooses the range by one of `RANGES`."""
+        self.range = activation_range(seen, self.bits, method).to(torch.float32)
 
 
-def activation_range(x: Tensor, bits: int, method: str) -> Tensor:
-    """Smallest and largest representable value (2,) for activations x (N,); zero always lies between them.
+def activation_range(seen: Observed, bits: int, method: str) -> Tensor:
+    """Smallest and largest representable value (2,) for activations; zero always lies between them.
 
     minmax      what occurs
     percentile  what all but 0.01 % occur between (Wu et al. 2020, section 4.2, who try 99.9 to 99.9999)
@@ -77,21 +109,19 @@ def activation_range(x: Tensor, bits: int, method: str) -> Tensor:
     kl          of the same fractions the one whose rounded distribution diverges least from the true one (Migacz 2017,
                 as HAQ, Wang et al. 2019, section 3.4, has it): histograms of 2,048 bins, what is clipped counted in the
                 outermost ones; exact zeros are left out, since they are representable in any range
-
-    All but minmax look at no more than 65,536 of the samples, evenly spaced.
     """
-    low, high = x.amin().clamp_max(0), x.amax().clamp_min(0)
+    low, high = torch.tensor(min(seen.low, 0.0)), torch.tensor(max(seen.high, 0.0))
     if method == "minmax":
         return torch.stack((low, high))
-    sample = x[:: max(1, len(x) // 65536)]
     if method == "percentile":
-        limits = torch.quantile(sample, torch.tensor([1e-4, 1 - 1e-4], dtype=x.dtype))
+        limits = torch.quantile(seen.sample, torch.tensor([1e-4, 1 - 1e-4]))
         return torch.stack((limits[0].clamp_max(0), limits[1].clamp_min(0)))
     ranges = [torch.stack((low * f, high * f)) for f in _FRACTIONS.tolist()]
     if method == "mse":
-        errors = [float((_fake_quantize(sample, r, bits) - sample).square().sum()) for r in ranges]
+        room = torch.empty_like(seen.sample)
+        errors = [float(_fake_quantize(seen.sample, r, bits, room).sub_(seen.sample).square_().sum()) for r in ranges]
     else:
-        errors = [_divergence(sample[sample != 0], r, bits) for r in ranges]
+        errors = [_divergence(seen.sample[seen.sample != 0], r, bits) for r in ranges]
     return ranges[errors.index(min(errors))]
 
 
@@ -196,10 +226,10 @@ def _per_row(scale: Tensor, like: Tensor) -> Tensor:
     return scale.reshape(-1, *[1] * (like.dim() - 1))
 
 
-def _fake_quantize(x: Tensor, limits: Tensor, bits: int) -> Tensor:
+def _fake_quantize(x: Tensor, limits: Tensor, bits: int, room: Tensor | None = None) -> Tensor:
+    """x rounded, in `room`, which is as large, where that is given."""
     step, zero, top = _levels(limits, bits)
-    rounded: Tensor = ((x / step).round().add(zero).clamp(0, top) - zero) * step
-    return rounded
+    return torch.div(x, step, out=room).round_().clamp_(-zero, top - zero).mul_(step)
 
 
 def _levels(limits: Tensor, bits: int) -> tuple[Tensor, Tensor, int]:

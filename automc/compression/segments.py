@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from torch import Tensor, fx, nn
 
 from automc.compression.calibration import Spread, gather_inputs, gather_outputs
-from automc.compression.quantize import ActivationQuantizer
+from automc.compression.quantize import ActivationQuantizer, Observed
 from automc.compression.regression import Regression
 from automc.compression.targets import IntArray, Targets
 
@@ -105,6 +105,10 @@ class SegmentedRun(DeferredRun):
     def spread(self, node: fx.Node) -> Spread:
         """Mean and variance of each channel of what a node gives."""
         return Spread.of(self.values(node))
+
+    def observed(self, node: fx.Node) -> Observed:
+        """What a range for a node's value is chosen by."""
+        return Observed.of(self.values(node))
 
     def regression(self, asked: FitRequest) -> Regression:
         """The sums that a fit needs."""

@@ -11,6 +11,7 @@ from torch import Tensor, fx
 
 from automc.compression.calibration import GROUPED, Spread
 from automc.compression.lowering import Lowering, lowered, window_of
+from automc.compression.quantize import Observed, sample_step
 from automc.compression.regression import Regression
 from automc.compression.segments import DeferredRun, FitRequest
 from automc.compression.targets import PositionArray
@@ -69,6 +70,10 @@ class TiledRun(DeferredRun):
         """Mean and variance of each channel of what a node gives."""
         return Spread(*channel_moments(self._tiles(node), self._samples))
 
+    def observed(self, node: fx.Node) -> Observed:
+        """What a range for a node's value is chosen by."""
+        return _observed(self._tiles(node), self._samples)
+
     def regression(self, asked: FitRequest) -> Regression:
         """The sums that a fit needs."""
         shape = self._whole.shape(asked.source)
@@ -108,6 +113,21 @@ class TiledRun(DeferredRun):
         for x in {x.data_ptr(): x for x in self._values.values() if x.data_ptr() not in kept}.values():
             self._room.give(x)
         self._values = held
+
+
+def _observed(tiles: Tensor, samples: int) -> Observed:
+    """Of the first `samples`, in the order in which torch has them."""
+    whole, left = divmod(samples, lanes())
+    parts = [tiles[:whole], tiles[whole:, ..., :left]]
+    bounds = [torch.aminmax(x) for x in parts if x.numel()]
+    _, height, width, channels, _ = tiles.shape
+    count = samples * channels * height * width
+    at = torch.arange(0, count, sample_step(count))
+    at, x = at // width, at % width
+    at, y = at // height, at % height
+    sample, channel = at // channels, at % channels
+    found = tiles[sample // lanes(), y, x, channel, sample % lanes()]
+    return Observed(min(float(b.min) for b in bounds), max(float(b.max) for b in bounds), found)
 
 
 def _regression(tiles: Tensor, window: Window, places: PositionArray, wanted: Tensor, *, intercept: bool) -> Regression:

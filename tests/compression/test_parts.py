@@ -13,6 +13,7 @@ from automc.compression.calibration import input_rows, moments, output_rows, out
 from automc.compression.quantize import (
     RANGES,
     ActivationQuantizer,
+    Observed,
     QuantizedLayer,
     activation_range,
     dequantize,
@@ -180,7 +181,7 @@ def test_a_zero_weight_row_stays_zero():
 def test_activation_quantizer_rounds_to_its_levels_and_keeps_zero(bits):
     x = F.relu(rand(1000))
     quantizer = ActivationQuantizer(bits)
-    quantizer.calibrate(x)
+    quantizer.calibrate(Observed.of([x]))
     y = quantizer(x)
     assert len(y.unique()) <= 2**bits
     assert float(quantizer(torch.zeros(1))) == 0
@@ -191,13 +192,13 @@ def test_activation_quantizer_rounds_to_its_levels_and_keeps_zero(bits):
 @pytest.mark.parametrize("bits", [4, 8])
 def test_an_activation_range_holds_zero_and_lies_within_what_occurs(method: str, bits: int) -> None:
     for x in (rand(5000), rand(5000).relu(), rand(5000).abs() + 1, -rand(5000).abs() - 1, torch.zeros(50)):
-        low, high = activation_range(x, bits, method).tolist()
+        low, high = activation_range(Observed.of([x]), bits, method).tolist()
         assert min(float(x.min()), 0) <= low <= 0 <= high <= max(float(x.max()), 0)
 
 
 def test_an_outlier_moves_minmax_only() -> None:
     x = torch.cat((rand(20000).relu(), torch.tensor([100.0])))
-    tops = {method: float(activation_range(x, 4, method)[1]) for method in RANGES}
+    tops = {method: float(activation_range(Observed.of([x]), 4, method)[1]) for method in RANGES}
     assert tops["minmax"] == 100
     assert tops["percentile"] < 5
     assert tops["mse"] < 100 and tops["kl"] < 100
@@ -205,14 +206,14 @@ def test_an_outlier_moves_minmax_only() -> None:
 
 def test_percentile_is_numpys() -> None:
     x = rand(30000)
-    low, high = activation_range(x, 8, "percentile").tolist()
+    low, high = activation_range(Observed.of([x]), 8, "percentile").tolist()
     assert (low, high) == pytest.approx(np.quantile(x.numpy(), [1e-4, 1 - 1e-4]), rel=1e-4)
 
 
 def test_kl_keeps_the_whole_range_of_evenly_filled_levels() -> None:
     """With as many distinct values as levels nothing is lost by rounding, so every clipped candidate is worse."""
     x = torch.arange(1, 16).repeat(40) / 15
-    assert float(activation_range(x, 4, "kl")[1]) == 1.0
+    assert float(activation_range(Observed.of([x]), 4, "kl")[1]) == 1.0
 
 
 @pytest.mark.parametrize(

@@ -9,10 +9,12 @@ from torch import Tensor, nn
 
 from automc.api import prepare
 from automc.budget import Budget
+from automc.compression import quantize
 from automc.compression.compress import Compressor
-from automc.compression.tiled import TiledRun
+from automc.compression.quantize import Observed
+from automc.compression.tiled import TiledRun, _observed
 from automc.graph.trace import trace_model
-from automc.kernels.tiles import lanes
+from automc.kernels.tiles import lanes, to_tiles
 from automc.policy import GroupDecision, LayerDecision, Policy, Recipe
 from automc.task import Task
 from automc.tasks.resnet import ResNet
@@ -135,3 +137,21 @@ def test_a_search_scores_what_apply_gives_on_tiles(monkeypatch: pytest.MonkeyPat
         again = setting.evaluator.evaluate(policy)
         small = setting.evaluator.compressor.compress(policy)
         assert scored.score == again.score == setting.evaluator.measure(small)[0]
+
+
+@pytest.mark.parametrize("samples", [32, 100])
+@pytest.mark.parametrize("shape", [(6, 9, 7), (50,)])
+def test_activations_are_observed_alike_on_tiles_and_in_chunks(shape: tuple[int, ...], samples: int) -> None:
+    x = torch.randn(samples, *shape, generator=torch.Generator().manual_seed(0)) * 3 + 1
+    tiles = to_tiles(x)
+    tiles[samples // lanes() :, ..., samples % lanes() :] = 1e9  # lanes that no sample fills hold anything
+    one, two = _observed(tiles, samples), Observed.of(x.split(64))
+    assert (one.low, one.high) == (two.low, two.high) == (float(x.min()), float(x.max()))
+    assert torch.equal(one.sample, two.sample)
+
+
+def test_a_sample_is_evenly_spaced_over_chunks_of_any_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(quantize, "SAMPLE", 100)
+    x = torch.arange(2345.0)
+    for size in (7, 64, 1000, 5000):
+        assert torch.equal(Observed.of(x.split(size)).sample, x[::23])

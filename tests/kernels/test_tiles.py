@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional as F
 
-from automc.compression.quantize import ActivationQuantizer
+from automc.compression.quantize import ActivationQuantizer, Observed
 from automc.kernels import build
 from automc.kernels.tiles import Limits, Program, Window, from_tiles, lanes, lent_threads, threads, to_tiles
 
@@ -102,7 +102,7 @@ def test_pointwise_steps_and_copies() -> None:
 
 def test_rounding_to_levels_is_the_quantizers() -> None:
     x, quantizer = images(40, 3, 6, 6), ActivationQuantizer(4)
-    quantizer.calibrate(x)
+    quantizer.calibrate(Observed.of([x]))
     program = opened((6, 6, 3))
     assert torch.equal(ran(program, x, program.rounded(0, *quantizer.levels())), quantizer(x))
 
