@@ -237,9 +237,9 @@ def _check_layer(name: str, decision: LayerDecision) -> None:
         raise PolicyError(
             f"weight_bits must be 2-8 or 32; layer {name!r} has {decision.weight_bits}: choose one of them."
         )
-    if decision.activation_bits != FULL_BITS and not 4 <= decision.activation_bits <= 8:
+    if decision.activation_bits != FULL_BITS and not 2 <= decision.activation_bits <= 8:
         raise PolicyError(
-            f"activation_bits must be 4-8 or 32; layer {name!r} has {decision.activation_bits}: choose one of them."
+            f"activation_bits must be 2-8 or 32; layer {name!r} has {decision.activation_bits}: choose one of them."
         )
     if decision.codebook not in get_args(Codebooks):
         raise PolicyError(

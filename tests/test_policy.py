@@ -22,7 +22,7 @@ layers = st.one_of(
     st.builds(
         LayerDecision,
         weight_bits=bits,
-        activation_bits=st.sampled_from([4, 8, 32]),
+        activation_bits=st.sampled_from([2, 4, 8, 32]),
         sparsity=st.floats(0, 0.99),
         codebook=st.sampled_from(["uniform", "kmeans"]),
         pattern=st.sampled_from(["element", "4x1", "1x16"]),
@@ -70,7 +70,7 @@ def test_digests_differ_where_policies_do(one: Policy, other: Policy) -> None:
         ({"groups": {"a": {"keep": 0.0}}}, r"keep must lie in \(0, 1\]"),
         ({"groups": {"a": {"keep": 1.5}}}, r"keep must lie in \(0, 1\]"),
         ({"layers": {"a": {"weight_bits": 9}}}, "2-8 or 32"),
-        ({"layers": {"a": {"activation_bits": 2}}}, "4-8 or 32"),
+        ({"layers": {"a": {"activation_bits": 1}}}, "2-8 or 32"),
         ({"layers": {"a": {"sparsity": 1.0}}}, "keep some weights"),
         ({"layers": {"a": {"sparsity": 0.4, "pattern": "2:4"}}}, "write 0.5"),
         ({"layers": {"a": {"pattern": "cross"}}}, "cross"),

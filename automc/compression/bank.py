@@ -38,6 +38,7 @@ from automc.compression.gradients import (
 )
 from automc.compression.patterns import layout
 from automc.compression.prune import eliminations
+from automc.compression.quantize import Observed, rounding_noise
 from automc.compression.ranking import thresholds, trace_scores, unit_scores, weight_scores
 from automc.compression.regression import Regression
 from automc.compression.settle import Known
@@ -172,6 +173,20 @@ class LayerBank:
 
         return Variant.of_tensors(self._store.get(f"variant {name} {decision}", make))
 
+    def activation_error(self, name: str, bits: int) -> float:
+        """A dense layer's relative output error where only its input is rounded, as if each entry erred by itself.
+
+        A layer whose input rows cannot be formed is taken for a typical one: noise falls by four for each bit.
+        """
+        if name not in self.moments:
+            return float(4.0**-bits)
+        low, high = self._statistics[f"{name}:range"].tolist()
+        seen = Observed(low, high, self._statistics[f"{name}:sample"])
+        noise = rounding_noise(seen, bits, self.recipe.activation_range)
+        rows = fan_in_view(self._weight(name)).to(torch.float64)
+        energy = float(self.regression(name, Sides.whole(self.facts.layer(name))).output(rows)[1].sum())
+        return noise * float(rows.square().sum()) / max(energy, 1e-30)
+
     def known(self, name: str, pattern: str, sides: Sides) -> Known:
         """What `settle` may ask about a layer; eliminations are those of the layer with all its channels."""
         facts = self.facts.layer(name)
@@ -210,6 +225,9 @@ class LayerBank:
             positions = sampled_positions(output_shape(module, x), self.recipe.rows, generator)
             seen = _sound(name, moments(input_rows(module, x, positions)), len(positions))
             found.update({f"{name}:centred": seen.centred, f"{name}:mean": seen.mean, f"{name}:active": seen.active})
+            entries = Observed.of([x])
+            found.update({f"{name}:range": torch.tensor([entries.low, entries.high])})
+            found.update({f"{name}:sample": entries.sample[::4].clone()})
 
         training = self.model.training
         self.model.eval()
@@ -343,8 +361,7 @@ class LayerBank:
             settings = [replace(chosen, **{axis.field: v}) for v in axis.values]  # type: ignore[arg-type]
             return np.array([0.0 if s == chosen else self.variant(axis.place, s).error for s in settings])
         if axis.field == "activation_bits":
-            # A uniform quantizer's noise falls by four for each bit; the range of typical activations sets the factor.
-            return np.array([0.0 if v == FULL_BITS else 4.0 ** -float(v) for v in axis.values])
+            return np.array([0.0 if v == FULL_BITS else self.activation_error(axis.place, int(v)) for v in axis.values])
         return np.zeros(len(axis.values))  # blocks are the whole model's business: see Compressor.errors
 
 

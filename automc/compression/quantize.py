@@ -125,6 +125,12 @@ def activation_range(seen: Observed, bits: int, method: str) -> Tensor:
     return ranges[errors.index(min(errors))]
 
 
+def rounding_noise(seen: Observed, bits: int, method: str) -> float:
+    """Mean squared error of activations rounded within the range `method` chooses."""
+    limits = activation_range(seen, bits, method).to(torch.float32)
+    return float((_fake_quantize(seen.sample, limits, bits) - seen.sample).square().mean())
+
+
 class QuantizedLayer(nn.Module):
     """A layer whose weight is representable in few bits and whose input may be quantized, too."""
 

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from automc.compression import bank as module
 from automc.compression.bank import LayerBank
 from automc.compression.calibration import watched
+from automc.compression.quantize import ActivationQuantizer, Observed
 from automc.compression.regression import rows_of
 from automc.compression.structure import Sides, opened
 from automc.compression.variants import Variant, factors_of, settled
@@ -123,3 +124,24 @@ def test_a_variant_is_made_once_and_kept_on_disk(tmp_path: Path, monkeypatch: py
     assert all(torch.equal(again.state[key], value) for key, value in found.state.items())
     first.variant("3", replace(decision, weight_bits=3))
     assert made == ["3", "3"]
+
+
+@pytest.mark.parametrize("bits", [2, 4, 6, 8])
+def test_the_error_of_a_rounded_input_is_about_the_one_on_the_data(setup: Setup, bits: int) -> None:
+    name = PLAIN[setup.task.name]
+    layer, x = setup.task.model.get_submodule(name), input_of(setup, name)
+    quantizer = ActivationQuantizer(bits)
+    quantizer.calibrate(Observed.of([x]))
+    channels = 0 if isinstance(layer, nn.Linear) else 1
+    with torch.no_grad():
+        whole, rounded = layer(x), layer(quantizer(x))
+    whole, lost = (y.movedim(channels, -1).flatten(0, -2).double() for y in (whole, rounded - whole))
+    true = float((lost - lost.mean(dim=0)).square().sum() / (whole - whole.mean(dim=0)).square().sum())
+    assert 0.5 < setup.compressor.bank(RECIPE).activation_error(name, bits) / true < 2.0
+
+
+def test_fewer_bits_of_an_input_never_err_less(setup: Setup) -> None:
+    bank = setup.compressor.bank(RECIPE)
+    for layer in setup.graph.facts.layers:
+        errors = [bank.activation_error(layer.name, bits) for bits in range(2, 9)]
+        assert errors == sorted(errors, reverse=True) and errors[-1] > 0
