@@ -103,6 +103,7 @@ SPACES = Registry(
         "weights": "automc.search_spaces.weights:weights",
         "n:m": "automc.search_spaces.weights:semi_structured",
         "joint": "automc.search_spaces.joint:joint",
+        "channels-bops": "automc.search_spaces.joint:channels_bops",
     },
 )
 
