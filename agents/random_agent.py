@@ -5,14 +5,14 @@ from typing import Any
 
 import numpy as np
 
-from automc.agent import FloatArray, Transition
+from automc.agent import AgentSetting, FloatArray, Transition, check_episode
 
 
 class RandomAgent:
     """Uniform actions."""
 
-    def __init__(self, state_size: int, action_size: int, *, seed: int = 0, warmup: int = 0) -> None:
-        self._action_size, self._episodes = action_size, 0
+    def __init__(self, setting: AgentSetting) -> None:
+        self._action_size, self._episodes = setting.action_size, 0
 
     @property
     def episode(self) -> int:
@@ -25,6 +25,7 @@ class RandomAgent:
 
     def observe(self, episode: Sequence[Transition], rng: np.random.Generator, *, updates: int | None = None) -> None:
         """Counts the episode."""
+        check_episode(episode)
         self._episodes += 1
 
     def state_dict(self) -> dict[str, Any]:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from torch import nn
 
+    from automc.evaluation import Evaluation
     from automc.study import Study
     from automc.task import Task
 
@@ -33,6 +34,10 @@ TaskArgument = Annotated[str, typer.Argument(metavar="TASK", help="A task's name
 StudyArgument = Annotated[str, typer.Argument(metavar="STUDY", help="A study's name, journal file, or database URL.")]
 NameOption = Annotated[str | None, typer.Option("--study", help="Name of the study, where STUDY holds several.")]
 TrialOption = Annotated[str, typer.Option("--trial", help="'best', or a trial's number.")]
+DropOption = Annotated[
+    float | None,
+    typer.Option(metavar="DROP", help="Instead of the best: the cheapest trial whose score is at most so much lower."),
+]
 TaskOption = Annotated[str | None, typer.Option("--task", help="The task, where its recorded name does not find it.")]
 CacheOption = Annotated[
     Path | None, typer.Option(help="Folder where what is computed once per layer is kept, for later runs.")
@@ -161,12 +166,18 @@ def pareto(
 
 
 @app.command()
-def show(study: StudyArgument, trial: TrialOption = "best", name: NameOption = None, json: JsonOption = False) -> None:
+def show(
+    study: StudyArgument,
+    trial: TrialOption = "best",
+    max_drop: DropOption = None,
+    name: NameOption = None,
+    json: JsonOption = False,
+) -> None:
     """Show what one trial decides for each group and layer."""
     from automc.report import decisions, text
 
     found = open_study(study, name)
-    chosen = found.trial(trial)
+    chosen = _chosen(found, trial, max_drop)
     if json:
         _print_json(text.as_json(chosen))
         return
@@ -184,6 +195,7 @@ def apply(
     study: StudyArgument,
     out: Annotated[Path, typer.Option(help="Folder for model.safetensors, policy.json and report.json.")],
     trial: TrialOption = "best",
+    max_drop: DropOption = None,
     name: NameOption = None,
     task: TaskOption = None,
     cache: CacheOption = None,
@@ -193,7 +205,7 @@ def apply(
 ) -> None:
     """Compress the model by one trial's policy, measure it, and save it."""
     found = open_study(study, name)
-    chosen = found.trial(trial)
+    chosen = _chosen(found, trial, max_drop)
     from automc import api
     from automc.report import summary
     from automc.tasks import load_task
@@ -303,6 +315,15 @@ def open_study(reference: str, name: str | None) -> "Study":
 
     direct = "://" in reference or Path(reference).is_file()
     return Study.open(reference if direct else named, name or (None if direct else reference))
+
+
+def _chosen(study: "Study", trial: str, max_drop: float | None) -> "Evaluation":
+    """The trial a command is about."""
+    if max_drop is None:
+        return study.trial(trial)
+    if trial != "best":
+        raise StudyError(f"A trial is chosen by --trial or by --max-drop; both were given, {trial} too: drop one.")
+    return study.cheapest(max_drop)
 
 
 def _near_study(reference: str) -> str:

@@ -7,13 +7,12 @@ import gymnasium as gym
 import numpy as np
 from numpy.typing import NDArray
 
-from automc.episode import Walk
+from automc.episode import Walk, WalkSettings
 from automc.errors import PolicyError
 from automc.evaluation import Evaluation
 from automc.policy import Policy
-from automc.rewards import REWARDS, Reward
+from automc.rewards import REWARDS, Reward, worth
 from automc.searcher import Problem
-from automc.space import Field
 
 Observation = NDArray[np.float32]
 ENV_ID = "automc/Compression-v0"
@@ -22,7 +21,7 @@ ENV_ID = "automc/Compression-v0"
 class CompressionEnv(gym.Env[Observation, Observation]):
     """Walk the layers of a model once, deciding at each how much of it stays; the reward comes at the end.
 
-    ## Observation: Box(0, 1, (10 + A + O,), float32), each entry scaled over the episode's steps
+    ## Observation: Box(0, 1, (10 + A + O + M,), float32), each entry scaled over the episode's steps
 
     | index | meaning | unit before scaling |
     |---|---|---|
@@ -32,22 +31,32 @@ class CompressionEnv(gym.Env[Observation, Observation]):
     | 3, 4 | h, w, size of its input | positions |
     | 5 | stride | positions |
     | 6 | k, kernel size | positions |
-    | 7 | cost of the dense layer, in the first limited metric | macs, parameters, bytes, bit operations |
-    | 8 | reduced: what earlier decisions saved | share of the dense cost |
+    | 7 | cost of the dense layer, in macs or the first limited metric | macs, parameters, bytes, bit operations |
+    | 8 | reduced: what decisions at earlier layers saved | share of the dense cost |
     | 9 | rest: cost of the layers still to come | share of the dense cost |
     | 10 ... | last executed action, A entries | share |
     | 10 + A ... | what others decided at this layer, O entries (criterion, bits); 1 where there is nothing | share |
+    | 10 + A + O | field: which owned decision the step is, from 0 to 1; in stepwise walks only | place among them |
+    | last | budget: 0 is the smallest reachable one, 1 the given; in budgeted walks only | share of the dense cost |
+
+    O is 0 where the walk does not show others' decisions; M is the number of modes (stepwise, budgeted) that are on.
 
     ## Action: Box(0, 1, (A,), float32)
 
-    One entry for each of keep, sparsity, weight_bits, activation_bits that the agent owns: the share of channels
-    kept; for the others the level, in bins of equal width, 1 being dense. The budget's projection lowers it where the
-    rest of the model could not make up for it; `info["executed"]` holds what was done.
+    One entry for each of keep, sparsity, rank, weight_bits, activation_bits that the agent owns, or a single one in
+    stepwise walks, for the decision that `field` names: the share of channels kept; for the others the level, in cells
+    of equal width, 1 being dense. The budget's projection lowers it where the rest of the model could not make up for
+    it; in an unclipped walk it stands, and the finished policy is repaired. `info["executed"]` holds what was done.
 
     ## Reward and end
 
-    0 until the last layer; there the policy is evaluated and the reward is that of `reward` (see `automc.rewards`).
-    `info` then holds `policy` and `evaluation`.
+    0 until the last step; there the policy is evaluated and the reward is that of `reward` (see `automc.rewards`).
+    `info` then holds `policy`, as repaired, and `evaluation`.
+
+    ## Budget
+
+    In a budgeted walk each `reset` draws the budget uniformly over what is reachable, or takes
+    `options={"budget": share}`, a share of the dense cost; `info["budget"]` holds it as observed.
     """
 
     metadata: dict[str, Any] = {"render_modes": []}  # noqa: RUF012 - Gymnasium's own form
@@ -57,10 +66,10 @@ class CompressionEnv(gym.Env[Observation, Observation]):
         problem: Problem,
         evaluate: Callable[[Policy], Evaluation],
         *,
-        owned: tuple[Field, ...] | None = None,
+        walk: WalkSettings | None = None,
         reward: str | Reward = "accuracy",
     ) -> None:
-        self.walk, self._evaluate, self._problem = Walk(problem, owned), evaluate, problem
+        self.walk, self._evaluate, self._problem = Walk(problem, walk), evaluate, problem
         self._reward = REWARDS[reward] if isinstance(reward, str) else reward
         self.observation_space = gym.spaces.Box(0.0, 1.0, (self.walk.state_size,), np.float32)
         self.action_space = gym.spaces.Box(0.0, 1.0, (self.walk.action_size,), np.float32)
@@ -72,9 +81,14 @@ class CompressionEnv(gym.Env[Observation, Observation]):
     ) -> tuple[Observation, dict[str, Any]]:
         """Back to the first layer, every decision of the agent's open again."""
         super().reset(seed=seed)
+        info = {}
+        if self.walk.settings.budgeted:
+            drawn = float(self.np_random.uniform(*self.walk.reach))
+            self.walk = self.walk.under((options or {}).get("budget", drawn))
+            info["budget"] = self.walk.budget
         self._levels = self.walk.start(self._problem.space.largest)
         self._index = 0
-        return self._observation(), {}
+        return self._observation(), info
 
     def step(self, action: Observation) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
         """Executes an action at the current layer; PolicyError after the end of an episode."""
@@ -86,10 +100,11 @@ class CompressionEnv(gym.Env[Observation, Observation]):
         self._index += 1
         if self._index < len(self.walk.steps):
             return self._observation(), 0.0, False, False, info
+        self._levels = self.walk.finish(self._levels)
         policy = self._problem.space.decode(self._levels)
         evaluation = self._evaluate(policy)
         info |= {"policy": policy, "evaluation": evaluation}
-        return self._observation(), float(self._reward(evaluation, self._problem.dense_score)), True, False, info
+        return self._observation(), worth(self._reward, evaluation, self.walk.dense), True, False, info
 
     def _observation(self) -> Observation:
         index = min(self._index, len(self.walk.steps) - 1)

@@ -1,7 +1,7 @@
 """One walk over the layers: what the agent sees, what it may do, what it did; nothing is evaluated here.
 
 AMC (He et al. 2018, section 3.1 and 3.2): one step a layer, an eleven-entry state, an action clipped to what the rest
-of the budget allows. Deviations:
+of the budget allows. HAQ (Wang et al. 2019): one decision a step, unclipped, and a repair at the end. Deviations:
 * Several decisions at a layer: the action is a vector, one entry a field the agent owns; a field the layer does not
   offer is ignored and counts as 1. Decisions of others at the layer are part of the state.
 * A group of coupled channels is decided at the first layer that makes them.
@@ -9,21 +9,27 @@ of the budget allows. Deviations:
   code mixes two.
 * A layer with several groups or decisions of one kind takes one step for each.
 * The clip keeps every limit after rounding (see `projection`), and what is remembered is the executed action.
+* The budget may be part of the state, so that one agent serves many.
 """
 
+import copy
+import hashlib
+import json
 from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
 
 import numpy as np
 
+from automc.agent import Transition
 from automc.errors import PolicyError
+from automc.repair import repaired
+from automc.rewards import Dense
 from automc.searcher import Problem
 from automc.space import Axis, Field, FloatArray, IntArray
 
 FIELDS: tuple[Field, ...] = ("keep", "sparsity", "rank", "weight_bits", "activation_bits")
-"""Fields of numbers, in the order an action's entries are clipped."""
+"""Fields of numbers, in the order they are decided at a layer."""
 WORDS: tuple[Field, ...] = ("criterion", "pattern", "codebook", "factorization")
 """Fields an agent is shown and never owns."""
 Act = Callable[[FloatArray], FloatArray]
@@ -33,8 +39,24 @@ DYNAMIC_FEATURES = ("reduced", "rest")
 
 
 @dataclass(frozen=True, slots=True)
+class WalkSettings:
+    """What an agent decides, in which steps, and what it is shown."""
+
+    owned: tuple[Field, ...] | None = None
+    """Fields the agent decides, as far as the space opens them; None: all of `FIELDS`."""
+    stepwise: bool = False
+    """One decision a step instead of one layer a step; the state says which field it is."""
+    clipped: bool = True
+    """Each action is clipped to what the rest of the budget allows; otherwise the finished walk is repaired."""
+    others: bool = True
+    """Whether the state holds what others decided at the layer."""
+    budgeted: bool = False
+    """Whether the state holds the budget of the episode."""
+
+
+@dataclass(frozen=True, slots=True)
 class Step:
-    """One layer at which the agent decides something."""
+    """One layer, or one decision at a layer, at which the agent acts."""
 
     layer: int
     axes: dict[str, int]
@@ -46,29 +68,54 @@ class Step:
 class Walk:
     """The steps and features of one problem for an agent that owns some fields; shared by all its episodes."""
 
-    def __init__(self, problem: Problem, owned: Sequence[Field] | None = None) -> None:
+    def __init__(self, problem: Problem, settings: WalkSettings | None = None) -> None:
         self.problem, self.space, self.projector = problem, problem.space, problem.projector
+        self.settings = settings or WalkSettings()
         present = {a.field for a in self.space.axes}
-        self.owned = tuple(f for f in FIELDS if f in present and (owned is None or f in owned))
+        asked = self.settings.owned
+        self.owned = tuple(f for f in FIELDS if f in present and (asked is None or f in asked))
         if not self.owned:
             raise PolicyError(
                 f"An agent must own a field of the space; of {sorted(present)} it owns none: open keep or bits."
             )
-        self.other_fields = tuple(f for f in (*FIELDS, *WORDS) if f in present and f not in self.owned)
+        unowned = tuple(f for f in (*FIELDS, *WORDS) if f in present and f not in self.owned)
+        self.other_fields = unowned if self.settings.others else ()
         self.owned_axes = np.array([a.field in self.owned for a in self.space.axes])
         self.steps = self._find_steps()
         limits = self.projector.limits
         self.metric = "macs" if "macs" in limits else next(iter(limits))
+        self.priced = next(iter(limits))
+        """The metric a budgeted walk's budget is about: the first limited one."""
+        self.budget = 1.0
+        """Budget of the episode in [0, 1] of `reach`; see `under`."""
+        self._count()
+        self.reach = self.share(self.space.smallest), limits[self.priced] / self._priced_dense
+        """The smallest reachable share of the dense cost, and the one the problem's budget allows."""
 
     @property
     def action_size(self) -> int:
-        """Entries of an action: one a field the agent owns."""
-        return len(self.owned)
+        """Entries of an action: one a field the agent owns, or one in all."""
+        return 1 if self.settings.stepwise else len(self.owned)
 
     @property
     def state_size(self) -> int:
-        """Entries of a state: eight static, two dynamic, the last executed action, the others' decisions."""
-        return len(STATIC_FEATURES) + len(DYNAMIC_FEATURES) + len(self.owned) + len(self.other_fields)
+        """Entries of a state: eight static, two dynamic, the last executed action, the others' decisions, then which
+        decision it is and the budget, where the walk shows them."""
+        known = len(STATIC_FEATURES) + len(DYNAMIC_FEATURES) + self.action_size + len(self.other_fields)
+        return known + self.settings.stepwise + self.settings.budgeted
+
+    @property
+    def dense(self) -> Dense:
+        """What rewards are measured against."""
+        costing = self.projector.costing
+        return Dense(self.problem.dense_score, self.metric, costing.costs[self.metric].dense(costing.table))
+
+    @property
+    def digest(self) -> str:
+        """A hash of the model, the decisions and the form of states and actions: an agent fits walks of its own."""
+        axes = [[a.key, a.values] for a in self.space.axes]
+        form = [asdict(self.settings), self.owned, self.state_size, self.action_size, len(self.steps)]
+        return hashlib.sha256(json.dumps([self.space.facts.fingerprint, axes, form]).encode()).hexdigest()
 
     def start(self, given: IntArray) -> IntArray:
         """The levels before the first step: the agent's axes at their lowest, the others as given, made feasible."""
@@ -77,26 +124,32 @@ class Walk:
 
     def execute(self, levels: IntArray, step: Step, action: FloatArray) -> IntArray:
         """The levels after a step: the action's, as far as the budget allows with all undecided axes at their
-        lowest."""
+        lowest; in an unclipped walk the action's own."""
         if action.shape != (self.action_size,) or not np.isfinite(action).all():
             raise PolicyError(
                 f"An action must be {self.action_size} finite numbers in [0, 1]; {action} is not: mend it."
             )
-        action, result = action.clip(0.0, 1.0), levels.copy()
-        for entry, name in enumerate(self.owned):
-            axis = step.axes.get(name)
-            if axis is not None:
-                wanted = _level(self.space.axes[axis], float(action[entry]))
-                result[axis] = min(wanted, self.projector.highest(result, axis)) if wanted else 0
-        return result
+        wanted = {
+            axis: _level(self.space.axes[axis], float(value))
+            for axis, value in zip(self._entries(step), action.clip(0.0, 1.0), strict=True)
+            if axis >= 0
+        }
+        return self._decide(levels, wanted)
+
+    def finish(self, levels: IntArray) -> IntArray:
+        """The feasible levels at the end of an episode: repaired, last layer first, where nothing was clipped."""
+        return levels if self.settings.clipped else repaired(self.projector, levels, self._last_first)
+
+    def settle(self, levels: IntArray) -> IntArray:
+        """Any levels as this walk would execute them; what the agent does not own stays, where a budget can be met."""
+        point = self.start(levels)
+        for step in self.steps:
+            point = self._decide(point, {axis: int(levels[axis]) for axis in step.axes.values()})
+        return self.finish(point)
 
     def executed(self, levels: IntArray, step: Step) -> FloatArray:
         """The action (A,) that the levels at a step amount to; 1 for fields the layer lacks."""
-        entries = [
-            _action(self.space.axes[step.axes[n]], int(levels[step.axes[n]])) if n in step.axes else 1.0
-            for n in self.owned
-        ]
-        return np.array(entries)
+        return np.array([_action(self.space.axes[i], int(levels[i])) if i >= 0 else 1.0 for i in self._entries(step)])
 
     def states(self, levels: IntArray, first: int = 0, last: int | None = None) -> FloatArray:
         """States (steps, S) of steps `first` to `last` of an episode whose executed levels are these."""
@@ -111,16 +164,54 @@ class Walk:
         for row, index in enumerate(chosen):
             step = self.steps[index]
             saved = (self._dense_layers[: step.layer] - costs[row, : step.layer]).sum() / self._dense_total
-            previous = self.executed(levels, self.steps[index - 1]) if index else np.ones(len(self.owned))
+            previous = self.executed(levels, self.steps[index - 1]) if index else np.ones(self.action_size)
             others = [self._share(levels, step.others[n]) if n in step.others else 1.0 for n in self.other_fields]
-            states[row] = (*self._static[index], saved, self._rest[index], *previous, *others)
+            states[row] = (*self._static[index], saved, self._rest[index], *previous, *others, *self._told(step))
         return np.clip(states, 0.0, 1.0)
+
+    def share(self, levels: IntArray) -> float:
+        """Cost of a point as a share of the dense model's, in the metric budgets are about."""
+        return float(self.projector.costing.batch(levels[None], (self.priced,))[0, 0]) / self._priced_dense
+
+    def under(self, share: float) -> "Walk":
+        """This walk in an episode whose budget is that share of the dense cost, its other limits as they are.
+
+        The share is cut to what is reachable, `reach`; a walk that does not show budgets stays as it is.
+        """
+        if not self.settings.budgeted:
+            return self
+        low, high = self.reach
+        share = min(max(share, low), high)
+        other = copy.copy(self)
+        other.projector = self.problem.projector.limited(self.priced, share * self._priced_dense)
+        other.budget = (share - low) / (high - low) if high > low else 1.0
+        return other
 
     def _share(self, levels: IntArray, axis: int) -> float:
         return float(levels[axis]) / max(int(self.space.sizes[axis]) - 1, 1)
 
+    def _told(self, step: Step) -> list[float]:
+        """What the state says of the mode: which decision it is, and the budget."""
+        told: list[float] = []
+        if self.settings.stepwise:
+            told.append(self.owned.index(next(iter(step.axes))) / max(len(self.owned) - 1, 1))
+        return [*told, self.budget] if self.settings.budgeted else told
+
+    def _entries(self, step: Step) -> list[int]:
+        """Axis of each entry of an action, -1 for fields the layer lacks."""
+        return list(step.axes.values()) if self.settings.stepwise else [step.axes.get(n, -1) for n in self.owned]
+
+    def _decide(self, levels: IntArray, wanted: dict[int, int]) -> IntArray:
+        """The levels with some axes, at their lowest so far, raised as wanted and allowed."""
+        result = levels.copy()
+        for axis, level in wanted.items():
+            result[axis] = level
+            if level and self.settings.clipped and not self.projector.feasible(result):
+                result[axis] = self.projector.highest(result, axis)
+        return result
+
     def _find_steps(self) -> tuple[Step, ...]:
-        steps: dict[tuple[int, int], Step] = {}
+        steps: dict[tuple[int, int, int], Step] = {}
         seen: Counter[tuple[int, str]] = Counter()
         others: dict[int, dict[str, int]] = {}
         for index, axis in enumerate(self.space.axes):
@@ -128,38 +219,29 @@ class Walk:
             if self.owned_axes[index]:
                 turn = seen[layer, axis.field]
                 seen[layer, axis.field] += 1
-                step = steps.setdefault((layer, turn), Step(layer, {}, others.setdefault(layer, {})))
+                place = self.owned.index(axis.field) if self.settings.stepwise else 0
+                step = steps.setdefault((layer, turn, place), Step(layer, {}, others.setdefault(layer, {})))
                 step.axes[axis.field] = index
             else:
                 others.setdefault(layer, {}).setdefault(axis.field, index)
         return tuple(steps[key] for key in sorted(steps))
 
-    @cached_property
-    def _decided_at(self) -> IntArray:
-        """The step at which each axis is decided; -1 for others' axes, which stand from the start (A,)."""
-        decided = np.full(len(self.space.axes), -1, dtype=np.int64)
+    def _count(self) -> None:
+        """What no episode changes: who is decided when, and the dense model's costs and features."""
+        self._decided_at = np.full(len(self.space.axes), -1, dtype=np.int64)  # -1: others', which stand from the start
         for index, step in enumerate(self.steps):
-            decided[list(step.axes.values())] = index
-        return decided
-
-    @cached_property
-    def _dense_layers(self) -> FloatArray:
+            self._decided_at[list(step.axes.values())] = index
+        falling = [step.axes[f] for step in self.steps for f in self.owned if f in step.axes]
+        self._last_first = tuple(reversed(falling))
         costing = self.projector.costing
         shapes = costing.table.shapes(costing.table.dense)
-        parts: FloatArray = costing.costs[self.metric].layers(costing.table, shapes)[0]
-        return parts
+        self._dense_layers: FloatArray = costing.costs[self.metric].layers(costing.table, shapes)[0]
+        self._dense_total = float(self._dense_layers.sum())
+        self._priced_dense = costing.costs[self.priced].dense(costing.table)
+        self._rest = np.array([self._dense_layers[s.layer + 1 :].sum() for s in self.steps]) / self._dense_total
+        self._static = self._scaled_static()
 
-    @cached_property
-    def _dense_total(self) -> float:
-        return float(self._dense_layers.sum())
-
-    @cached_property
-    def _rest(self) -> FloatArray:
-        """Share of the dense cost in layers behind each step's (T,)."""
-        return np.array([self._dense_layers[s.layer + 1 :].sum() for s in self.steps]) / self._dense_total
-
-    @cached_property
-    def _static(self) -> FloatArray:
+    def _scaled_static(self) -> FloatArray:
         """The static features, each scaled to [0, 1] over the steps (T, 8)."""
         rows = []
         for index, step in enumerate(self.steps):
@@ -180,11 +262,30 @@ def run_episode(walk: Walk, given: IntArray, act: Act) -> IntArray:
     for index, step in enumerate(walk.steps):
         state = walk.states(levels, index, index + 1)[0]
         levels = walk.execute(levels, step, act(state))
-    return levels
+    return walk.finish(levels)
+
+
+def transitions(walk: Walk, levels: IntArray, reward: float) -> list[Transition]:
+    """Any policy as an episode: states, executed actions, the final reward on every step (AMC).
+
+    In a budgeted walk the episode is one of the budget that the policy meets exactly, whatever it was made for: the
+    goal it reached is taken for the goal it had (hindsight relabelling, Andrychowicz et al. 2017).
+    """
+    walk = walk.under(walk.share(levels)) if walk.settings.budgeted else walk
+    states = walk.states(levels)
+    actions = [walk.executed(levels, step) for step in walk.steps]
+    last = len(actions) - 1
+    return [
+        Transition(states[i], actions[i], reward, states[min(i + 1, last)], done=i == last) for i in range(len(actions))
+    ]
 
 
 def _level(axis: Axis, action: float) -> int:
-    """The level an action in [0, 1] asks for: the nearest share for keep, bins of equal width for the rest (HAQ)."""
+    """The level an action in [0, 1] asks for: the nearest share for keep, cells of equal width for the rest.
+
+    HAQ's round((max - min + 1) * action + min - 0.5), without its rounding of halves to even numbers, which at the
+    cells' edges, 0 and 1 among them, goes beyond the lowest or the highest bits.
+    """
     if axis.field == "keep":
         return axis.level(action)
     return min(int(action * len(axis.values)), len(axis.values) - 1)

@@ -141,6 +141,15 @@ class Projector:
         other.limits = dict(zip(self._names, other._bounds.tolist(), strict=True))
         return other
 
+    def limited(self, metric: str, bound: float) -> "Projector":
+        """The same projection with another bound on one metric, but never below the smallest reachable value."""
+        other = object.__new__(Projector)
+        other.__dict__.update(self.__dict__)
+        smallest = self.costing.batch(self.space.smallest[None], (metric,))[0, 0]
+        other.limits = {**self.limits, metric: max(bound, float(smallest))}
+        other._bounds = np.array(list(other.limits.values()))
+        return other
+
     def _rise(self, start: IntArray, goal: IntArray) -> IntArray:
         """From a feasible `start` as far towards `goal` as fits: along the line first, then axis by axis."""
         line = start + np.floor(_LINE[:, None] * (goal - start)).astype(np.int64)

@@ -118,7 +118,15 @@ SEARCHERS = Registry(
         "nsga2": "automc.searchers.optuna_search:nsga2",
         "evolution": "automc.searchers.evolution:evolution",
         "knapsack": "automc.searchers.knapsack:knapsack",
-        "amc": "automc.searchers.rl:amc",
+        "amc": "automc.searchers.published:amc",
+        "amc-guaranteed": "automc.searchers.published:amc_guaranteed",
+        "amc-budgets": "automc.searchers.rl:amc_budgets",
+        "haq": "automc.searchers.published:haq",
+        "ddpg": "automc.searchers.rl:ddpg",
+        "reinforce": "automc.searchers.rl:reinforce",
+        "td3": "automc.searchers.rl:td3",
+        "sac": "automc.searchers.rl:sac",
+        "ppo": "automc.searchers.rl:ppo",
         "joint": "automc.searchers.joint:joint",
     },
 )
@@ -127,6 +135,10 @@ AGENTS = Registry(
     "agent",
     {
         "ddpg": "automc.agents.ddpg:DDPGAgent",
+        "reinforce": "automc.agents.reinforce:ReinforceAgent",
+        "td3": "automc.agents.sb3:td3",
+        "sac": "automc.agents.sb3:sac",
+        "ppo": "automc.agents.sb3:ppo",
         "random": "automc.agents.random_agent:RandomAgent",
     },
 )

@@ -112,6 +112,26 @@ class Study:
             raise StudyError(f"A best trial must be feasible; none of {count} in {self.name!r} is: {why}")
         return min(feasible, key=lambda e: (-(e.score or 0.0), *(e.cost(c) for c in self.costs), e.number))
 
+    def cheapest(self, drop: float, metric: str | None = None) -> Evaluation:
+        """The feasible evaluation of least cost whose score is at most `drop` below the dense model's.
+
+        `drop` is in the score's own unit, `metric` the first limited cost unless named; of equally cheap ones the best,
+        then the earliest. StudyError where none is so near, with the smallest drop there is.
+        """
+        if not drop >= 0:
+            raise StudyError(f"A drop must be a number from 0 up; {drop} is not: give how much score may be lost.")
+        metric = metric or self.costs[0]
+        dense = float(self._meta["dense"]["score"])
+        least = dense - drop - 1e-9 * max(1.0, abs(dense))  # a drop of 0.01 from 0.93 shall reach 0.92
+        near = [e for e in self._evaluations if e.ok and e.score is not None and e.score >= least]
+        if not near:
+            smallest = dense - (self.best.score or 0.0)
+            raise StudyError(
+                f"A trial must be within a drop of {drop:g} of the dense score {dense:g}; the smallest drop in "
+                f"{self.name!r} is {smallest:.4g}: allow more, search on, or raise the budget."
+            )
+        return min(near, key=lambda e: (e.cost(metric), -(e.score or 0.0), e.number))
+
     def trial(self, which: str | int = "best") -> Evaluation:
         """The evaluation with that number, or the best one."""
         if which == "best":

@@ -15,6 +15,7 @@ from automc.searcher import Problem
 from automc.space import SearchSpace
 from automc.tasks.resnet import ResNet
 from automc.testing import check_agent, check_cost, check_criterion, check_searcher, check_space
+from tests.searchers.table import serves
 
 
 @pytest.fixture(scope="module")
@@ -53,13 +54,15 @@ def test_space_keeps_its_contract(name, facts):
 
 @pytest.mark.parametrize("name", list(AGENTS))
 def test_agent_keeps_its_contract(name):
-    check_agent(AGENTS.load(name)(13, 2, seed=0, warmup=3), 13, 2)
+    check_agent(AGENTS.load(name))
 
 
 @pytest.mark.parametrize(("space", "budget"), [("criteria", "macs<=50%"), ("joint", "macs<=60%,size<=40%")])
 @pytest.mark.parametrize("name", list(SEARCHERS))
 def test_searcher_keeps_its_contract(name, space, budget, facts):
-    check_searcher(SEARCHERS.load(name), problem_of(facts, space, budget))
+    problem = problem_of(facts, space, budget)
+    if serves(name, problem.space):
+        check_searcher(SEARCHERS.load(name), problem)
 
 
 def test_a_pack_finds_a_broken_criterion():

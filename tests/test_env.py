@@ -94,7 +94,9 @@ def test_a_reward_may_be_named_or_given() -> None:
         return reward
 
     assert finish(make(reward=lambda evaluation, dense: 7.0)) == 7.0
-    assert finish(make(reward="accuracy-macs")) < finish(make(reward="accuracy")) < 0
+    assert finish(make(reward="accuracy-cost")) < finish(make(reward="accuracy")) < 0
+    failed = finish(make(reward=lambda evaluation, dense: float("nan")))
+    assert failed == -1.0
 
 
 @pytest.mark.slow

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from automc.episode import DYNAMIC_FEATURES, STATIC_FEATURES, Walk, run_episode
+from automc.episode import DYNAMIC_FEATURES, STATIC_FEATURES, Walk, WalkSettings, run_episode
 from automc.errors import PolicyError
 from tests.searchers import table
 
@@ -112,7 +112,7 @@ def test_every_owned_decision_has_exactly_one_step() -> None:
 
 def test_decisions_of_others_are_part_of_the_state() -> None:
     problem = table.problem("criteria")
-    walk = Walk(problem, ("keep",))
+    walk = Walk(problem, WalkSettings(("keep",)))
     given = problem.space.largest
     plain = walk.states(walk.start(given))
     given[~problem.space.ordered] = 2
@@ -130,4 +130,4 @@ def test_an_action_that_is_none_is_refused(action: np.ndarray) -> None:
 
 def test_an_agent_that_owns_nothing_is_refused() -> None:
     with pytest.raises(PolicyError, match="must own a field"):
-        Walk(table.problem("channels"), ("weight_bits",))
+        Walk(table.problem("channels"), WalkSettings(("weight_bits",)))

@@ -1,5 +1,6 @@
 """What every searcher keeps: the told evaluations as points and scores, and its share of randomness."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -11,6 +12,8 @@ from automc.space import FloatArray, IntArray
 
 TRIES = 20
 """How often a proposal already told is moved to a neighbour before it is proposed again."""
+Settle = Callable[[IntArray, bool], IntArray]
+"""From any levels, and whether to spend what is left of the budget, to feasible ones."""
 
 
 @dataclass(eq=False)
@@ -26,8 +29,12 @@ class History:
     _seen: set[bytes] = field(default_factory=set)
 
     def rng(self, stream: int = 0) -> np.random.Generator:
-        """The generator of the next ask or tell: a function of the seed and of what was told and asked so far."""
-        return np.random.default_rng((self.seed, stream, len(self.points), self.asked))
+        """The generator of the next ask: a function of the seed, of how much was told and of how many asks are open.
+
+        Other streams belong to tells and leave the open asks out: on resume a searcher is told all it was told before,
+        with no ask open.
+        """
+        return np.random.default_rng((self.seed, stream, len(self.points), 0 if stream else self.asked))
 
     def tell(self, evaluation: Evaluation) -> IntArray:
         """Takes note of an evaluation; returns its point."""
@@ -38,15 +45,19 @@ class History:
         self.asked = max(self.asked - 1, 0)
         return point
 
-    def propose(self, point: IntArray, rng: np.random.Generator) -> Policy:
-        """The policy at a feasible point, or at a feasible neighbour where the point was told or asked already."""
+    def propose(self, point: IntArray, rng: np.random.Generator, settle: Settle | None = None) -> Policy:
+        """The policy at a feasible point, or at a feasible neighbour where the point was told or asked already.
+
+        `settle(levels, fill)` makes a neighbour feasible; by default the problem's projection.
+        """
+        settle = settle or (lambda levels, fill: self.problem.projector.project(levels, fill=fill))
         chosen = point
         for attempt in range(TRIES):
             if chosen.tobytes() not in self._seen:
                 break
             moved = self.problem.space.neighbours(point, rng, changes=1 + attempt // 4, reach=1 + attempt // 4)
             # Where few points spend the whole budget, filling leads back to those already told.
-            chosen = self.problem.projector.project(moved, fill=attempt < TRIES // 2)
+            chosen = settle(moved, attempt < TRIES // 2)
         self._seen.add(chosen.tobytes())
         self.asked += 1
         return self.problem.space.decode(chosen)

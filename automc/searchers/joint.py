@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from automc.distributions import distributions, levels_of, parameters
+from automc.episode import WalkSettings
 from automc.evaluation import Evaluation
 from automc.policy import Policy
 from automc.searcher import Problem, Searcher
@@ -25,7 +26,7 @@ from automc.searchers.evolution import EvolutionSearcher
 from automc.searchers.history import History
 from automc.searchers.knapsack import KnapsackSearcher
 from automc.searchers.optuna_search import OptunaSearcher, finished_trial, memory_study, suggested, tpe, tpe_sampler
-from automc.searchers.rl import AgentSearcher
+from automc.searchers.rl import AgentSearch, AgentSearcher
 from automc.space import Field, IntArray
 
 AGENT_FIELDS: tuple[Field, ...] = ("keep", "sparsity", "rank")
@@ -45,7 +46,7 @@ class JointSearcher:
         fields = {a.field for a in problem.space.axes}
         owned = tuple(f for f in AGENT_FIELDS if f in fields) or None
         own = [int(s) for s in np.random.default_rng(seed).integers(2**31, size=4)]  # no arm repeats another's draws
-        self.agent = AgentSearcher(problem, own[0], agent=agent, owned=owned)
+        self.agent = AgentSearcher(problem, own[0], AgentSearch(agent, walk=WalkSettings(owned)))
         self.tpe: OptunaSearcher = tpe(problem, own[1])
         self.knapsack = KnapsackSearcher(problem, own[2])
         self.evolution = EvolutionSearcher(problem, own[3])

@@ -1,13 +1,16 @@
 """What every implementation of a contract must do; each check raises AssertionError with what it found."""
 
+import math
+import random
 from dataclasses import replace
 
 import numpy as np
 import torch
 
-from automc.agent import Agent, Transition
+from automc.agent import Agent, AgentFactory, AgentSetting, Transition
 from automc.costs.table import Cost, CostTable, total
 from automc.criteria.criterion import Criterion, LayerView
+from automc.errors import PolicyError
 from automc.evaluation import Evaluation
 from automc.graph.facts import ModelFacts
 from automc.projection import Costing
@@ -89,20 +92,65 @@ def check_space(build: SpaceBuilder, facts: ModelFacts) -> None:
         assert np.array_equal(space.encode(space.decode(point)), point), "a point must survive decode and encode"
 
 
-def check_agent(agent: Agent, state_size: int, action_size: int) -> None:
-    """Actions in [0, 1] with and without exploration, an episode counter, a state of tensors and JSON values."""
-    rng = np.random.default_rng(0)
-    states = rng.uniform(size=(5, state_size))
+def check_agent(factory: AgentFactory, setting: AgentSetting | None = None) -> None:
+    """Actions in [0, 1], counted episodes, a complete state, no number that is not finite, no global randomness."""
+    setting = setting or AgentSetting(state_size=13, action_size=2, steps=5, warmup=3)
+    before = _global_randomness()
+    agent, rng = factory(setting), np.random.default_rng(0)
     for number in range(12):
-        actions = [agent.act(s, rng, explore=bool(number % 2)) for s in states]
-        for action in actions:
-            assert action.shape == (action_size,), f"an action must have {action_size} entries, it has {action.shape}"
-            assert bool(((action >= 0) & (action <= 1)).all()), "actions must lie in [0, 1]"
-        steps = [Transition(s, a, 0.5, t, False) for s, a, t in zip(states, actions, states[1:], strict=False)]
-        agent.observe([*steps, Transition(states[-1], actions[-1], 0.5, states[-1], True)], rng)
+        episode = _episode(agent, setting, rng, explore=bool(number % 2))
+        agent.observe(episode, rng, updates=0 if number % 3 == 2 else None)
         assert agent.episode == number + 1, "episode must count what was observed"
     _check_plain(agent.state_dict())
-    agent.load_state_dict(agent.state_dict())
+    _check_refusal(agent, _episode(agent, setting, rng))
+    restored = factory(replace(setting, seed=1))
+    restored.load_state_dict(agent.state_dict())
+    assert _goes_on(agent, setting) == _goes_on(restored, setting), "a restored agent must go on as the saved one"
+    assert _goes_on(factory(setting), setting) == _goes_on(factory(setting), setting), "the same seed, the same agent"
+    assert before == _global_randomness(), "an agent must leave the global generators alone"
+
+
+def _episode(
+    agent: Agent, setting: AgentSetting, rng: np.random.Generator, *, explore: bool = True
+) -> list[Transition]:
+    """One episode of random states and the agent's own actions."""
+    states = rng.uniform(size=(setting.steps, setting.state_size))
+    states[:, 0] = np.linspace(0.0, 1.0, setting.steps)
+    last, steps = setting.steps - 1, []
+    for i, state in enumerate(states):
+        action = agent.act(state, rng, explore=explore)
+        shape = (setting.action_size,)
+        assert action.shape == shape, f"an action must have {setting.action_size} entries, it has {action.shape}"
+        assert bool(((action >= 0) & (action <= 1)).all()), "actions must lie in [0, 1]"
+        steps.append(Transition(state, action, float(action.mean()), states[min(i + 1, last)], i == last))
+    return steps
+
+
+def _check_refusal(agent: Agent, episode: list[Transition]) -> None:
+    """A reward that is no number is refused, and nothing is learnt from it."""
+    before = repr(agent.state_dict())
+    for reward in (math.nan, math.inf):
+        try:
+            agent.observe([*episode[:-1], replace(episode[-1], reward=reward)], np.random.default_rng(0))
+        except PolicyError:
+            assert repr(agent.state_dict()) == before, "a refused episode must leave the agent as it was"
+        else:
+            raise AssertionError(f"a reward of {reward} must be refused")
+
+
+def _goes_on(agent: Agent, setting: AgentSetting) -> list[list[float]]:
+    """What an agent does in three further episodes."""
+    rng = np.random.default_rng(1)
+    done: list[list[float]] = []
+    for _ in range(3):
+        episode = _episode(agent, setting, rng)
+        agent.observe(episode, rng)
+        done += [t.action.tolist() for t in episode]
+    return done
+
+
+def _global_randomness() -> tuple[str, ...]:
+    return str(torch.get_rng_state().tolist()), str(np.random.get_state()), str(random.getstate())
 
 
 def check_searcher(factory: SearcherFactory, problem: Problem, trials: int = 12) -> None:
@@ -125,10 +173,22 @@ def check_searcher(factory: SearcherFactory, problem: Problem, trials: int = 12)
     again = factory(problem, 0)
     for evaluation in history:
         again.tell(evaluation)
+    assert _same(again.state_dict(), first.state_dict()), "a resumed searcher must know what the uninterrupted one does"
     assert again.ask() == first.ask(), "a resumed searcher must go on as the uninterrupted one"
     open_asks = [first.ask() for _ in range(3)]
     assert all(problem.projector.feasible(problem.space.encode(p)) for p in open_asks)
     _check_plain(first.state_dict())
+
+
+def _same(first: object, second: object) -> bool:
+    """Whether two states hold the same tensors and values."""
+    if isinstance(first, dict) and isinstance(second, dict):
+        return first.keys() == second.keys() and all(_same(first[k], second[k]) for k in first)
+    if isinstance(first, (list, tuple)) and isinstance(second, (list, tuple)):
+        return len(first) == len(second) and all(map(_same, first, second))
+    if isinstance(first, torch.Tensor) and isinstance(second, torch.Tensor):
+        return torch.equal(first, second)
+    return first == second
 
 
 def _check_plain(value: object) -> None:

@@ -18,6 +18,19 @@ from automc.space import FloatArray, SearchSpace
 from automc.tasks.resnet import ResNet
 
 DENSE = 0.95
+RATIOS, BITS = ("keep", "sparsity", "rank"), ("weight_bits", "activation_bits")
+NEEDS: dict[str, tuple[str, ...]] = {
+    "amc": RATIOS,
+    "amc-guaranteed": RATIOS,
+    "haq": BITS,
+    **dict.fromkeys(("amc-budgets", "ddpg", "reinforce", "td3", "sac", "ppo", "joint"), (*RATIOS, *BITS)),
+}
+"""Fields of which a searcher needs one; what is not named here searches any space."""
+
+
+def serves(name: str, space: SearchSpace) -> bool:
+    """Whether a searcher has something to decide in a space."""
+    return name not in NEEDS or any(a.field in NEEDS[name] for a in space.axes)
 
 
 @cache
@@ -28,6 +41,12 @@ def facts(depth: int = 14) -> ModelFacts:
 
 def problem(space: str = "criteria", budget: str = "macs<=50%", depth: int = 14) -> Problem:
     return of_space(SearchSpace(facts(depth), SPACES.load(space)(facts(depth))), budget)
+
+
+def problem_for(name: str, budget: str = "macs<=50%") -> Problem:
+    """The usual problem, or the one of all decisions where a searcher would refuse that."""
+    usual = problem(budget=budget)
+    return usual if serves(name, usual.space) else problem("joint", budget)
 
 
 def of_space(space: SearchSpace, budget: str) -> Problem:

@@ -12,7 +12,7 @@ from automc.distributions import distributions, levels_of
 from automc.registry import SEARCHERS
 from automc.searchers.baselines import random_searcher
 from automc.searchers.optuna_search import SearcherSampler
-from automc.searchers.rl import AgentSearcher
+from automc.searchers.rl import AgentSearch, AgentSearcher
 from tests.searchers import table
 
 
@@ -29,7 +29,7 @@ class TestAgent(BasicSamplerTestCase, RelativeSamplerTestCase):
     @pytest.fixture
     def sampler(self) -> Callable[[], BaseSampler]:
         problem = table.problem("channels", depth=8)
-        return lambda: SearcherSampler(AgentSearcher(problem, 0, warmup=2), problem, seed=0)
+        return lambda: SearcherSampler(AgentSearcher(problem, 0, AgentSearch(warmup=2)), problem, seed=0)
 
 
 @pytest.mark.parametrize("name", ["amc", "joint", "knapsack"])

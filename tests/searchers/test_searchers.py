@@ -7,15 +7,16 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from automc.episode import Walk, WalkSettings, transitions
 from automc.errors import PolicyError
 from automc.evaluation import Evaluation
 from automc.policy import Policy
 from automc.registry import SEARCHERS, SPACES
-from automc.rewards import REWARDS
+from automc.rewards import REWARDS, worth
 from automc.searchers.bandit import Bandit
 from automc.searchers.baselines import uniform_point
 from automc.searchers.history import History
-from automc.searchers.rl import AgentSearcher, transitions
+from automc.searchers.rl import AgentSearch, AgentSearcher
 from automc.space import Axis, SearchSpace
 from tests.searchers import table
 
@@ -24,7 +25,7 @@ ALL = list(SEARCHERS)
 
 @pytest.mark.parametrize("name", ALL)
 def test_same_seed_same_trials_and_no_policy_twice(name: str) -> None:
-    problem = table.problem()
+    problem = table.problem_for(name)
     runs = [table.search(SEARCHERS.load(name)(problem, 3), table.lookup(problem), 14) for _ in range(2)]
     assert [e.policy for e in runs[0]] == [e.policy for e in runs[1]]
     assert len({e.policy for e in runs[0]}) == 14
@@ -32,14 +33,14 @@ def test_same_seed_same_trials_and_no_policy_twice(name: str) -> None:
 
 @pytest.mark.parametrize("name", [n for n in ALL if n not in ("uniform", "global", "global_magnitude")])
 def test_another_seed_gives_other_trials(name: str) -> None:
-    problem = table.problem()
+    problem = table.problem_for(name)
     runs = [table.search(SEARCHERS.load(name)(problem, seed), table.lookup(problem), 6) for seed in (0, 1)]
     assert [e.policy for e in runs[0]] != [e.policy for e in runs[1]]
 
 
 @pytest.mark.parametrize("name", ALL)
 def test_a_search_of_failures_goes_on(name: str) -> None:
-    problem = table.problem()
+    problem = table.problem_for(name)
 
     def fails(policy: object) -> Evaluation:
         return replace(table.lookup(problem)(policy), state="failed", score=None, reason="out of memory")  # type: ignore[arg-type]
@@ -62,7 +63,7 @@ def stopped(evaluate: Callable[[Policy], Evaluation], best: float = 0.0) -> Call
 
 @pytest.mark.parametrize("name", ALL)
 def test_estimates_teach_as_scores_do(name: str) -> None:
-    problem = table.problem()
+    problem = table.problem_for(name)
     plain = table.search(SEARCHERS.load(name)(problem, 0), table.lookup(problem), 20)
     raced = table.search(SEARCHERS.load(name)(problem, 0), stopped(table.lookup(problem)), 20)
     assert {e.state for e in raced} == {"ok", "pruned"}
@@ -72,9 +73,10 @@ def test_estimates_teach_as_scores_do(name: str) -> None:
 def test_an_estimate_is_rewarded_by_its_score_and_a_failure_is_not() -> None:
     problem = table.problem()
     good = table.lookup(problem)(problem.space.decode(uniform_point(problem, problem.projector)))
+    dense = Walk(problem).dense
     for reward in REWARDS.values():
-        assert reward(replace(good, state="pruned"), 0.95) == reward(good, 0.95) != -1.0
-        assert reward(replace(good, state="failed", score=None), 0.95) == -1.0
+        assert worth(reward, replace(good, state="pruned"), dense) == worth(reward, good, dense)
+        assert worth(reward, replace(good, state="failed", score=None), dense) < worth(reward, good, dense)
 
 
 def test_an_estimate_never_stands_on_the_front_of_the_joint_search() -> None:
@@ -90,11 +92,15 @@ def test_an_estimate_never_stands_on_the_front_of_the_joint_search() -> None:
 @pytest.mark.parametrize("name", ALL)
 def test_a_space_with_a_handful_of_points_is_searched_to_its_end(name: str) -> None:
     """More trials than feasible points: proposals repeat, nothing hangs or raises."""
-    group = table.facts(8).groups[0].name
-    space = SearchSpace(table.facts(8), (Axis(group, "group", "keep", (0.25, 0.5, 1.0)),))
-    problem = table.of_space(space, "macs<=99.9%")
+    group, layer = table.facts(8).groups[0].name, table.facts(8).layers[3].name
+    axis = Axis(group, "group", "keep", (0.25, 0.5, 1.0))
+    if not table.serves(name, SearchSpace(table.facts(8), (axis,))):
+        axis = Axis(layer, "layer", "weight_bits", (4, 8, 32))
+    problem = table.of_space(
+        SearchSpace(table.facts(8), (axis,)), "macs<=99.9%" if axis.kind == "group" else "bops<=99%"
+    )
     told = table.search(SEARCHERS.load(name)(problem, 0), table.lookup(problem), 8)
-    assert {e.policy.groups[0][1].keep for e in told} <= {0.25, 0.5}
+    assert {int(problem.space.encode(e.policy)[0]) for e in told} <= {0, 1}
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -102,17 +108,21 @@ def test_a_space_of_criteria_alone_is_searched_or_refused_in_a_sentence(name: st
     axes = tuple(Axis(g.name, "group", "criterion", ("l1", "obs")) for g in table.facts(8).groups)
     space = SearchSpace(table.facts(8), axes)
     problem = table.of_space(space, "macs<=100%")
-    if name in ("amc", "joint"):
-        with pytest.raises(PolicyError, match="open keep or bits"):
-            SEARCHERS.load(name)(problem, 0)
-    else:
+    if table.serves(name, space):
         assert len(table.search(SEARCHERS.load(name)(problem, 0), table.lookup(problem), 10)) == 10
+    else:
+        with pytest.raises(PolicyError, match=r"must (own|have) .*criterion.*: (open|choose) "):
+            SEARCHERS.load(name)(problem, 0)
 
 
 @pytest.mark.parametrize("space", list(SPACES))
 @pytest.mark.parametrize("name", ALL)
 def test_every_space_is_searched(name: str, space: str) -> None:
     problem = table.problem(space, "size<=70%")
+    if not table.serves(name, problem.space):
+        with pytest.raises(PolicyError, match=r"this space opens .*: choose a space with"):
+            SEARCHERS.load(name)(problem, 0)
+        return
     told = table.search(SEARCHERS.load(name)(problem, 0), table.lookup(problem), 6)
     assert all(e.cost("size") <= problem.projector.limits["size"] for e in told)
     assert len({e.policy for e in told}) == 6
@@ -132,7 +142,7 @@ def test_beats_random_search_with_as_many_trials(name: str) -> None:
 
 @pytest.mark.parametrize("name", ALL)
 def test_several_open_asks_differ(name: str) -> None:
-    searcher = SEARCHERS.load(name)(table.problem(), 0)
+    searcher = SEARCHERS.load(name)(table.problem_for(name), 0)
     assert len({searcher.ask() for _ in range(5)}) == 5
 
 
@@ -200,7 +210,7 @@ def test_uniform_is_the_same_share_everywhere() -> None:
 
 def test_any_policy_becomes_an_episode_of_executed_actions() -> None:
     problem = table.problem()
-    searcher = AgentSearcher(problem, 0, owned=("keep",))
+    searcher = AgentSearcher(problem, 0, AgentSearch(walk=WalkSettings(("keep",))))
     point = uniform_point(problem, problem.projector)
     steps = transitions(searcher.walk, point, 0.25)
     assert [t.done for t in steps] == [False] * (len(steps) - 1) + [True]

@@ -1,0 +1,110 @@
+"""An agent on disk: one safetensors file, complete, that only walks of its own kind may load.
+
+Tensors stand under the path that leads to them; everything else of the agent's state is JSON in the file's header,
+beside the agent's name, the walk's digest (model, decisions, form of states and actions; see `Walk.digest`) and a
+SHA-256 over all of it, since safetensors alone loads flipped bits silently. Written whole or not at all.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import safetensors
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
+from torch import Tensor
+
+from automc.agent import Agent
+from automc.episode import Walk
+from automc.errors import ArtifactError
+from automc.files import write_atomic
+
+FORMAT = "automc agent 1"
+
+
+def save(path: str | Path, agent: Agent, walk: Walk) -> None:
+    """Writes an agent's whole state; ArtifactError where the path cannot be written."""
+    tensors: dict[str, Tensor] = {}
+    state = _flattened(agent.state_dict(), "", tensors)
+    header = {"format": FORMAT, "agent": _kind(agent), "walk": walk.digest, "state": json.dumps(state)}
+    header["sha256"] = _digest(header, tensors)
+    write_atomic(Path(path), save_tensors(tensors, metadata=header))
+
+
+def load(path: str | Path, agent: Agent, walk: Walk) -> None:
+    """Restores an agent from what `save` wrote.
+
+    ArtifactError, and the agent as it was, where the file cannot be read, was changed, or is of another agent or of a
+    walk over another space.
+    """
+    header, tensors = _read(Path(path))
+    for name, mine, what in (("agent", _kind(agent), "agent"), ("walk", walk.digest, "space")):
+        if header[name] != mine:
+            raise ArtifactError(
+                f"An agent must go back to where it was saved; {path} is an agent checkpoint of another {what}: "
+                "repeat the search's model, space and searcher, or start a new agent."
+            )
+    agent.load_state_dict(_unflattened(json.loads(header["state"]), tensors))
+
+
+def _read(path: Path) -> tuple[Mapping[str, str], dict[str, Tensor]]:
+    """Header and tensors of a checkpoint nobody changed."""
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise ArtifactError(
+            f"An agent checkpoint must be readable; the system says {error.strerror} of {path}: name another file."
+        ) from error
+    try:
+        tensors = load_tensors(data)
+        header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])["__metadata__"]
+        sound = header["format"] == FORMAT and header["sha256"] == _digest(header, tensors)
+    except (safetensors.SafetensorError, ValueError, KeyError, TypeError):
+        sound = False
+    if not sound:
+        raise ArtifactError(
+            f"An agent checkpoint must be as it was written; {path} is damaged or something else: take an earlier one."
+        )
+    return header, tensors
+
+
+def _kind(agent: Agent) -> str:
+    """What tells agents apart whose states have the same form: class and settings."""
+    return f"{type(agent).__module__}.{type(agent).__qualname__} {getattr(agent, 'settings', '')}"
+
+
+def _digest(header: Mapping[str, str], tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 over the header, without itself, and every tensor."""
+    parts = [json.dumps({k: v for k, v in sorted(header.items()) if k != "sha256"}).encode()]
+    for name, tensor in sorted(tensors.items()):
+        parts += [f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode(), tensor.contiguous().numpy().tobytes()]
+    return hashlib.sha256(b"\0".join(parts)).hexdigest()
+
+
+def _flattened(value: Any, path: str, tensors: dict[str, Tensor]) -> Any:
+    """JSON with every tensor moved to `tensors`, and what JSON would change of a dict's keys or a tuple marked."""
+    if isinstance(value, Tensor):
+        name = path or "state"
+        tensors[name] = value.detach().clone().contiguous()
+        return {"tensor": name}
+    if isinstance(value, dict):
+        items = [[key, _flattened(item, f"{path}.{key}".lstrip("."), tensors)] for key, item in value.items()]
+        return {"dict": items}
+    if isinstance(value, (list, tuple)):
+        kind = "list" if isinstance(value, list) else "tuple"
+        return {kind: [_flattened(item, f"{path}.{i}", tensors) for i, item in enumerate(value)]}
+    return value
+
+
+def _unflattened(value: Any, tensors: Mapping[str, Tensor]) -> Any:
+    if not isinstance(value, dict):
+        return value
+    [(kind, content)] = value.items()
+    if kind == "tensor":
+        return tensors[content]
+    if kind == "dict":
+        return {key: _unflattened(item, tensors) for key, item in content}
+    items = [_unflattened(item, tensors) for item in content]
+    return items if kind == "list" else tuple(items)
