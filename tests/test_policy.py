@@ -28,6 +28,7 @@ layers = st.one_of(
         pattern=st.sampled_from(["element", "4x1", "1x16"]),
     ),
     st.builds(LayerDecision, rank=st.floats(0.01, 1.0), factorization=st.sampled_from(["svd", "cp"])),
+    st.builds(LayerDecision, rank=st.floats(0.01, 1.0), weight_bits=bits, sparsity=st.floats(0, 0.99)),
     st.just(LayerDecision(sparsity=0.5, pattern="2:4")),
 )
 recipes = st.builds(Recipe, images=st.integers(1, 5000), ridge=st.floats(0, 1), seed=st.integers(0, 9))
@@ -76,7 +77,7 @@ def test_digests_differ_where_policies_do(one: Policy, other: Policy) -> None:
         ({"layers": {"a": {"pattern": "cross"}}}, "cross"),
         ({"layers": {"a": {"codebook": "huffman"}}}, "codebook must be one of"),
         ({"layers": {"a": {"rank": 0.0}}}, "at least rank one"),
-        ({"layers": {"a": {"rank": 0.5, "weight_bits": 8}}}, "dense and float"),
+        ({"layers": {"a": {"rank": 0.5, "weight_bits": 8, "factorization": "cp"}}}, "dense and float"),
         ({"blocks": {"a": {"keep": 0.5}}}, "0 or 1"),
         ({"recipe": {"reconstruct": "magic"}}, "must be one of"),
         ({"recipe": {"images": 0}}, "at least 1"),

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from automc.compression.alternating import Product, leading
+from automc.compression.quantize import bare
 
 Layer: TypeAlias = nn.Conv1d | nn.Conv2d | nn.Linear
 
@@ -34,7 +35,7 @@ class FactoredLayer(nn.Module):
     @property
     def bias(self) -> Tensor | None:
         """Of the whole layer (out,)."""
-        bias = self.parts[-1].bias
+        bias = bare(self.parts[-1]).bias
         return bias if isinstance(bias, Tensor) else None
 
     def rows(self) -> Tensor:
@@ -49,7 +50,7 @@ class FactoredLayer(nn.Module):
     def tensors(self) -> list[Tensor]:
         """The factors without axes of size one, float64."""
         terms = CHAINS[self.method].terms
-        return [_weight(part).flatten(len(term) - 1) for part, term in zip(self.parts, terms, strict=True)]
+        return [_weight(bare(part)).flatten(len(term) - 1) for part, term in zip(self.parts, terms, strict=True)]
 
     def start(self, weight: Tensor) -> list[Tensor]:
         """Factors of the weight (out, n) itself, all inputs counting alike."""

@@ -20,7 +20,7 @@ from automc.compression.calibration import watched
 from automc.compression.fitting import FittingPass
 from automc.compression.place import Place
 from automc.compression.prefix import PassMemory
-from automc.compression.quantize import Observed, QuantizedLayer
+from automc.compression.quantize import Observed, QuantizedLayer, quantized_layers
 from automc.compression.reconstruct import DenseRows, dense_rows, fit_points
 from automc.compression.settle import settle
 from automc.compression.structure import Structure, build, interpretable, kept_channels
@@ -111,14 +111,14 @@ class Compressor:
     def errors(self, space: SearchSpace) -> tuple[FloatArray, ...]:
         """Per axis of a space, the layers' relative output error at each level."""
         errors = self.bank(space.recipe).errors(space)
-        blocks = [a.place for a in space.axes if a.kind == "block"]
+        blocks = [place for a in space.axes if a.kind == "block" for place in a.places]
         if not blocks:
             return errors
         module = interpretable(self.graph, build(self.graph, self.model, Structure({}, {})).eval())
         chosen = [self.graph.facts.block(name) for name in blocks]
         lost = branch_errors(module, chosen, self.inputs(space.recipe))
         return tuple(
-            np.array([(1.0 - float(v)) * lost[a.place] for v in a.values]) if a.kind == "block" else e
+            np.array([(1.0 - float(v)) * sum(lost[p] for p in a.places) for v in a.values]) if a.kind == "block" else e
             for a, e in zip(space.axes, errors, strict=True)
         )
 
@@ -160,7 +160,7 @@ def _round_untraced(
         place = Place(facts.layer(name), decision, small.get_submodule(name))
         weight = model.get_submodule(name).weight
         settle(place, policy.recipe, rows=fan_in_view(weight) if decision.rank < 1 else None)  # type: ignore[arg-type]
-    observed = tuple(name for name, d in policy.layers if d.activation_bits < FULL_BITS)
+    observed = tuple(name for name, holder in quantized_layers(small) if holder.input is not None)
 
     def see(name: str, module: nn.Module, x: Tensor) -> None:
         assert isinstance(module, QuantizedLayer) and module.input is not None

@@ -4,15 +4,18 @@ A layer is fitted to what the dense model computes there (`reconstruct`), or fro
 then happens to its weights is in `settle`; the shift of the mean goes to an intercept.
 """
 
+import itertools
+from collections.abc import Sequence
 from functools import cached_property
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 
 from automc.compression.bank import LayerBank
+from automc.compression.chains import FactoredLayer
 from automc.compression.place import Place
 from automc.compression.prefix import PassMemory, Snapshot, keys, modules_before, restore, worthwhile
-from automc.compression.quantize import ActivationQuantizer, QuantizedLayer
+from automc.compression.quantize import ActivationQuantizer, Observed, QuantizedLayer
 from automc.compression.reconstruct import DenseRows, reestimate
 from automc.compression.regression import absorbs, rows_of, set_intercept, shift_intercept
 from automc.compression.segments import FitRequest, SegmentedRun
@@ -125,9 +128,7 @@ class FittingPass:
         """Whether a module's fit asks for what the pass computes, rather than for what the bank knows."""
         if name not in self.layers:
             return self.recipe.batchnorm == "reestimate"
-        holder = self.module.get_submodule(name)
-        quantized = isinstance(holder, QuantizedLayer) and holder.input is not None
-        return quantized or (self.dense is not None and name in self.dense.targets)
+        return any(self._place(name).quantizers) or (self.dense is not None and name in self.dense.targets)
 
     def _visit(self, node: fx.Node) -> None:
         name, source = str(node.target), node.all_input_nodes[0]
@@ -141,8 +142,8 @@ class FittingPass:
             reestimate(self.module.get_submodule(name), self.data.spread(source), dense)
 
     def _fit(self, name: str, source: fx.Node) -> None:
-        place = Place(self.layers[name], self.decisions.get(name, LayerDecision()), self.module.get_submodule(name))
-        quantizer = place.holder.input if isinstance(place.holder, QuantizedLayer) else None
+        place = self._place(name)
+        quantizer, *inner = place.quantizers
         if quantizer is not None:
             quantizer.calibrate(self.data.observed(source), self.recipe.activation_range)
         if self.dense is not None and name in self.dense.targets:
@@ -151,6 +152,19 @@ class FittingPass:
             self._fit_alone(place)
         else:
             settle(place, self.recipe, rows=self._rows(place), known=self._known(place))
+        if any(inner):
+            self._calibrate_inner(place.holder, self.data.values(source))
+
+    def _place(self, name: str) -> Place:
+        return Place(self.layers[name], self.decisions.get(name, LayerDecision()), self.module.get_submodule(name))
+
+    def _calibrate_inner(self, factored: nn.Module, values: Sequence[Tensor]) -> None:
+        """What rounds the inputs of later factors, from what the settled ones before them give."""
+        assert isinstance(factored, FactoredLayer)
+        for part, following in itertools.pairwise(factored.parts):
+            values = [part(x) for x in values]
+            assert isinstance(following, QuantizedLayer) and following.input is not None
+            following.input.calibrate(Observed.of(values), self.recipe.activation_range)
 
     def _fit_to_dense(
         self, place: Place, dense: DenseRows, source: fx.Node, quantizer: ActivationQuantizer | None

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from automc.compression import calibration
 from automc.compression.chains import FactoredLayer
-from automc.compression.quantize import ActivationQuantizer, QuantizedLayer
+from automc.compression.quantize import ActivationQuantizer, QuantizedLayer, bare
 from automc.graph.blocks import ADDITIONS
 from automc.kernels.tiles import FREE, FloatArray, Limits, Pair, Program, Room, Shape, Window, from_tiles
 
@@ -113,13 +113,11 @@ class Lowering:
     def _module(self, node: fx.Node, module: Any) -> None:
         source = _args(node)[0]
         x, flat = self.value(source), source in self._flat
-        if isinstance(module, QuantizedLayer):
-            x = x if module.input is None else self._quantizer(x, module.input)
-            module = module.layer
         if isinstance(module, FactoredLayer):
             for part in list(module.parts)[:-1]:
-                x = self._layer(x, part)
+                x = self._layer(*self._read(x, part))
             module = module.parts[-1]
+        x, module = self._read(x, module)
         kind = type(module)
         if kind is nn.Conv2d and not flat:
             self._convolution(node, x, module)
@@ -228,6 +226,12 @@ class Lowering:
     def _mean(self, x: int) -> int:
         height, width, _ = self.program.shapes[x]
         return self.program.pool(x, Window((height, width)), largest=False)
+
+    def _read(self, x: int, module: Any) -> tuple[int, Any]:
+        """What a layer reads, rounded where it is quantized, and the layer itself."""
+        if isinstance(module, QuantizedLayer) and module.input is not None:
+            x = self._quantizer(x, module.input)
+        return x, bare(module)
 
     def _quantizer(self, x: int, quantizer: ActivationQuantizer) -> int:
         step, zero, top = quantizer.levels()

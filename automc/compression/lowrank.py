@@ -30,6 +30,7 @@ from torch import Tensor, nn
 
 from automc.compression.alternating import DAMPING, alternate, leading, output_error
 from automc.compression.chains import CHAINS, FactoredLayer, Layer
+from automc.compression.quantize import bare
 from automc.compression.tensor_train import TensorTrain
 from automc.criteria.kron import eigendamage
 from automc.criteria.roots import ridged, root
@@ -90,8 +91,9 @@ def fit_(
     else:
         found = _fit(factored, weight, gram, sweeps)
     for part, value in zip(factored.parts, found, strict=True):
-        assert isinstance(part.weight, Tensor)
-        part.weight.copy_(value.reshape(part.weight.shape))
+        own = bare(part).weight
+        assert isinstance(own, Tensor)
+        own.copy_(value.reshape(own.shape))
     return output_error(weight, factored.rows().to(weight.device), gram)
 
 

@@ -4,7 +4,8 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from automc.compression.quantize import QuantizedLayer
+from automc.compression.chains import FactoredLayer
+from automc.compression.quantize import ActivationQuantizer, QuantizedLayer, bare
 from automc.graph.facts import LayerFacts
 from automc.policy import LayerDecision
 
@@ -21,9 +22,13 @@ class Place:
     @property
     def layer(self) -> nn.Module:
         """The layer itself."""
-        inner = self.holder.layer if isinstance(self.holder, QuantizedLayer) else self.holder
-        assert isinstance(inner, nn.Module)
-        return inner
+        return bare(self.holder)
+
+    @property
+    def quantizers(self) -> list[ActivationQuantizer | None]:
+        """What rounds the input of the layer, or of each of its factors."""
+        parts = self.holder.parts if isinstance(self.holder, FactoredLayer) else [self.holder]
+        return [part.input if isinstance(part, QuantizedLayer) else None for part in parts]
 
     @property
     def weight(self) -> Tensor:

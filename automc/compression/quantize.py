@@ -198,6 +198,13 @@ def shared_codes(weight: Tensor, centroids: Tensor) -> Tensor:
     return torch.where(weight == 0, torch.zeros_like(codes), codes)
 
 
+def bare(holder: nn.Module) -> nn.Module:
+    """The layer itself, or the one that a holder quantizes."""
+    inner = holder.layer if isinstance(holder, QuantizedLayer) else holder
+    assert isinstance(inner, nn.Module)
+    return inner
+
+
 def quantized_layers(module: nn.Module) -> Iterator[tuple[str, QuantizedLayer]]:
     """Every quantized layer with its path, in module order."""
     for name, child in module.named_modules():

@@ -74,6 +74,16 @@ class Regression:
         fitted = torch.cholesky_solve(self.cross, root(system))  # (groups, n, out / groups)
         return fitted.transpose(1, 2).reshape(-1, n)
 
+    def towards(self, rows: Tensor) -> "Regression":
+        """The same inputs, but to give what weight rows (out, n) make of them."""
+        wanted = self._grouped(rows).transpose(1, 2)  # (groups, n, out / groups)
+        return Regression(self.gram, self.gram @ wanted, self.mean_x, (self.mean_x[:, None] @ wanted)[:, 0])
+
+    def behind(self, rows: Tensor) -> "Regression":
+        """For a layer that reads what weight rows (r, n) make of the inputs, to give the same; one conv-group."""
+        a = self._grouped(rows)  # (1, r, n)
+        return Regression(a @ self.gram @ a.transpose(1, 2), a @ self.cross, self._mean(a)[None], self.mean_y)
+
     def output(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and variance (out,) of the output of weight rows (out, n), before any intercept."""
         grouped = self._grouped(rows)

@@ -1,10 +1,12 @@
 """What happens to one layer's weights, in this order: refit, prune, refit within the mask, round with zeros kept.
 
 The order is that of OBC (Frantar and Alistarh 2022, section 5, "joint"): rounding last, on the weights pruning left.
+A layer that is factored into two goes through it twice: its first factor keeps to what it gave before, its second to
+what the whole layer should give, from what is left of the first.
 """
 
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -51,6 +53,8 @@ def settle(
         needs_loss = place.holder.method == "eigendamage" and known is not None
         moment = known.statistics(["output_gram"])["output_gram"][0] if needs_loss else None  # type: ignore[union-attr]
         fit_(place.holder, rows, torch.eye(rows.shape[1]) if fit is None else fit.gram[0], moment)
+        if place.decision.sparsity > 0 or place.decision.weight_bits < FULL_BITS:
+            _settle_factors(place, recipe, fit)
         return
     weight, decision = place.weight, place.decision
     if rows is not None:
@@ -67,6 +71,17 @@ def settle(
             place.holder.share_(None if fit is None else _importance(fit, weight))
         else:
             _round(place.holder, weight, recipe, fit, mask)
+
+
+def _settle_factors(place: Place, recipe: Recipe, fit: Regression | None) -> None:
+    """Prunes and rounds the two factors of an svd that is fitted."""
+    assert isinstance(place.holder, FactoredLayer)
+    first, second = (replace(place, decision=replace(place.decision, rank=1.0), holder=x) for x in place.holder.parts)
+    refits = fit is not None and recipe.reconstruct != "none"
+    rows = fan_in_view(first.weight).to(torch.float64)
+    settle(first, recipe, None if fit is None else fit.towards(rows), rows if refits else None)
+    behind = None if fit is None else fit.behind(fan_in_view(first.weight))
+    settle(second, recipe, behind, behind.solve(recipe.ridge) if refits and behind is not None else None)
 
 
 def _mask(place: Place, recipe: Recipe, fit: Regression | None, known: Known | None) -> Tensor:

@@ -39,16 +39,19 @@ class Structure:
 def build(graph: ModelGraph, model: nn.Module, structure: Structure) -> nn.Module:
     """A copy of `model` with the channels removed and quantized layers in place, values still unfitted."""
     small = shrink(graph, model, structure.kept, structure.without)
-    for name in (*structure.bits, *structure.factors):
+    for name in {**structure.bits, **structure.factors}:
         form = opened(small.get_submodule(name), structure.bits.get(name), structure.factors.get(name))
         replace_module(small, name, form)
     return small
 
 
 def opened(layer: nn.Module, bits: Bits | None, factors: Factors | None) -> nn.Module:
-    """A layer in the form its decision asks for, values still unfitted."""
+    """A layer in the form its decision asks for, values still unfitted; of a factored one every factor is quantized."""
     if factors is not None:
-        return factored(layer, *factors)
+        made = factored(layer, *factors)
+        for number, part in enumerate(made.parts):
+            made.parts[number] = opened(part, bits, None)
+        return made
     return layer if bits is None or min(bits[:2]) == FULL_BITS else QuantizedLayer(layer, *bits)
 
 

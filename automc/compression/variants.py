@@ -66,15 +66,21 @@ def settled(
 
 
 def weights_of(holder: nn.Module) -> dict[str, Tensor]:
-    """Copies of a settled layer's state, save for its bias and for what rounds its inputs."""
+    """Copies of a settled layer's state, save for its bias and for what rounds its inputs; named alike whether or not
+    something does, since that does not change them."""
     state = holder.state_dict().items()
-    return {k: x.detach().clone() for k, x in state if not k.endswith("bias") and not k.startswith("input.")}
+    return {_name(k): x.detach().clone() for k, x in state if not k.endswith("bias") and "input" not in k.split(".")}
 
 
 def set_weights(holder: nn.Module, weights: Mapping[str, Tensor]) -> None:
     """Gives a layer of the same form what `weights_of` took; what is not among its state stays out."""
-    own = {name: x for name, x in weights.items() if name in holder.state_dict()}
+    own = {name: weights[_name(name)] for name in holder.state_dict() if _name(name) in weights}
     holder.load_state_dict(own, strict=False)
+
+
+def _name(entry: str) -> str:
+    """An entry's name in the layer itself, not in the holder that quantizes it."""
+    return ".".join(part for part in entry.split(".") if part != "layer")
 
 
 def factors_of(facts: LayerFacts, decision: LayerDecision, sides: tuple[int, int] | None = None) -> Factors | None:

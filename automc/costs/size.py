@@ -11,8 +11,6 @@ import numpy as np
 
 from automc.costs.table import CostTable, FloatArray, Shapes
 
-FACTOR_BYTES = 256
-
 
 class _Size:
     name = "size"
@@ -25,11 +23,11 @@ class _Size:
         weights = np.where(sparsity > 0, np.minimum(dense, sparse), dense)
         # Counted whether or not the layer is quantized: otherwise float could cost less than 8 bits on tiny layers.
         # A codebook counts as no smaller than scales, so that k-means never costs less than evenly spaced levels.
-        centroids = np.maximum(2.0 ** np.minimum(bits, 8), shapes.out)
-        levels = np.where(shapes.candidates.shared > 0, centroids, shapes.out)
+        factored = (shapes.candidates.rank < 1) & (shapes.out > 0)
+        centroids = np.maximum(2.0 ** np.minimum(bits, 8) * (1 + factored), shapes.rows)
+        levels = np.where(shapes.candidates.shared > 0, centroids, shapes.rows)
         scales_and_range = 4 * levels + 8
-        # Factors are up to four tensors with longer names than the header was bounded for.
-        headers = np.where(shapes.candidates.rank < 1, FACTOR_BYTES, 0.0)
+        headers = np.where(factored, table.factor_bytes, 0.0)
         stored: FloatArray = weights * table.owns_weight + headers + scales_and_range + 4 * shapes.out * table.has_bias
         return stored
 

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from automc.graph.facts import LayerFacts, ModelFacts
-from automc.graph.ranks import METHODS, Shape, parameters
+from automc.graph.ranks import METHODS, Shape, factor_bound, parameters
 from automc.graph.ranks import macs as macs_of
 from automc.graph.ranks import ranks as ranks_of
 
@@ -52,6 +52,8 @@ class Shapes:
 
     out: FloatArray
     """Output channels (B, L)."""
+    rows: FloatArray
+    """Output channels of all factors of a layer together (B, L); of a whole one its own."""
     weights: FloatArray
     """Entries of the weight tensors, zeros included (B, L)."""
     macs: FloatArray
@@ -102,9 +104,11 @@ class CostTable:
         per_group = np.where(self._depthwise, 1.0, fan_in / self._conv_groups)
         weights = out * per_group * self.area
         macs = weights * self.positions
-        self._factor(candidates, fan_in, out, weights, macs)
+        rows = out.copy()
+        self._factor(candidates, fan_in, out, rows, weights, macs)
         return Shapes(
             out=out,
+            rows=rows,
             weights=weights,
             macs=macs,
             norm=(1.0 - gone @ self._norm_in_block) * (self._norm - lost @ self._norm_slope),
@@ -114,13 +118,20 @@ class CostTable:
         )
 
     def _factor(
-        self, candidates: Candidates, fan_in: FloatArray, out: FloatArray, weights: FloatArray, macs: FloatArray
+        self,
+        candidates: Candidates,
+        fan_in: FloatArray,
+        out: FloatArray,
+        rows: FloatArray,
+        weights: FloatArray,
+        macs: FloatArray,
     ) -> None:
-        """Puts in the factors' entries and multiply-accumulates where layers are factored (B, L)."""
+        """Puts in the factors' outputs, entries and multiply-accumulates where layers are factored (B, L)."""
         for row, layer in zip(*np.nonzero((candidates.rank < 1) & (out > 0)), strict=True):
             shape = self._whole[layer].narrowed(int(fan_in[row, layer]), int(out[row, layer]))
             method = _METHODS[int(candidates.method[row, layer])]
             ranks = ranks_of(shape, method, float(candidates.rank[row, layer]))
+            rows[row, layer] += sum(ranks)
             weights[row, layer] = parameters(shape, method, ranks)
             macs[row, layer] = macs_of(shape, method, ranks)
 
@@ -173,6 +184,7 @@ class CostTable:
         self.constant_parameters = facts.params - float(counted)
         self.constant_bytes = float(facts.buffer_bytes - 4 * self._norm @ self.norm_buffers)
         self.header_bytes = header_bound(facts)
+        self.factor_bytes = np.array([factor_bound(x.name) for x in facts.layers])
 
 
 class Cost(Protocol):

@@ -125,6 +125,12 @@ def macs(shape: Shape, method: str, ranks: tuple[int, ...]) -> int:
     return sum(entries * times for entries, times in find(method).factors(shape, ranks))
 
 
+def factor_bound(name: str) -> int:
+    """Bytes that factors take in a file besides their values, at most: entries of the header beyond those of the whole
+    layer, with longer names, and a rounding of each factor."""
+    return 5 * (len(name) + 96 + 32)
+
+
 def find(method: str) -> Method:
     """A method's arithmetic by name; PolicyError for an unknown one."""
     if method not in METHODS:

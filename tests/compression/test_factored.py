@@ -1,16 +1,19 @@
 """Factored layers in the whole pipeline: what is counted, scored, saved and loaded is one and the same."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from automc import artifact
+from automc import api, artifact
 from automc.compression.chains import FactoredLayer
+from automc.compression.quantize import ActivationQuantizer, bare
 from automc.errors import PolicyError
 from automc.graph.ranks import Shape, least_share, offered
+from automc.pattern import parse
 from automc.policy import GroupDecision, LayerDecision, Policy, Recipe
 from automc.search_spaces.ranks import factored
 from automc.space import SearchSpace
@@ -88,10 +91,59 @@ def test_factors_are_plain_layers_of_the_module(setup) -> None:
         assert isinstance(small.get_submodule(name), FactoredLayer)
 
 
+@pytest.mark.parametrize("method", METHODS[1:])
 @pytest.mark.parametrize("other", [{"weight_bits": 8}, {"activation_bits": 8}, {"sparsity": 0.5}])
-def test_a_factored_layer_takes_no_other_decision(setup, other: dict[str, float]) -> None:
-    with pytest.raises(PolicyError, match="factored"):
-        Policy(setup.graph.facts.fingerprint, (), (("x", LayerDecision(rank=0.5, **other)),))  # type: ignore[arg-type]
+def test_factors_other_than_svds_take_no_other_decision(method: str, other: dict[str, Any]) -> None:
+    with pytest.raises(PolicyError, match="take svd"):
+        Policy("x", (), (("x", LayerDecision(rank=0.5, factorization=method, **other)),))
+
+
+@pytest.mark.parametrize("reconstruct", ["none", "layerwise", "sequential"])
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"weight_bits": 3, "activation_bits": 6},
+        {"weight_bits": 4, "codebook": "kmeans"},
+        {"sparsity": 0.75, "criterion": "obs", "activation_bits": 8},
+        {"sparsity": 0.5, "criterion": "activation", "pattern": "1x4", "weight_bits": 8},
+    ],
+    ids=lambda other: " ".join(map(str, other.values())),
+)
+def test_every_factor_of_an_svd_takes_the_layers_zeros_and_bits(
+    setup, other: dict[str, Any], reconstruct: Any, tmp_path: Path
+) -> None:
+    facts = setup.graph.facts
+    decision = LayerDecision(rank=0.6, **other)
+    fitting = [x.name for x in facts.layers if Shape.of(x).whole and least_share(Shape.of(x), "svd") <= 0.6]
+    layers = tuple((n, decision) for n in fitting if facts.layer(n).in_channels >= parse(decision.pattern).span)
+    policy = Policy(facts.fingerprint, (), layers, Recipe(reconstruct=reconstruct))
+    small = setup.compressor.compress(policy)
+    for name, _ in layers:
+        factored: Any = small.get_submodule(name)
+        assert [x.bits for x in factored.modules() if isinstance(x, ActivationQuantizer)] == (
+            [decision.activation_bits] * 2 if decision.activation_bits < 32 else []
+        )
+        for part in factored.parts:
+            weight: Any = bare(part).weight
+            assert int((weight == 0).sum()) >= int(weight.numel() * decision.sparsity)
+            if decision.weight_bits < 32:
+                assert all(len(row.unique()) <= 2**decision.weight_bits for row in weight)
+    counted = api.cost(small, setup.task.example_inputs)
+    predicted = setup.costing.of_policy(policy)
+    assert (counted["macs"], counted["params"]) == (predicted["macs"], predicted["params"])
+    assert artifact.save(small, tmp_path) <= predicted["size"]
+    again, evaluation = artifact.load(tmp_path, setup.task.factory), setup.evaluator.evaluate(policy)
+    assert setup.evaluator.score(small) == evaluation.score == setup.evaluator.score(again)
+
+
+def test_what_the_first_factor_loses_to_rounding_the_second_makes_up_for(setup) -> None:
+    largest = max(setup.graph.facts.layers, key=lambda x: x.weight_numel).name
+    lost = {}
+    for reconstruct in ("none", "layerwise"):
+        bank = setup.compressor.bank(Recipe(reconstruct=reconstruct, rounding="nearest"))
+        lost[reconstruct] = bank.variant(largest, LayerDecision(rank=0.6, weight_bits=3)).error
+    floats = setup.compressor.bank(Recipe()).variant(largest, LayerDecision(rank=0.6)).error
+    assert floats < lost["layerwise"] < lost["none"]
 
 
 @pytest.mark.parametrize(("rank", "method", "words"), [(0.0, "svd", "rank"), (1.5, "svd", "rank")])

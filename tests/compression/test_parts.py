@@ -45,6 +45,17 @@ def test_gram_refit_equals_a_direct_least_squares_solve():
     torch.testing.assert_close(shift, direct[-1], rtol=1e-4, atol=1e-5)
 
 
+def test_a_regression_behind_other_rows_is_that_of_what_they_give():
+    x, y, a = rand(1, 400, 9) + 0.5, rand(400, 6, seed=1), rand(4, 9, seed=2)
+    known = Regression.of(x, y, intercept=True)
+    direct = Regression.of((x[0] @ a.T)[None], y, intercept=True)
+    towards = Regression.of(x, x[0] @ a.T, intercept=True)
+    for found, wanted in ((known.behind(a), direct), (known.towards(a), towards)):
+        for name in ("gram", "cross", "mean_x", "mean_y"):
+            torch.testing.assert_close(getattr(found, name), getattr(wanted, name), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(known.towards(a).solve(1e-12), a.double(), rtol=1e-4, atol=1e-4)
+
+
 def test_regression_equals_a_direct_least_squares_solve_per_conv_group():
     x, y = rand(2, 400, 5) + 0.5, rand(400, 6, seed=1)
     fit = Regression.of(x, y, intercept=True)

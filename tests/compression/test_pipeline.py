@@ -1,6 +1,7 @@
 """Policy to module: what is counted, scored, saved and loaded is one and the same."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from automc import artifact
 from automc.budget import Budget
+from automc.compression.quantize import bare
 from automc.errors import ArtifactError, BudgetError, PolicyError
 from automc.policy import GroupDecision, LayerDecision, Policy, Recipe
 from automc.projection import Projector
@@ -39,6 +41,18 @@ def test_apply_score_and_reload_are_equal(setup, recipe, tmp_path: Path):
         assert all(
             torch.equal(a, b) for a, b in zip(small.state_dict().values(), again.state_dict().values(), strict=True)
         )
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda r: r.reconstruct)
+def test_rounding_what_a_layer_reads_leaves_what_is_decided_of_its_weights(setup, recipe):
+    facts = setup.graph.facts
+    decisions = [LayerDecision(sparsity=0.5, criterion="l1", activation_bits=bits) for bits in (32, 8)]
+    for decision in decisions:  # the second may find what the first left behind
+        layers = tuple((x.name, decision) for x in facts.layers)
+        small = setup.compressor.compress(Policy(facts.fingerprint, (), layers, recipe))
+        for x in facts.layers:
+            weight: Any = bare(small.get_submodule(x.name)).weight
+            assert int((weight == 0).sum()) >= weight.numel() // 2, x.name
 
 
 def test_predicted_costs_equal_those_counted_on_the_module(setup, tmp_path: Path):
