@@ -4,6 +4,7 @@ AutomcError
 ├── BudgetError      a budget that cannot be read or cannot be met
 ├── PolicyError      a policy that does not fit the model, or cannot be read
 ├── GraphError       a model automc cannot follow or will not touch
+├── SpaceError       a search space that cannot be read, or does not fit the model
 ├── TaskError        a task that lacks something, or cannot be found
 ├── StudyError       a record that cannot be opened, or belongs to another model
 ├── ArtifactError    a saved model that cannot be written, read or trusted
@@ -28,6 +29,10 @@ class PolicyError(AutomcError):
 
 class GraphError(AutomcError):
     """A model automc cannot follow or will not touch."""
+
+
+class SpaceError(AutomcError):
+    """A search space that cannot be read, or does not fit the model."""
 
 
 class TaskError(AutomcError):

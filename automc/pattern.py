@@ -4,6 +4,9 @@
     N:M       of each M consecutive inputs N stay: 2:4 is Nvidia's semi-structured sparsity (Mishra et al. 2021)
     RxC       blocks of R consecutive outputs and C consecutive inputs: 1x4, 16x1, ...
 
+A search may also name a family, N:M with a letter for the number that stays: N:8 is 2:8 at three quarters of zeros and
+4:8 at one half, so that one axis of shares serves every pattern.
+
 Inputs are consecutive along the channels at one kernel position, as channels-last kernels read them. Where channels
 do not divide into blocks, the last block of each row of blocks is smaller.
 """
@@ -13,6 +16,7 @@ from dataclasses import dataclass
 
 from automc.errors import PolicyError
 
+_FAMILY = re.compile(r"N:(?P<m>[1-9]\d*)")
 _NAME = re.compile(r"(?P<n>[1-9]\d*):(?P<m>[1-9]\d*)|(?P<rows>[1-9]\d*)x(?P<columns>[1-9]\d*)")
 
 
@@ -41,6 +45,29 @@ class Pattern:
     def fits(self, outputs: int, inputs: int) -> bool:
         """Whether a layer with this many outputs and inputs per conv-group has room for one block."""
         return outputs >= self.rows and inputs >= self.span
+
+
+def member(name: str, sparsity: float) -> str:
+    """The pattern that a family such as N:8 is at a share of zeros; any other name as it stands.
+
+    Without zeros it is the densest one, which is then unused. PolicyError where a share is no whole number of M.
+    """
+    match = _FAMILY.fullmatch(name)
+    if match is None:
+        return name
+    m = int(match["m"])
+    gone = round(sparsity * m)
+    if gone >= m or abs(gone - sparsity * m) > 1e-9:
+        raise PolicyError(
+            f"Zeros of {name} must be so many of {m}; {sparsity} of them are not: choose {1 / m:g} or so."
+        )
+    return f"{m - max(gone, 1)}:{m}"
+
+
+def family(name: str) -> str:
+    """The family of an N:M pattern; any other name as it stands."""
+    found = None if _FAMILY.fullmatch(name) else parse(name).keep
+    return name if found is None else f"N:{found[1]}"
 
 
 def parse(name: str) -> Pattern:

@@ -75,7 +75,7 @@ class Costing:
         return Candidates(*(arrays[name] for name in _FIELDS))
 
     def _locate_axes(self) -> dict[str, tuple[IntArray, IntArray, FloatArray]]:
-        """Per field: its axes, the columns they set, and a padded table of values by level."""
+        """Per field: its axes, once a place, the columns they set, and a padded table of values by level."""
         facts = self.space.facts
         columns = {("group", g.name): i for i, g in enumerate(facts.groups)}
         columns |= {("layer", x.name): i for i, x in enumerate(facts.layers)}
@@ -83,15 +83,15 @@ class Costing:
         units = {g.name: g.units for g in facts.groups}
         located = {}
         for name in _FIELDS:
-            chosen = [(i, a) for i, a in enumerate(self.space.axes) if _sets(a) == name]
+            chosen = [(i, a, place) for i, a in enumerate(self.space.axes) if _sets(a) == name for place in a.places]
             if not chosen:
                 continue
-            values = np.zeros((len(chosen), max(len(a.values) for _, a in chosen)))
-            for row, (_, axis) in enumerate(chosen):
+            values = np.zeros((len(chosen), max(len(a.values) for _, a, _ in chosen)))
+            for row, (_, axis, place) in enumerate(chosen):
                 numbers = np.array([_number(name, v) for v in axis.values], dtype=np.float64)
-                values[row, : len(numbers)] = kept_units(numbers, units[axis.place]) if name == "keep" else numbers
-            axes = np.array([i for i, _ in chosen], dtype=np.int64)
-            located[name] = (axes, np.array([columns[a.kind, a.place] for _, a in chosen], dtype=np.int64), values)
+                values[row, : len(numbers)] = kept_units(numbers, units[place]) if name == "keep" else numbers
+            axes = np.array([i for i, _, _ in chosen], dtype=np.int64)
+            located[name] = (axes, np.array([columns[a.kind, p] for _, a, p in chosen], dtype=np.int64), values)
         return located
 
 

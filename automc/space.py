@@ -3,18 +3,22 @@
 A point is a vector of levels, one integer an axis. The values of an ordered axis ascend from the cheapest to the
 dense one, so level 0 everywhere is the smallest model and the top level everywhere is the dense one; criteria
 cost nothing and have no order.
+
+An axis may decide the same of several places: one level for all of them. What hardware runs as one matrix (the query,
+key and value of an attention) has one precision, so this is a limit of the space, not a repair of its points.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from automc.errors import PolicyError
+from automc.errors import PolicyError, SpaceError
 from automc.graph.facts import ModelFacts
+from automc.pattern import family, member
 from automc.policy import BlockDecision, GroupDecision, LayerDecision, Policy, Recipe
 
 IntArray = NDArray[np.int64]
@@ -30,10 +34,17 @@ class Axis:
     """One open decision."""
 
     place: str
-    """Name of the group, layer or block."""
+    """Name of the group, layer or block; of several the first in forward order."""
     kind: Literal["group", "layer", "block"]
     field: Field
     values: tuple[Value, ...]
+    also: tuple[str, ...] = ()
+    """Further places of the same kind that this decides, too."""
+
+    @property
+    def places(self) -> tuple[str, ...]:
+        """Everything it decides."""
+        return (self.place, *self.also)
 
     @property
     def key(self) -> str:
@@ -46,7 +57,10 @@ class Axis:
         return self.field not in ("criterion", "pattern", "factorization")
 
     def level(self, value: Value) -> int:
-        """The level of `value`, the nearest one for numbers; an unknown word raises PolicyError."""
+        """The level of `value`, the nearest one for numbers, the family for a pattern; an unknown word raises
+        PolicyError."""
+        if value not in self.values and self.field == "pattern":
+            value = family(str(value))
         if value in self.values:
             return self.values.index(value)
         if isinstance(value, str) or isinstance(self.values[0], str):
@@ -57,11 +71,17 @@ class Axis:
 
 @dataclass(frozen=True, eq=False)
 class SearchSpace:
-    """The open decisions of one model, in forward order of the layers they belong to."""
+    """The open decisions of one model, in forward order of the layers they belong to.
+
+    SpaceError for an axis of a place the model does not have, or for two axes that decide the same.
+    """
 
     facts: ModelFacts
     axes: tuple[Axis, ...]
     recipe: Recipe = field(default_factory=Recipe)
+
+    def __post_init__(self) -> None:
+        _check_axes(self.axes, self.facts)
 
     @cached_property
     def sizes(self) -> IntArray:
@@ -75,12 +95,9 @@ class SearchSpace:
 
     @cached_property
     def layers(self) -> IntArray:
-        """Index of the layer every axis belongs to (A,): a group's first producer, or reader where it has none."""
-        order = {x.name: i for i, x in enumerate(self.facts.layers)}
-        groups = {g.name: min(order[n] for n in (g.producers or g.consumers)) for g in self.facts.groups}
-        blocks = {b.name: order[b.layers[0]] for b in self.facts.blocks}
-        places = {"layer": order, "group": groups, "block": blocks}
-        return np.array([places[a.kind][a.place] for a in self.axes], dtype=np.int64)
+        """Index of the first layer every axis belongs to (A,)."""
+        first = first_layers(self.facts)
+        return np.array([first[a.kind][a.place] for a in self.axes], dtype=np.int64)
 
     @property
     def smallest(self) -> IntArray:
@@ -94,22 +111,22 @@ class SearchSpace:
 
     def decode(self, levels: Sequence[int] | IntArray) -> Policy:
         """The policy at a point."""
-        groups: dict[str, GroupDecision] = {}
-        layers: dict[str, LayerDecision] = {}
-        blocks: dict[str, BlockDecision] = {}
+        changes: dict[str, dict[str, dict[str, Any]]] = {"group": {}, "layer": {}, "block": {}}
         for axis, level in zip(self.axes, levels, strict=True):
-            change = {axis.field: axis.values[int(level)]}
-            if axis.kind == "group":
-                groups[axis.place] = replace(groups.get(axis.place, GroupDecision()), **change)  # type: ignore[arg-type]
-            elif axis.kind == "block":
-                blocks[axis.place] = replace(blocks.get(axis.place, BlockDecision()), **change)  # type: ignore[arg-type]
-            else:
-                layers[axis.place] = replace(layers.get(axis.place, LayerDecision()), **change)  # type: ignore[arg-type]
-        decided = tuple(groups.items()), tuple(layers.items())
-        return Policy(self.facts.fingerprint, *decided, self.recipe, tuple(blocks.items()))
+            for place in axis.places:
+                changes[axis.kind].setdefault(place, {})[axis.field] = axis.values[int(level)]
+        facts, kinds = self.facts, changes
+        return Policy(
+            facts.fingerprint,
+            tuple((g.name, GroupDecision(**kinds["group"][g.name])) for g in facts.groups if g.name in kinds["group"]),
+            tuple((x.name, _layer(kinds["layer"][x.name])) for x in facts.layers if x.name in kinds["layer"]),
+            self.recipe,
+            tuple((b.name, BlockDecision(**kinds["block"][b.name])) for b in facts.blocks if b.name in kinds["block"]),
+        )
 
     def encode(self, policy: Policy) -> IntArray:
-        """The point nearest to a policy; a policy of another model or with unknown places raises PolicyError."""
+        """The point nearest to a policy, of places decided together by the first one; a policy of another model or
+        with unknown places raises PolicyError."""
         check_policy(policy, self.facts)
         decisions = {"group": policy.group, "layer": policy.layer, "block": policy.block}
         return np.array([a.level(getattr(decisions[a.kind](a.place), a.field)) for a in self.axes], dtype=np.int64)
@@ -130,6 +147,20 @@ class SearchSpace:
         return result
 
 
+def first_layers(facts: ModelFacts) -> dict[str, dict[str, int]]:
+    """By kind and name of a place the index of its first layer: a group's first producer, or reader where it has
+    none."""
+    order = {x.name: i for i, x in enumerate(facts.layers)}
+    groups = {g.name: min(order[n] for n in (g.producers or g.consumers)) for g in facts.groups}
+    return {"layer": order, "group": groups, "block": {b.name: order[b.layers[0]] for b in facts.blocks}}
+
+
+def in_forward_order(axes: Iterable[Axis], facts: ModelFacts) -> tuple[Axis, ...]:
+    """Axes by the first layer they belong to; those of one layer side by side, in the order given."""
+    first = first_layers(facts)
+    return tuple(sorted(axes, key=lambda a: first[a.kind][a.place]))
+
+
 SpaceBuilder = Callable[[ModelFacts], tuple[Axis, ...]]
 """What a search space registers: the axes it opens for a model."""
 
@@ -137,6 +168,28 @@ SpaceBuilder = Callable[[ModelFacts], tuple[Axis, ...]]
 def kept_units(keep: NDArray[np.float64], units: int) -> FloatArray:
     """Whole units kept for a share: rounded, at least one."""
     return np.clip(np.round(keep * units), 1, units)
+
+
+def _layer(change: Mapping[str, Any]) -> LayerDecision:
+    """A decision from its fields; a family of patterns is the member that the share of zeros asks for."""
+    decision = LayerDecision(**change)
+    return replace(decision, pattern=member(decision.pattern, decision.sparsity))
+
+
+def _check_axes(axes: Sequence[Axis], facts: ModelFacts) -> None:
+    known = first_layers(facts)
+    decided: set[tuple[str, str, str]] = set()
+    for axis in axes:
+        for place in axis.places:
+            if place not in known[axis.kind]:
+                raise SpaceError(
+                    f"A space must decide {axis.kind}s of the model; {place!r} is none: see `automc inspect`."
+                )
+            if (axis.kind, place, axis.field) in decided:
+                raise SpaceError(
+                    f"A decision must be opened once; {axis.field} of {axis.kind} {place!r} is opened twice: drop one."
+                )
+            decided.add((axis.kind, place, axis.field))
 
 
 def check_policy(policy: Policy, facts: ModelFacts) -> None:

@@ -56,7 +56,7 @@ class Study:
         budget, space or recipe raises StudyError.
         """
         where = str(storage) if storage is not None else str(default_path(name))
-        meta = json.loads(json.dumps({**meta, "axes": [[a.place, a.kind, a.field, a.values] for a in axes]}))
+        meta = json.loads(json.dumps({**meta, "axes": [_written(a) for a in axes]}))
         with readable_errors(where), quiet(), owned(where):
             found = _found_or_made(open_storage(where, create=True), name, len(meta["limits"]))
             if _RESERVED in found.user_attrs:
@@ -74,7 +74,7 @@ class Study:
             found = optuna.load_study(study_name=name or only_name(backend, where), storage=backend)
             if _RESERVED not in found.user_attrs:
                 raise StudyError(f"A study must be automc's; {found.study_name!r} in {where} is not: name another.")
-            axes = [Axis(place, kind, field, tuple(v)) for place, kind, field, v in found.user_attrs["axes"]]
+            axes = [_read(entry) for entry in found.user_attrs["axes"]]
         return cls(found, where, axes)
 
     def refresh(self) -> None:
@@ -202,6 +202,16 @@ class Study:
             system_attrs={"constraints": list(over.values())},  # where optuna-dashboard 0.21 looks for them
             constraints=over,
         )
+
+
+def _written(axis: Axis) -> list[Any]:
+    """An axis as it is recorded; places decided along with the first one only where there are any."""
+    return [axis.place, axis.kind, axis.field, axis.values, *([axis.also] if axis.also else [])]
+
+
+def _read(entry: Sequence[Any]) -> Axis:
+    place, kind, field, *lists = entry
+    return Axis(place, kind, field, *map(tuple, lists))
 
 
 def default_path(name: str) -> Path:

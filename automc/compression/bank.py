@@ -109,16 +109,16 @@ class LayerBank:
         return found["order"].numpy(), found["error"].numpy()
 
     def errors(self, space: SearchSpace) -> tuple[FloatArray, ...]:
-        """Per axis of the space, the relative output error at each level, all else as in the space's dense point;
-        zeros for axes without an order."""
-        dense = space.decode(space.largest)
-        return tuple(self._axis_errors(axis, dense) for axis in space.axes)
+        """Per axis of the space, the relative output error at each level, all else as in the space's dense point, of
+        places decided together the sum; zeros for axes without an order."""
+        return tuple(self._axis_errors(space, axis) for axis in range(len(space.axes)))
 
     def thresholds(self, space: SearchSpace, criterion: str) -> tuple[FloatArray, ...]:
-        """Per axis of the space, the largest of a criterion's scores among what each level removes; -inf where it
-        removes nothing, and all over where the criterion does not rank what the axis decides."""
-        dense = space.decode(space.largest)
-        return tuple(self._thresholds(axis, CRITERIA.load(criterion), dense) for axis in space.axes)
+        """Per axis of the space, the largest of a criterion's scores among what each level removes, at all of its
+        places; -inf where it removes nothing, and all over where the criterion does not rank what the axis decides."""
+        dense, ranked = space.decode(space.largest), CRITERIA.load(criterion)
+        each = ([self._thresholds(axis, place, ranked, dense) for place in axis.places] for axis in space.axes)
+        return tuple(np.max(found, axis=0) for found in each)
 
     def regression(self, name: str, sides: Sides) -> Regression:
         """What is left of a layer, towards its own dense output."""
@@ -323,15 +323,15 @@ class LayerBank:
         scale = self.model.get_submodule(norm).weight if norm else None
         return scale.detach() if isinstance(scale, Tensor) else None
 
-    def _thresholds(self, axis: Axis, criterion: Criterion, dense: Policy) -> FloatArray:
+    def _thresholds(self, axis: Axis, place: str, criterion: Criterion, dense: Policy) -> FloatArray:
         if axis.field == "keep" and axis.kind == "group" and not criterion.sweeps:
-            group = self.facts.group(axis.place)
+            group = self.facts.group(place)
             if criterion.second_order:
                 lost = np.diff(self.elimination(group, criterion.name)[1])
                 return thresholds(axis, np.maximum.accumulate(lost))
             return thresholds(axis, np.sort(self._unit_scores(group, criterion, scaled=False)))
         if axis.field == "sparsity" and criterion.tells_weights_apart and not criterion.sweeps:
-            return thresholds(axis, self._weight_scores(axis.place, criterion, dense.layer(axis.place).pattern))
+            return thresholds(axis, self._weight_scores(place, criterion, dense.layer(place).pattern))
         return np.full(len(axis.values), -np.inf)
 
     def _weight_scores(self, name: str, criterion: Criterion, pattern: str) -> FloatArray:
@@ -350,19 +350,33 @@ class LayerBank:
         where = layout(tuple(view.weight.shape), self.facts.layer(name).groups, shape)
         return weight_scores(criterion, view, shape, where, name)
 
-    def _axis_errors(self, axis: Axis, dense: Policy) -> FloatArray:
+    def _axis_errors(self, space: SearchSpace, index: int) -> FloatArray:
+        axis = space.axes[index]
         if axis.field == "keep" and axis.kind == "group":
-            group = self.facts.group(axis.place)
-            error = self.elimination(group, "obs")[1]
-            lost = [group.units - max(1, round(float(v) * group.units)) for v in axis.values]
-            return np.array([error[n] for n in lost])
-        if axis.field in ("weight_bits", "sparsity", "rank"):
-            chosen = dense.layer(axis.place)
-            settings = [replace(chosen, **{axis.field: v}) for v in axis.values]  # type: ignore[arg-type]
-            return np.array([0.0 if s == chosen else self.variant(axis.place, s).error for s in settings])
-        if axis.field == "activation_bits":
-            return np.array([0.0 if v == FULL_BITS else self.activation_error(axis.place, int(v)) for v in axis.values])
-        return np.zeros(len(axis.values))  # blocks are the whole model's business: see Compressor.errors
+            found = [self._group_errors(self.facts.group(place), axis) for place in axis.places]
+        elif axis.field in ("weight_bits", "sparsity", "rank"):
+            points = np.repeat(space.largest[None], len(axis.values), axis=0)
+            points[:, index] = np.arange(len(axis.values))
+            policies = [space.decode(point) for point in points]
+            found = [self._layer_errors(place, policies) for place in axis.places]
+        elif axis.field == "activation_bits":
+            found = [self._input_errors(place, axis) for place in axis.places]
+        else:
+            found = [np.zeros(len(axis.values))]  # blocks are the whole model's business: see Compressor.errors
+        return np.asarray(np.sum(found, axis=0))
+
+    def _group_errors(self, group: Group, axis: Axis) -> FloatArray:
+        error = self.elimination(group, "obs")[1]
+        lost = [group.units - max(1, round(float(v) * group.units)) for v in axis.values]
+        return np.array([error[n] for n in lost])
+
+    def _input_errors(self, name: str, axis: Axis) -> FloatArray:
+        return np.array([0.0 if v == FULL_BITS else self.activation_error(name, int(v)) for v in axis.values])
+
+    def _layer_errors(self, name: str, policies: Sequence[Policy]) -> FloatArray:
+        """Of a layer under several policies, the last of which is the dense one."""
+        chosen = [policy.layer(name) for policy in policies]
+        return np.array([0.0 if d == chosen[-1] else self.variant(name, d).error for d in chosen])
 
 
 def _sound(name: str, found: Moments, rows: int) -> Moments:

@@ -4,6 +4,7 @@ import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, fx, nn
@@ -21,6 +22,8 @@ class Seen:
     input_size: tuple[int, ...] = ()
     output_size: tuple[int, ...] = ()
     calls: int = 0
+    reads: str = ""
+    """The first layer that read the same tensor; empty for a norm and for what was called several times."""
 
 
 def check_finite(model: nn.Module) -> None:
@@ -44,16 +47,22 @@ def watch(model: nn.Module, inputs: tuple[Tensor, ...]) -> dict[str, Seen]:
     """Runs the model once and notes every call of a layer or norm, by module path, in forward order."""
     batch = inputs[0].shape[0] if inputs and inputs[0].dim() else 1
     seen: dict[str, Seen] = {}
+    read: dict[str, Read] = {}
     handles = []
     for name, module in model.named_modules():
         if as_layer(module) is not None or as_norm(module) is not None:
-            handles.append(module.register_forward_hook(_hook(seen, name, batch)))
+            handles.append(module.register_forward_hook(_hook(seen, read, name, batch)))
     try:
         with torch.no_grad(), _slow_path():
             model(*inputs)
     finally:
         for handle in handles:
             handle.remove()
+    readers: dict[Any, str] = {}
+    for name, (x, version) in read.items():
+        if seen[name].calls == 1 and as_layer(model.get_submodule(name)) is not None:
+            value = x.data_ptr(), tuple(x.shape), x.stride(), x.dtype, version
+            seen[name].reads = readers.setdefault(value, name)
     return seen
 
 
@@ -126,10 +135,18 @@ def _layer(name: str, layer: Layer, seen: Seen, norm: str | None, tied: tuple[st
         norm=norm,
         tied=tied,
         output_size=seen.output_size,
+        reads=seen.reads,
     )
 
 
-def _hook(seen: dict[str, Seen], name: str, batch: int) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
+Read: TypeAlias = tuple[Tensor, int]
+"""What a first call read, and how often that was changed in place before; held for the length of a run, so that no
+other tensor takes its place in memory."""
+
+
+def _hook(
+    seen: dict[str, Seen], read: dict[str, Read], name: str, batch: int
+) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
     def note(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
         record = seen.setdefault(name, Seen())
         linear = isinstance(module, nn.Linear)
@@ -137,6 +154,7 @@ def _hook(seen: dict[str, Seen], name: str, batch: int) -> Callable[[nn.Module, 
         if not record.calls:
             record.input_size = tuple(args[0].shape[1:-1] if linear else args[0].shape[2:])
             record.output_size = tuple(output.shape[1:-1] if linear else output.shape[2:])
+            read[name] = args[0], 0 if args[0].is_inference() else args[0]._version
         record.calls += 1
 
     return note

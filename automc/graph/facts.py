@@ -37,6 +37,8 @@ class LayerFacts:
     """Other parameters that are this layer's weight."""
     output_size: tuple[int, ...] = ()
     """Spatial size of the output per sample; empty for plain linear."""
+    reads: str = ""
+    """The tensor it reads, named after the first layer that does; empty for a shared module, which reads several."""
 
     @property
     def weight_numel(self) -> int:
@@ -169,6 +171,15 @@ class ModelFacts:
     """State tensors that belong to no layer: norms, bare parameters, buffers."""
     blocks: tuple[Block, ...] = ()
     """Residual branches, in forward order; empty for a model that cannot be traced."""
+
+    @property
+    def fused(self) -> tuple[tuple[str, ...], ...]:
+        """Linear layers that read the same tensor, such as query, key and value: one matrix where a model is served."""
+        readers: dict[str, list[str]] = {}
+        for layer in self.layers:
+            if layer.kind == "linear" and layer.reads:
+                readers.setdefault(layer.reads, []).append(layer.name)
+        return tuple(tuple(names) for names in readers.values() if len(names) > 1)
 
     def layer(self, name: str) -> LayerFacts:
         """One layer by name; GraphError for an unknown one."""
