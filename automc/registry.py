@@ -92,6 +92,7 @@ SPACES = Registry(
         "channels-all": "automc.search_spaces.channels:all_channels",
         "criteria": "automc.search_spaces.criteria:criteria",
         "bits": "automc.search_spaces.bits:bits",
+        "weight-bits": "automc.search_spaces.bits:weight_bits",
         "codebooks": "automc.search_spaces.bits:shared_bits",
         "depth": "automc.search_spaces.depth:depth",
         "depth-channels": "automc.search_spaces.depth:depth_and_channels",
@@ -102,8 +103,9 @@ SPACES = Registry(
         "sparsity": "automc.search_spaces.weights:sparsity",
         "weights": "automc.search_spaces.weights:weights",
         "n:m": "automc.search_spaces.weights:semi_structured",
-        "joint": "automc.search_spaces.joint:joint",
+        "channels-bits": "automc.search_spaces.joint:channels_bits",
         "channels-bops": "automc.search_spaces.joint:channels_bops",
+        "joint": "automc.search_spaces.joint:joint",
     },
 )
 
