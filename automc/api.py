@@ -27,7 +27,7 @@ from automc.policy import Policy, Recipe
 from automc.projection import Costing, Projector
 from automc.recovery import distill as recovery
 from automc.recovery.distill import Distillation
-from automc.registry import SEARCHERS, SPACES
+from automc.registry import SEARCHERS, SPACE_FILES, SPACES
 from automc.scoring.evaluator import Evaluator, check_score
 from automc.scoring.incumbents import check_keep
 from automc.scoring.race import Race
@@ -41,8 +41,8 @@ from automc.tasks import load_task
 
 SLACK = 0.005
 """Share of a limit by which one trial may cost more than another that it stops."""
-_BITS_PAY = ("size", "bops")
-"""Limits that fewer bits help to meet."""
+_BITS_PAY = {"bops": "channels-bops", "size": "channels-bits"}
+"""Limits that fewer bits help to meet, and what `auto` opens for them."""
 
 
 def search(
@@ -68,8 +68,9 @@ def search(
 ) -> Study:
     """Searches policies for `task` that meet `budget`, and returns the study of all evaluations.
 
-    The same call again goes on where the study stopped: `trials` counts all of a study's trials. `space` "auto"
-    opens bits only where the budget limits size or bops. `score` says what is searched: the task's "metric", or
+    The same call again goes on where the study stopped: `trials` counts all of a study's trials. `space` is a
+    registered name, a YAML file, or a function from facts to axes; "auto" opens bits only where the budget limits size
+    or bops. `score` says what is searched: the task's "metric", or
     likeness to the dense model's outputs, "kl" or "mse" (see `automc.scoring.soft`); the metric is recorded in any
     case. `stages` such as (256, 1024) are numbers of validation samples after which a candidate is stopped if it is
     clearly worse than the `keep`-th best of the trials that cost no more (see `automc.scoring.race`); none, the
@@ -80,12 +81,11 @@ def search(
     each recorded evaluation.
     """
     limits = Budget.parse(budget) if isinstance(budget, str) else budget
-    chosen = space_name(space, limits)
+    chosen, build = find_space(space, limits)
     SEARCHERS.check(searcher)
     check_score(score)
     race = {"stages": list(check_stages(stages)), "keep": check_keep(keep), "screen": screen}
-    opened = space if callable(space) else chosen
-    setting = prepare(task, limits, opened, recipe, cache, memory_bytes, score, stages=stages, seed=seed)
+    setting = prepare(task, limits, build, recipe, cache, memory_bytes, score, stages=stages, seed=seed)
     words = chosen if score == "metric" else f"{chosen}-{score}"
     name = study or study_name(setting.task.name, limits, words, searcher, seed)
     meta = _meta(setting, limits, chosen, searcher, seed) | {"score": score, "race": race}
@@ -224,13 +224,13 @@ def prepare(
     seed: int = 0,
 ) -> Setting:
     """Traces the model, opens the space and refuses a budget that cannot be met; nothing is scored yet."""
-    build = SPACES.load(space) if isinstance(space, str) else space
+    name, build = find_space(space, budget)
     found = _found(task)
     graph = trace_model(found.model, found.example_inputs)
     opened = SearchSpace(graph.facts, build(graph.facts), recipe or Recipe())
     if not opened.axes:
         raise TaskError(
-            f"A search must have something to decide; this space opens nothing in {found.name!r}: try --space joint."
+            f"A search must have something to decide; {name} opens nothing in {found.name!r}: try --space joint."
         )
     projector = Projector(opened, budget)
     half = memory_bytes // 2  # for what is known of layers and fitting passes; the other for scoring passes
@@ -245,14 +245,14 @@ def evaluator_of(task: Task, score: str = "metric") -> Evaluator:
     return Evaluator(task, Compressor(graph, task.model, task), Costing(SearchSpace(graph.facts, ())), score)
 
 
-def space_name(space: str | SpaceBuilder, budget: Budget) -> str:
-    """The registered name a search uses, or the callable's own."""
-    if callable(space):
-        return str(getattr(space, "__name__", "custom"))
+def find_space(space: str | SpaceBuilder, budget: Budget) -> tuple[str, SpaceBuilder]:
+    """Name and builder of a space: of a registered one, of a YAML file, of "auto", or of a function."""
     if space == "auto":
-        return "joint" if any(m in _BITS_PAY for m in budget.metrics) else "criteria"
-    SPACES.check(space)
-    return space
+        space = next((name for metric, name in _BITS_PAY.items() if metric in budget.metrics), "criteria")
+    if isinstance(space, str) and Path(space).suffix.lower() not in SPACE_FILES:
+        return space, SPACES.load(space)
+    build: Any = SPACE_FILES.load(Path(space).suffix.lower())(Path(space)) if isinstance(space, str) else space
+    return str(getattr(build, "name", None) or getattr(build, "__name__", "custom")), build
 
 
 def study_name(task: str, budget: Budget, space: str, searcher: str, seed: int) -> str:

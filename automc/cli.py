@@ -81,7 +81,9 @@ def inspect(task: TaskArgument) -> None:
 def search(
     task: TaskArgument,
     budget: Annotated[str, typer.Option(help='Limits, such as "macs<=50%" or "macs<=60%,size<=1MB".')],
-    space: Annotated[str, typer.Option(help="Open decisions; auto: bits only where the budget needs them.")] = "auto",
+    space: Annotated[
+        str, typer.Option(help="Open decisions: a name, a YAML file, or auto: bits only where the budget needs them.")
+    ] = "auto",
     searcher: Annotated[str, typer.Option(help="What proposes policies.")] = "joint",
     score: Annotated[
         str, typer.Option(help="What is searched: metric, or likeness to the dense model: kl, mse.")
@@ -101,13 +103,13 @@ def search(
 ) -> None:
     """Search policies within a budget; the same command again goes on where it stopped."""
     from automc.budget import parse_bytes
-    from automc.registry import SEARCHERS, SPACES, TASKS
+    from automc.registry import SEARCHERS, SPACE_FILES, SPACES, TASKS
 
     seconds = None if time is None else duration(time)
     memory_bytes = parse_bytes(memory)
     looks = () if stages is None else numbers(stages)
     SEARCHERS.check(searcher)
-    if space != "auto":
+    if space != "auto" and Path(space).suffix.lower() not in SPACE_FILES:
         SPACES.check(space)
     if ":" not in task and not task.endswith(".py"):
         TASKS.check(task)

@@ -50,17 +50,15 @@ class Pattern:
 def member(name: str, sparsity: float) -> str:
     """The pattern that a family such as N:8 is at a share of zeros; any other name as it stands.
 
-    Without zeros it is the densest one, which is then unused. PolicyError where a share is no whole number of M.
+    Without zeros it is the densest one, which is then unused. PolicyError for a share that is no multiple of 1/M.
     """
     match = _FAMILY.fullmatch(name)
     if match is None:
         return name
     m = int(match["m"])
-    gone = round(sparsity * m)
-    if gone >= m or abs(gone - sparsity * m) > 1e-9:
-        raise PolicyError(
-            f"Zeros of {name} must be so many of {m}; {sparsity} of them are not: choose {1 / m:g} or so."
-        )
+    gone = min(round(sparsity * m), m - 1)
+    if abs(gone - sparsity * m) > 1e-9:
+        raise PolicyError(f"Zeros in {name} must be a multiple of 1/{m}; {sparsity} is none: choose {gone / m:g}.")
     return f"{m - max(gone, 1)}:{m}"
 
 

@@ -106,6 +106,23 @@ SPACES = Registry(
         "channels-bits": "automc.search_spaces.joint:channels_bits",
         "channels-bops": "automc.search_spaces.joint:channels_bops",
         "joint": "automc.search_spaces.joint:joint",
+        "amc": "automc.search_spaces.files:amc",
+        "haq": "automc.search_spaces.files:haq",
+        "haq-kmeans": "automc.search_spaces.files:haq-kmeans",
+        "int8": "automc.search_spaces.files:int8",
+        "mixed": "automc.search_spaces.files:mixed",
+        "sparse-tensor-cores": "automc.search_spaces.files:sparse-tensor-cores",
+        "cpu-blocks": "automc.search_spaces.files:cpu-blocks",
+        "halves": "automc.search_spaces.files:halves",
+        "deep-compression": "automc.search_spaces.files:deep-compression",
+    },
+)
+
+SPACE_FILES = Registry(
+    "space file",
+    {
+        ".yaml": "automc.search_spaces.files:read",
+        ".yml": "automc.search_spaces.files:read",
     },
 )
 

@@ -51,6 +51,7 @@ def _check_share(pattern: str, sparsity: float) -> None:
         )
 
 
+Few = Literal[2, 3, 4, 5, 6, 7, 8, 32]
 Criterion = Annotated[StrictStr, _passes(CRITERIA.check)]
 
 
@@ -82,9 +83,9 @@ class Ranking(RootModel[tuple[Criterion, ...]]):
 class Bits(Options):
     """How few bits a weight and an input may take."""
 
-    weights: tuple[Literal[2, 3, 4, 5, 6, 7, 8, 32], ...] = (2, 3, 4, 5, 6, 7, 8)
-    activations: tuple[Literal[4, 5, 6, 7, 8, 32], ...] = (4, 5, 6, 7, 8)
-    ends: tuple[Literal[4, 5, 6, 7, 8, 32], ...] = (8,)
+    weights: tuple[Few, ...] = (2, 3, 4, 5, 6, 7, 8)
+    activations: tuple[Few, ...] = (2, 3, 4, 5, 6, 7, 8)
+    ends: tuple[Few, ...] = (8,)
     """Of both, in the first and the last layer."""
 
 
