@@ -84,13 +84,13 @@ def read(path: Path) -> FileSpace:
         raise SpaceError(f"A space file must be readable; {path} is not ({said}): give a YAML file.") from error
     found = parsed(text, str(path))
     digest = hashlib.sha256(json.dumps(found, sort_keys=True, default=str).encode()).hexdigest()
-    return _space(f"{path.stem}-{digest[:8]}", found, str(path))
+    return made(f"{path.stem}-{digest[:8]}", found, str(path))
 
 
 def preset(name: str) -> FileSpace:
     """A space that comes with automc."""
     text = (files("automc.search_spaces") / "presets" / f"{name}.yaml").read_text(encoding="utf-8")
-    return _space(name, parsed(text, f"preset {name}"), f"preset {name}")
+    return made(name, parsed(text, f"preset {name}"), f"preset {name}")
 
 
 def __getattr__(name: str) -> FileSpace:
@@ -100,7 +100,8 @@ def __getattr__(name: str) -> FileSpace:
     return preset(name)
 
 
-def _space(name: str, found: Mapping[str, Any], where: str) -> FileSpace:
+def made(name: str, found: Mapping[str, Any], where: str) -> FileSpace:
+    """The space that a file's keys and values describe."""
     sections = {key: value for key, value in found.items() if key in SECTIONS}
     rest = {key: value for key, value in found.items() if key not in SECTIONS}
     document = _valid(Document, rest, where, "")

@@ -4,7 +4,8 @@ Whatever is open together can be carried out together, at every point, and costs
 break this is no level. The compressor cuts channels first, then leaves out the blocks, then factors what is left of a
 layer, then makes zeros and rounds; in factors by svd it does so in each of the two.
 
-* A share of a layer must leave room for rank one with the fewest channels that other axes may leave it.
+* A share of a layer must leave room for rank one with the fewest channels that other axes may leave it. Only svd,
+  spatial and cp cost no more with fewer channels; a layer whose channels are open is factored by no other method.
 * Factors must be smaller on disk than the layer, with the fewest bits, the most zeros and the fewest channels: two of
   them have longer headers and more scales than one layer.
 * Factors by other methods than svd are dense and float, so no zeros or bits may be open beside them. Letting one of the
@@ -23,6 +24,7 @@ from automc.policy import FULL_BITS
 from automc.space import Axis, Value, in_forward_order
 
 _EXCLUDED = ("sparsity", "weight_bits", "activation_bits")
+_STEADY = ("svd", "spatial", "cp")
 _ROUNDING_BYTES = 8  # of entries to whole bytes, in two factors
 
 Open = Mapping[tuple[str, str, str], tuple[Value, ...]]
@@ -66,14 +68,15 @@ def _fewest_channels(facts: ModelFacts, values: Open) -> dict[str, tuple[int, in
 
 def _worthwhile(axis: Axis, facts: ModelFacts, values: Open, fewest: Mapping[str, tuple[int, int]]) -> Axis:
     """A rank axis with those of its shares that can be had and save bytes wherever the other axes stand."""
-    shares = [float(s) for s in axis.values]
+    shares = [float(s) for s in axis.values if s != 1]
     for place in axis.places:
         layer = facts.layer(place)
         method = str(values.get((place, "layer", "factorization"), ("svd",))[0])
         shape = Shape.of(layer).narrowed(*fewest[place])
-        reachable = [s for s in shares if s >= least_share(shape, method)]
-        shares = [s for s in reachable if s == 1 or _saves(layer, shape, method, s, values)]
-    return replace(axis, values=tuple(shares))
+        possible = method in _STEADY or fewest[place] == (layer.in_channels, layer.out_channels)
+        reachable = [s for s in shares if possible and s >= least_share(shape, method)]
+        shares = [s for s in reachable if _saves(layer, shape, method, s, values)]
+    return replace(axis, values=(*shares, 1.0))
 
 
 def _saves(layer: LayerFacts, shape: Shape, method: str, share: float, values: Open) -> bool:

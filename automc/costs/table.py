@@ -221,7 +221,8 @@ def dense_costs(costs: Mapping[str, Cost], table: CostTable) -> dict[str, float]
 
 def header_bound(facts: ModelFacts) -> float:
     """Bytes the header of a saved model takes at most: each state tensor's entry, each group's kept units."""
-    layers = sum(4 * (len(x.name) + _ENTRY_BYTES) for x in facts.layers)  # codes, scale, bias, activation range
+    # Codes, scale, bias and activation range; how codes are stored, and how many bits, name the layer once more each.
+    layers = sum(6 * len(x.name) + 4 * _ENTRY_BYTES for x in facts.layers)
     others = sum(len(name) + _ENTRY_BYTES for name in facts.other_tensors)
     groups = sum(len(g.name) + 12 + g.units // 4 for g in facts.groups)
     return float(_HEADER_BYTES + layers + others + groups)

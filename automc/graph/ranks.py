@@ -128,7 +128,7 @@ def macs(shape: Shape, method: str, ranks: tuple[int, ...]) -> int:
 def factor_bound(name: str) -> int:
     """Bytes that factors take in a file besides their values, at most: entries of the header beyond those of the whole
     layer, with longer names, and a rounding of each factor."""
-    return 5 * (len(name) + 96 + 32)
+    return 7 * (len(name) + 80)
 
 
 def find(method: str) -> Method:

@@ -15,7 +15,7 @@ from automc.evaluation import Evaluation
 from automc.graph.facts import ModelFacts
 from automc.projection import Costing
 from automc.searcher import Problem, SearcherFactory
-from automc.space import SearchSpace, SpaceBuilder
+from automc.space import SearchSpace, SpaceBuilder, first_layers
 
 
 def check_criterion(criterion: Criterion) -> None:
@@ -75,10 +75,20 @@ def check_cost(cost: Cost, space: SearchSpace) -> None:
 
 
 def check_space(build: SpaceBuilder, facts: ModelFacts) -> None:
-    """Axes of existing places, each once, ascending to the dense value; points survive decode and encode."""
+    """Axes of existing places, each once, ascending to the dense value, in forward order within a kind of decision;
+    points survive decode and encode, and places decided together are decided alike. SpaceError where an axis names an
+    unknown place, or two decide the same."""
     space = SearchSpace(facts, build(facts))
     keys = [a.key for a in space.axes]
     assert len(set(keys)) == len(keys), "each decision may be opened once"
+    first = first_layers(facts)
+    for axis in space.axes:
+        order = [first[axis.kind][place] for place in axis.places]
+        assert order == sorted(order), f"{axis.key}: places must stand in forward order, they are {axis.places}"
+        assert len(set(axis.values)) == len(axis.values), f"{axis.key}: a value may stand once, not {axis.values}"
+        numbers = [v for v in axis.values if not isinstance(v, str)] if axis.ordered else []
+        falls = axis.field == "sparsity"
+        assert numbers == sorted(numbers, reverse=falls), f"{axis.key}: values must ascend in cost, not {axis.values}"
     dense = space.decode(space.largest)
     for name, group in dense.groups:
         assert group.keep == 1.0, f"{name}: the top level must keep every channel"
@@ -89,7 +99,12 @@ def check_space(build: SpaceBuilder, facts: ModelFacts) -> None:
     rng = np.random.default_rng(0)
     for _ in range(20):
         point = space.sample(rng)
-        assert np.array_equal(space.encode(space.decode(point)), point), "a point must survive decode and encode"
+        policy = space.decode(point)
+        assert np.array_equal(space.encode(policy), point), "a point must survive decode and encode"
+        decided = {"group": policy.group, "layer": policy.layer, "block": policy.block}
+        for axis in space.axes:
+            alike = {getattr(decided[axis.kind](place), axis.field) for place in axis.places}
+            assert len(alike) == 1 or axis.field == "pattern", f"{axis.key}: {axis.places} must be decided alike"
 
 
 def check_agent(factory: AgentFactory, setting: AgentSetting | None = None) -> None:
