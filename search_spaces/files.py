@@ -14,7 +14,7 @@ import inspect
 import json
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from importlib.resources import files
 from pathlib import Path
@@ -83,8 +83,9 @@ def read(path: Path) -> FileSpace:
         said = error.strerror if isinstance(error, OSError) else "it is no UTF-8 text"
         raise SpaceError(f"A space file must be readable; {path} is not ({said}): give a YAML file.") from error
     found = parsed(text, str(path))
-    digest = hashlib.sha256(json.dumps(found, sort_keys=True, default=str).encode()).hexdigest()
-    return made(f"{path.stem}-{digest[:8]}", found, str(path))
+    space = made(path.stem, found, str(path))
+    digest = hashlib.sha256(json.dumps(found, sort_keys=True).encode()).hexdigest()
+    return replace(space, name=f"{path.stem}-{digest[:8]}")
 
 
 def preset(name: str) -> FileSpace:
@@ -154,7 +155,7 @@ def _sentence(error: ValidationError, kind: type[BaseModel], where: str, section
         else:
             steps.append(str(step))
     key, said = ".".join(steps), found["input"]
-    if found["type"] == "extra_forbidden":
+    if found["type"] in ("extra_forbidden", "invalid_key"):
         known = [field.alias or name for name, field in kind.model_fields.items()] + ([] if section else [*SECTIONS])
         near = difflib.get_close_matches(steps[-1], known, n=1)
         hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}."

@@ -12,10 +12,11 @@ from automc.policy import Policy
 from automc.projection import Projector
 from automc.registry import AGENTS, COSTS, CRITERIA, SEARCHERS, SPACES
 from automc.searcher import Problem
-from automc.space import SearchSpace
+from automc.space import Axis, SearchSpace
 from automc.tasks.resnet import ResNet
 from automc.testing import check_agent, check_cost, check_criterion, check_searcher, check_space
 from tests.searchers.table import serves
+from tests.spaces import models
 
 
 @pytest.fixture(scope="module")
@@ -43,13 +44,16 @@ def test_criterion_keeps_its_contract(name):
 
 @pytest.mark.parametrize("name", list(COSTS))
 def test_cost_keeps_its_contract(name, facts):
-    axes = {a.key: a for space in ("joint", "channels-all", "sparsity") for a in SPACES.load(space)(facts)}
+    axes = {a.key: a for space in ("joint", "channels-all", "codebooks") for a in SPACES.load(space)(facts)}
     check_cost(COSTS.load(name), SearchSpace(facts, tuple(axes.values())))
 
 
 @pytest.mark.parametrize("name", list(SPACES))
-def test_space_keeps_its_contract(name, facts):
-    check_space(SPACES.load(name), facts)
+@pytest.mark.parametrize("net", ["resnet", "wide", "transformer"])
+def test_space_keeps_its_contract(name, net, facts):
+    """Presets are registered as well."""
+    nets = {"resnet": facts, "wide": models.wide(), "transformer": models.facts_of("transformer")}
+    check_space(SPACES.load(name), nets[net])
 
 
 @pytest.mark.parametrize("name", list(AGENTS))
@@ -57,7 +61,7 @@ def test_agent_keeps_its_contract(name):
     check_agent(AGENTS.load(name))
 
 
-@pytest.mark.parametrize(("space", "budget"), [("criteria", "macs<=50%"), ("joint", "macs<=60%,size<=40%")])
+@pytest.mark.parametrize(("space", "budget"), [("criteria", "macs<=50%"), ("channels-bits", "macs<=60%,size<=40%")])
 @pytest.mark.parametrize("name", list(SEARCHERS))
 def test_searcher_keeps_its_contract(name, space, budget, facts):
     problem = problem_of(facts, space, budget)
@@ -70,6 +74,21 @@ def test_a_pack_finds_a_broken_criterion():
         check_criterion(Criterion("broken", lambda view: view.weight))
     with pytest.raises(AssertionError, match="scores for"):
         check_criterion(Criterion("broken", lambda view: view.weight.flatten(1).sum(dim=1)))
+
+
+@pytest.mark.parametrize(
+    ("axes", "said"),
+    [
+        ((Axis("conv1", "layer", "weight_bits", (32, 8)),), "values must ascend"),
+        ((Axis("conv1", "layer", "sparsity", (0.0, 0.5)),), "values must ascend"),
+        ((Axis("conv1", "layer", "weight_bits", (4, 8)),), "top level must be dense"),
+        ((Axis("linear", "layer", "weight_bits", (8, 32), ("conv1",)),), "forward order"),
+        ((Axis("conv1", "layer", "criterion", ("l1", "l1")),), "may stand once"),
+    ],
+)
+def test_a_pack_finds_a_broken_space(axes, said, facts):
+    with pytest.raises(AssertionError, match=said):
+        check_space(lambda facts: axes, facts)
 
 
 def test_a_pack_finds_a_searcher_that_ignores_the_budget(facts):

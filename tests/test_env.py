@@ -12,7 +12,7 @@ from automc.episode import run_episode
 from automc.errors import PolicyError
 from tests.searchers import table
 
-CASES = [("channels", "macs<=50%"), ("joint", "macs<=60%,size<=25%")]
+CASES = [("channels", "macs<=50%"), ("channels-bits", "macs<=60%,size<=25%")]
 
 
 def make(space: str = "channels", budget: str = "macs<=50%", **options: object) -> CompressionEnv:
@@ -57,7 +57,7 @@ def test_an_episode_is_one_step_a_layer_and_pays_at_the_end() -> None:
 
 def test_environment_and_searchers_walk_the_same_way() -> None:
     """Features, clip and policy of an episode in the environment are those of `run_episode`."""
-    env = make("joint", "macs<=60%,size<=25%")
+    env = make("channels-bits", "macs<=60%,size<=25%")
     rng = np.random.default_rng(0)
     actions = [rng.uniform(size=env.walk.action_size).astype(np.float32) for _ in env.walk.steps]
     seen = [env.reset()[0]]

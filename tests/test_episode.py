@@ -11,7 +11,7 @@ from tests.searchers import table
 
 SPACES = [
     ("channels", "macs<=50%"),
-    ("joint", "macs<=60%,size<=25%"),
+    ("channels-bits", "macs<=60%,size<=25%"),
     ("channels-all", "params<=40%"),
     ("ranks", "macs<=60%"),
 ]

@@ -101,7 +101,7 @@ def test_bits_are_opened_where_the_budget_needs_them(run: Run) -> None:
     assert status == 0, err
     assert ", size " in out
     study = Study.open("runs/tiny.journal")
-    assert study.meta["space"] == "joint" and study.costs == ("macs", "size")
+    assert study.meta["space"] == "channels-bits" and study.costs == ("macs", "size")
     assert any(d.weight_bits < 32 for e in study.evaluations for _, d in e.policy.layers)
 
 

@@ -127,7 +127,7 @@ def test_who_cannot_go_on_tiles_goes_in_chunks() -> None:
 def test_a_search_scores_what_apply_gives_on_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
     found = task(ResNet(8, widths=(8, 12, 16)), (3, 12, 12))
-    setting = prepare(found, Budget.parse("macs<=60%"), "joint")
+    setting = prepare(found, Budget.parse("macs<=60%"), "channels-bits")
     space, projector = setting.problem_parts
     rng = np.random.default_rng(0)
     for _ in range(3):

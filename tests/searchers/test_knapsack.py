@@ -75,7 +75,7 @@ def test_one_limit_is_solved_to_the_optimum(seed: int) -> None:
 def test_relaxation_meets_every_limit_and_beats_the_uniform_policy(budget: str) -> None:
     from automc.searchers.baselines import uniform_point
 
-    problem = table.problem("joint", budget)
+    problem = table.problem("channels-bits", budget)
     uniform = uniform_point(problem, problem.projector)
     for seed in range(10):
         rng = np.random.default_rng(seed)
