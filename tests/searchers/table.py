@@ -46,7 +46,7 @@ def problem(space: str = "criteria", budget: str = "macs<=50%", depth: int = 14)
 def problem_for(name: str, budget: str = "macs<=50%") -> Problem:
     """The usual problem, or the one of all decisions where a searcher would refuse that."""
     usual = problem(budget=budget)
-    return usual if serves(name, usual.space) else problem("joint", budget)
+    return usual if serves(name, usual.space) else problem("channels-bits", budget)
 
 
 def of_space(space: SearchSpace, budget: str) -> Problem:
