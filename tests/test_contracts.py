@@ -61,7 +61,10 @@ def test_agent_keeps_its_contract(name):
     check_agent(AGENTS.load(name))
 
 
-@pytest.mark.parametrize(("space", "budget"), [("criteria", "macs<=50%"), ("channels-bits", "macs<=60%,size<=40%")])
+@pytest.mark.parametrize(
+    ("space", "budget"),
+    [("criteria", "macs<=50%"), ("channels-bits", "macs<=60%,size<=40%"), ("joint", "bops<=10%,macs<=60%,size<=40%")],
+)
 @pytest.mark.parametrize("name", list(SEARCHERS))
 def test_searcher_keeps_its_contract(name, space, budget, facts):
     problem = problem_of(facts, space, budget)

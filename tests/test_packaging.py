@@ -45,6 +45,11 @@ def test_the_wheel_holds_every_python_file_of_the_checkout(wheel):
     assert packed == wanted
 
 
+def test_the_wheel_holds_every_preset(wheel):
+    wanted = {f"automc/{p.relative_to(ROOT)}" for p in (ROOT / "search_spaces" / "presets").iterdir()}
+    assert wanted and wanted == {name for name in zipfile.ZipFile(wheel).namelist() if name.endswith(".yaml")}
+
+
 def test_every_listed_package_has_an_init_file(wheel):
     packed = set(zipfile.ZipFile(wheel).namelist())
     listed = [name.replace(".", "/") for name in CONFIG["tool"]["setuptools"]["packages"]]

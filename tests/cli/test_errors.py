@@ -60,6 +60,8 @@ def changed(*changes: str) -> tuple[str, ...]:
         (("--budget", "macs<=0.01%"), "the smallest reachable value is"),
         (("--searcher", "stab"), "did you mean 'stub'?"),
         (("--space", "chanels"), "did you mean 'channels'?"),
+        (("--space", "mine.yaml"), "A space file must exist; mine.yaml does not"),
+        (("--space", "haq.yml"), "did you mean the space 'haq'?"),
         (("--time", "10x"), "'10x' is not"),
         (("--memory", "much"), "500MB or 1GiB"),
         (("--score", "likeness"), "metric, kl, mse"),

@@ -219,6 +219,12 @@ def test_every_file_of_the_folder_is_a_registered_preset() -> None:
         SPACES.__class__("x", {"nothing": "automc.search_spaces.files:nothing"}).load("nothing")
 
 
+def test_the_readmes_file_is_one() -> None:
+    text = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+    found = written(text.partition("```yaml\n")[2].partition("```")[0])
+    assert found.document.open == ("channels", "bits") and found.document.excluded == ("*.shortcut",)
+
+
 def test_presets_open_what_they_say() -> None:
     facts = models.wide()
     amc = preset("amc")(facts)
