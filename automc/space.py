@@ -151,7 +151,7 @@ def first_layers(facts: ModelFacts) -> dict[str, dict[str, int]]:
     """By kind and name of a place the index of its first layer: a group's first producer, or reader where it has
     none."""
     order = {x.name: i for i, x in enumerate(facts.layers)}
-    groups = {g.name: min(order[n] for n in (g.producers or g.consumers)) for g in facts.groups}
+    groups = {g.name: min((order[n] for n in (g.producers or g.consumers)), default=0) for g in facts.groups}
     return {"layer": order, "group": groups, "block": {b.name: order[b.layers[0]] for b in facts.blocks}}
 
 

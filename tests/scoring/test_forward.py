@@ -10,6 +10,7 @@ from torch.nn import functional as F
 from automc.compression.lowering import lowered
 from automc.compression.prefix import PassMemory, Snapshot, cuts
 from automc.compression.quantize import QuantizedLayer
+from automc.compression.structure import opened
 from automc.kernels.tiles import lanes
 from automc.scoring.folding import folded, traced
 from automc.scoring.forward import Forward, Prefix, Samples
@@ -87,10 +88,14 @@ class Quantized(nn.Module):
         super().__init__()
         self.conv = QuantizedLayer(nn.Conv2d(3, 8, 3, padding=1), 4, 6)
         self.norm = nn.BatchNorm2d(8)
+        self.factors = opened(nn.Conv2d(8, 8, 3, padding=1), (4, 6, "uniform"), ("svd", (3,)))
+        for parameter in self.factors.parameters():
+            nn.init.normal_(parameter, std=0.3)
         self.head = QuantizedLayer(nn.Linear(8, 5), 8, 8)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.head(torch.flatten(F.adaptive_avg_pool2d(torch.relu(self.norm(self.conv(x))), 1), 1))
+        x = self.factors(torch.relu(self.norm(self.conv(x))))
+        return self.head(torch.flatten(F.adaptive_avg_pool2d(x, 1), 1))
 
 
 MODELS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
