@@ -34,9 +34,9 @@ EDGE = 0.02
 class ReinforceSettings:
     """Every knob."""
 
-    rate: float = 0.05
+    rate: float = 0.1
     """Adam's, for modes (before the sigmoid) and concentrations (before the exponential)."""
-    concentration: float = 4.0
+    concentration: float = 10.0
     """At the start."""
     memory: float = 0.9
     """Weight of the old value in the moving averages of the reward and of its square."""

@@ -183,7 +183,9 @@ class Walk:
         low, high = self.reach
         share = min(max(share, low), high)
         other = copy.copy(self)
-        other.projector = self.problem.projector.limited(self.priced, share * self._priced_dense)
+        given = self.problem.projector
+        exact = share * self._priced_dense * (1.0 + 1e-12)  # so that a policy fits the budget it meets exactly
+        other.projector = given.limited(self.priced, min(exact, given.limits[self.priced]))
         other.budget = (share - low) / (high - low) if high > low else 1.0
         return other
 

@@ -8,11 +8,17 @@ import numpy as np
 import pytest
 
 from automc.env import ENV_ID, CompressionEnv
-from automc.episode import run_episode
+from automc.episode import WalkSettings, run_episode
 from automc.errors import PolicyError
 from tests.searchers import table
 
 CASES = [("channels", "macs<=50%"), ("channels-bits", "macs<=60%,size<=25%")]
+MODES = {
+    "stepwise": WalkSettings(stepwise=True),
+    "haq": WalkSettings(("weight_bits",), stepwise=True, clipped=False, others=False),
+    "budgeted": WalkSettings(budgeted=True),
+    "all": WalkSettings(stepwise=True, clipped=False, budgeted=True),
+}
 
 
 def make(space: str = "channels", budget: str = "macs<=50%", **options: object) -> CompressionEnv:
@@ -35,6 +41,52 @@ def test_gymnasiums_checker_finds_nothing(case: tuple[str, str]) -> None:
 def test_stable_baselines3s_checker_finds_nothing(case: tuple[str, str]) -> None:
     checker = pytest.importorskip("stable_baselines3.common.env_checker")
     checker.check_env(make(*case), warn=False)
+
+
+@pytest.mark.parametrize("mode", list(MODES))
+def test_both_checkers_find_nothing_in_any_mode(mode: str) -> None:
+    from gymnasium.utils.env_checker import check_env
+
+    checker = pytest.importorskip("stable_baselines3.common.env_checker")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        check_env(make(*CASES[1], walk=MODES[mode]), skip_render_check=True)
+    checker.check_env(make(*CASES[1], walk=MODES[mode]), warn=False)
+
+
+@pytest.mark.parametrize("mode", [None, *MODES])
+def test_the_table_in_the_docstring_counts_the_observation(mode: str | None) -> None:
+    env = make(*CASES[1], walk=MODES[mode] if mode else None)
+    rows = [line.split("|")[1].strip() for line in (CompressionEnv.__doc__ or "").splitlines() if "|" in line][2:]
+    fixed = sum(len(r.split(",")) for r in rows if r[0].isdigit() and not r.startswith("10"))
+    assert rows[fixed - 1 :] == ["10 ...", "10 + A ...", "10 + A + O", "last"]
+    settings = env.walk.settings
+    actions, others = env.walk.action_size, len(env.walk.other_fields)
+    assert env.observation_space.shape == (fixed + actions + others + settings.stepwise + settings.budgeted,)
+    assert others == 0 or settings.others
+
+
+def test_an_unclipped_episode_ends_repaired() -> None:
+    env = make("codebooks", "size<=20%", walk=MODES["haq"])
+    env.reset()
+    for _ in env.walk.steps:
+        *_, done, _, info = env.step(np.ones(1, dtype=np.float32))
+    assert done and info["executed"][0] > 0.5
+    point = env.walk.space.encode(info["policy"])
+    assert env.walk.projector.feasible(point) and (point < env.walk.space.largest).any()
+
+
+def test_each_episode_of_a_budgeted_environment_has_a_budget_of_its_own() -> None:
+    env = make("channels", "macs<=50%", walk=MODES["budgeted"])
+    low, high = env.walk.reach
+    drawn = [env.reset(seed=7 if i == 0 else None)[1]["budget"] for i in range(20)]
+    assert 0 <= min(drawn) < 0.3 and 0.7 < max(drawn) <= 1
+    assert env.reset(seed=7)[1]["budget"] == drawn[0]
+    observation, info = env.reset(options={"budget": 0.3})
+    assert info["budget"] == pytest.approx((0.3 - low) / (high - low)) == pytest.approx(observation[-1], abs=1e-6)
+    for _ in env.walk.steps:
+        *_, info = env.step(np.ones(1, dtype=np.float32))
+    assert 0.25 < env.walk.share(env.walk.space.encode(info["policy"])) <= 0.3 + 1e-12
 
 
 def test_an_episode_is_one_step_a_layer_and_pays_at_the_end() -> None:

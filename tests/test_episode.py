@@ -5,8 +5,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from automc.episode import DYNAMIC_FEATURES, STATIC_FEATURES, Walk, WalkSettings, run_episode
+from automc.episode import (
+    DYNAMIC_FEATURES,
+    STATIC_FEATURES,
+    Walk,
+    WalkSettings,
+    _action,
+    _level,
+    run_episode,
+    transitions,
+)
 from automc.errors import PolicyError
+from automc.space import Axis
 from tests.searchers import table
 
 SPACES = [
@@ -16,6 +26,14 @@ SPACES = [
     ("ranks", "macs<=60%"),
 ]
 WALKS = {case: Walk(table.problem(*case)) for case in SPACES}
+HAQ = WalkSettings(("weight_bits", "activation_bits"), stepwise=True, clipped=False, others=False)
+MODES = {
+    "haq": Walk(table.both_bits("bops<=4%"), HAQ),
+    "stepwise": Walk(table.problem("joint", "macs<=60%,size<=25%"), WalkSettings(stepwise=True)),
+    "unclipped": Walk(table.problem("joint", "macs<=60%,size<=25%"), WalkSettings(clipped=False)),
+    "budgeted": Walk(table.problem("channels", "macs<=60%,params<=70%"), WalkSettings(budgeted=True)),
+    "amc": Walk(table.problem("criteria"), WalkSettings(("keep",), others=False)),
+}
 
 
 @pytest.mark.parametrize("case", SPACES)
@@ -104,8 +122,36 @@ def test_bits_are_bins_of_equal_width() -> None:
             assert walk.executed(levels, step)[entry] == pytest.approx(action[entry])
 
 
-def test_every_owned_decision_has_exactly_one_step() -> None:
+@given(action=st.floats(0.0, 1.0), least=st.integers(1, 9), count=st.integers(1, 9))
+def test_a_level_is_haqs_rounding_between_the_edges_and_in_range_at_them(action: float, least: int, count: int) -> None:
+    """round((max - min + 1) * a + min - 0.5): cells of equal width, but halves go to even numbers, out of range too."""
+    axis = Axis("x", "layer", "weight_bits", tuple(range(least, least + count)))
+    chosen = axis.values[_level(axis, action)]
+    left, right = least - 0.5, least + count - 0.5
+    place = (right - left) * action + left
+    if abs(place % 1.0 - 0.5) > 1e-9:
+        assert chosen == round(place)
+    assert least <= int(chosen) < least + count
+
+
+@pytest.mark.parametrize(("bits", "wrong"), [((1, 2, 3), 0), ((3, 4, 5, 6, 7), 2)])
+def test_the_edges_stay_where_half_to_even_leaves_the_range(bits: tuple[int, ...], wrong: int) -> None:
+    axis = Axis("x", "layer", "weight_bits", bits)
+    assert round(bits[0] - 0.5) == wrong  # what the published formula gives for an action of 0
+    assert round(bits[-1] + 0.5) == bits[-1] + 1  # and of 1
+    assert (_level(axis, 0.0), _level(axis, 1.0)) == (0, len(bits) - 1)
+    edges = [_level(axis, i / len(bits)) for i in range(1, len(bits))]
+    assert edges == list(range(1, len(bits)))
+
+
+def test_every_action_a_level_stands_for_leads_back_to_it() -> None:
     for walk in WALKS.values():
+        for axis in (walk.space.axes[i] for step in walk.steps for i in step.axes.values()):
+            assert [_level(axis, _action(axis, i)) for i in range(len(axis.values))] == list(range(len(axis.values)))
+
+
+def test_every_owned_decision_has_exactly_one_step() -> None:
+    for walk in (*WALKS.values(), *MODES.values()):
         decided = [i for step in walk.steps for i in step.axes.values()]
         assert sorted(decided) == np.flatnonzero(walk.owned_axes).tolist()
 
@@ -131,3 +177,108 @@ def test_an_action_that_is_none_is_refused(action: np.ndarray) -> None:
 def test_an_agent_that_owns_nothing_is_refused() -> None:
     with pytest.raises(PolicyError, match="must own a field"):
         Walk(table.problem("channels"), WalkSettings(("weight_bits",)))
+
+
+@pytest.mark.parametrize("mode", list(MODES))
+@given(seed=st.integers(0, 10_000))
+@settings(max_examples=25, deadline=None)
+def test_any_walk_of_any_mode_ends_within_the_budget_and_its_states_are_shares(mode: str, seed: int) -> None:
+    walk, rng = MODES[mode], np.random.default_rng(seed)
+    bold = rng.uniform() ** 0.3
+    levels = run_episode(walk, walk.space.largest, lambda s: (rng.uniform(size=walk.action_size) * 2 * bold).clip(0, 1))
+    assert walk.projector.feasible(levels)
+    states = walk.states(levels)
+    assert states.shape == (len(walk.steps), walk.state_size)
+    assert ((states >= 0) & (states <= 1)).all()
+    assert np.array_equal(walk.settle(levels), levels)  # what was executed is executed again
+    drawn = walk.settle(walk.space.sample(rng))
+    assert walk.projector.feasible(drawn)
+
+
+def test_haq_takes_two_steps_a_layer_and_the_state_says_which() -> None:
+    walk = MODES["haq"]
+    layers = len(walk.space.facts.layers)
+    assert len(walk.steps) == 2 * layers and walk.action_size == 1 and walk.state_size == 12
+    assert [next(iter(s.axes)) for s in walk.steps] == ["weight_bits", "activation_bits"] * layers
+    assert [s.layer for s in walk.steps] == [i for i in range(layers) for _ in range(2)]
+    levels = run_episode(walk, walk.space.largest, lambda state: np.full(1, 0.6))
+    states = walk.states(levels)
+    assert states[:, -1].tolist() == [0.0, 1.0] * layers
+    executed = [walk.executed(levels, s)[0] for s in walk.steps]
+    assert states[1:, 10].tolist() == executed[:-1]  # an activation's step sees the weights of the same layer
+
+
+def test_an_unclipped_walk_executes_the_action_and_repairs_at_the_end() -> None:
+    walk = MODES["haq"]
+    seen = []
+
+    def bold(state: np.ndarray) -> np.ndarray:
+        seen.append(state)
+        return np.ones(1)
+
+    levels = run_episode(walk, walk.space.largest, bold)
+    top = walk.space.largest
+    assert np.array_equal(walk.execute(top, walk.steps[3], np.ones(1)), top)
+    assert not walk.projector.feasible(top) and walk.projector.feasible(levels)
+    assert all(s[10] == walk.executed(top, walk.steps[i])[0] for i, s in enumerate(seen[1:]))  # as chosen, at the walk
+    remembered = transitions(walk, levels, 0.0)
+    assert [t.action.tolist() for t in remembered] == [walk.executed(levels, s).tolist() for s in walk.steps]
+    assert any(t.action[0] < 0.9 for t in remembered)  # as repaired, in memory
+
+
+def test_what_the_agent_does_not_own_stays_as_given() -> None:
+    problem = table.problem("codebooks", "size<=20%")
+    walk = Walk(problem, HAQ)
+    assert walk.owned == ("weight_bits",)
+    levels = run_episode(walk, problem.space.largest, lambda state: np.full(1, 0.4))
+    free = ~walk.owned_axes
+    assert np.array_equal(levels[free], problem.space.largest[free])  # k-means everywhere
+    assert problem.projector.feasible(levels)
+
+
+def test_amcs_walk_shows_eleven_features_whatever_else_is_open() -> None:
+    walk = MODES["amc"]
+    assert walk.state_size == 11 and walk.action_size == 1
+    given = walk.space.largest
+    plain = walk.states(walk.start(given))
+    given[~walk.space.ordered] = 2
+    assert np.array_equal(walk.states(walk.start(given)), plain)
+
+
+def test_a_budgeted_walk_shows_the_budget_and_keeps_it() -> None:
+    walk, rng = MODES["budgeted"], np.random.default_rng(0)
+    assert walk.priced == "macs"
+    low, high = walk.reach
+    dense = walk.projector.costing.dense()["macs"]
+    assert low == pytest.approx(walk.projector.costing.of(walk.space.smallest)["macs"] / dense)
+    assert high == pytest.approx(0.6)
+    for share in (low, 0.3, 0.45, high, 0.0, 2.0):
+        episode = walk.under(share)
+        cut = min(max(share, low), high)
+        assert episode.budget == pytest.approx((cut - low) / (high - low))
+        levels = run_episode(episode, walk.space.largest, lambda state: rng.uniform(0.5, 1.0, size=1))
+        assert episode.share(levels) <= cut + 1e-12
+        assert walk.projector.feasible(levels)
+        assert np.allclose(episode.states(levels)[:, -1], episode.budget)
+    assert walk.budget == 1.0 and walk.projector is walk.problem.projector
+
+
+def test_a_policy_is_remembered_for_the_budget_it_meets_exactly() -> None:
+    """Hindsight: under that budget the walk executes the same policy, with nothing to spare."""
+    walk, rng = MODES["budgeted"], np.random.default_rng(0)
+    for _ in range(10):
+        levels = run_episode(walk.under(rng.uniform(*walk.reach)), walk.space.largest, lambda s: rng.uniform(size=1))
+        steps = transitions(walk, levels, 0.5)
+        low, high = walk.reach
+        assert steps[0].state[-1] == pytest.approx((walk.share(levels) - low) / (high - low))
+        met = walk.under(walk.share(levels))
+        assert np.array_equal(met.settle(levels), levels)
+
+
+def test_a_digest_tells_walks_apart_that_an_agent_must_not_confuse() -> None:
+    problem = table.problem("joint", "macs<=60%,size<=25%")
+    settings = [WalkSettings(), WalkSettings(stepwise=True), WalkSettings(("keep",)), WalkSettings(budgeted=True)]
+    digests = {Walk(problem, s).digest for s in settings}
+    digests |= {Walk(table.problem("channels")).digest, Walk(table.problem("channels", depth=20)).digest}
+    assert len(digests) == len(settings) + 2
+    assert Walk(table.problem("channels", "macs<=30%")).digest in digests  # another budget is the same walk

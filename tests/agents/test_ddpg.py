@@ -63,7 +63,7 @@ def test_no_number_that_is_not_finite_enters_the_replay(wrong: float) -> None:
     agent.observe(episode(rng, rng.uniform(size=(3, 1)), 0.5), rng)
     before, baseline = agent.online.clone(), agent.reward_baseline
     good = episode(rng, rng.uniform(size=(3, 1)), 0.5)
-    spoilt = (
+    spoilt: tuple[list[Transition], ...] = (
         [*good[:2], replace(good[2], reward=wrong)],
         [replace(good[0], state=np.full(STATE, wrong)), *good[1:]],
         [*good[:2], replace(good[2], action=np.array([wrong]))],

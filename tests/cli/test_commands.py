@@ -55,6 +55,24 @@ def test_from_task_to_compressed_model_on_disk(run: Run, tmp_path: Path) -> None
     assert f"score on test: {shown} (when saved: {shown})" in out
 
 
+def test_the_cheapest_trial_within_a_drop_is_shown_and_applied_instead_of_the_best(run: Run, tmp_path: Path) -> None:
+    status, _, err = run(*SEARCH, "--trials", "5", "--score", "mse")  # the metric is perfect everywhere
+    assert status == 0, err
+    study = Study.open("runs/tiny.journal")
+    cheapest = study.cheapest(1.0)
+    assert cheapest.number != study.best.number
+    _, out, _ = run("show", "tiny", "--max-drop", "1")
+    assert f"trial {cheapest.number} (ok)" in out
+    status, _, err = run("apply", "tiny", "--out", "small", "--max-drop", "1")
+    assert status == 0, err
+    assert json.loads((tmp_path / "small" / "report.json").read_text())["trial"] == cheapest.number
+    for command in (("show", "tiny"), ("apply", "tiny", "--out", "other")):
+        status, _, err = run(*command, "--trial", "2", "--max-drop", "1")
+        assert status == 2 and "chosen by --trial or by --max-drop" in err
+        status, _, err = run(*command, "--max-drop", "-1")
+        assert status == 2 and "A drop must be a number from 0 up" in err
+
+
 def test_a_race_says_how_many_trials_were_stopped_and_shows_one(run: Run) -> None:
     status, out, err = run(SEARCH[0], "my_task.py:many", *SEARCH[2:], "--trials", "25", *RACE)
     assert status == 0, err

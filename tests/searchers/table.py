@@ -14,7 +14,7 @@ from automc.policy import Policy
 from automc.projection import Projector
 from automc.registry import SPACES
 from automc.searcher import Problem, Searcher
-from automc.space import FloatArray, SearchSpace
+from automc.space import Axis, FloatArray, SearchSpace
 from automc.tasks.resnet import ResNet
 
 DENSE = 0.95
@@ -47,6 +47,17 @@ def problem_for(name: str, budget: str = "macs<=50%") -> Problem:
     """The usual problem, or the one of all decisions where a searcher would refuse that."""
     usual = problem(budget=budget)
     return usual if serves(name, usual.space) else problem("channels-bits", budget)
+
+
+def both_bits(budget: str, depth: int = 14) -> Problem:
+    """Weight and activation bits of every layer; the first is pinned to 8, the last to 8 or more."""
+    layers = facts(depth).layers
+    pinned: dict[str, tuple[int, ...]] = {layers[0].name: (8,), layers[-1].name: (8, 32)}
+    axes = []
+    for x in layers:
+        axes.append(Axis(x.name, "layer", "weight_bits", pinned.get(x.name, (2, 3, 4, 5, 6, 7, 8, 32))))
+        axes.append(Axis(x.name, "layer", "activation_bits", pinned.get(x.name, (4, 5, 6, 7, 8, 32))))
+    return of_space(SearchSpace(facts(depth), tuple(axes)), budget)
 
 
 def of_space(space: SearchSpace, budget: str) -> Problem:

@@ -207,3 +207,46 @@ def test_stages_survive_json(stages: list[tuple[int, float]], state: Any) -> Non
     found = replace(lab.lookup(lab.draw(np.random.default_rng(0))), stages=tuple(stages), state=state)
     assert Evaluation.from_dict(json.loads(found.to_json())) == found
     assert found.scored and found.ok == (state == "ok")
+
+
+def graded(path: Path, *trials: tuple[float, float, str]) -> Study:
+    """A study of (score, macs, state); the dense score is 0.99."""
+    study, rng = lab.study(path), np.random.default_rng(0)
+    for score, macs, state in trials:
+        found = lab.lookup(lab.draw(rng))
+        costs = (("macs", macs), ("size", 1000.0 - macs))
+        study.record(replace(found, state=state, score=None if state == "failed" else score, costs=costs))  # type: ignore[arg-type]
+    return study
+
+
+def test_the_cheapest_trial_within_a_drop_is_found_by_brute_force(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    trials = [(float(rng.uniform(0.8, 1.0)), float(rng.integers(100, 700)), "ok") for _ in range(30)]
+    study = graded(tmp_path / "lab.journal", *trials)
+    for drop in (0.02, 0.05, 0.1, 0.5):
+        within = [(macs, -score) for score, macs, _ in trials if score >= 0.99 - drop]
+        found = study.cheapest(drop)
+        assert (found.cost("macs"), -(found.score or 0.0)) == min(within)
+        assert study.cheapest(drop, "size").cost("size") == min(1000.0 - macs for macs, _ in within)
+
+
+def test_only_full_scores_within_the_budget_count_as_cheapest(tmp_path: Path) -> None:
+    states = [(0.98, 100.0, "pruned"), (0.98, 200.0, "failed"), (0.98, 400.0, "ok"), (0.985, 400.0, "ok")]
+    assert graded(tmp_path / "lab.journal", *states).cheapest(0.01).number == 3  # of equally cheap ones the better
+
+
+def test_a_drop_reaches_the_score_it_names_despite_rounding(tmp_path: Path) -> None:
+    assert 0.99 - 0.97 > 0.02  # in binary
+    assert graded(tmp_path / "lab.journal", (0.97, 300.0, "ok")).cheapest(0.02).number == 0
+
+
+def test_no_trial_within_a_drop_is_a_sentence_with_the_smallest_there_is(tmp_path: Path) -> None:
+    study = graded(tmp_path / "lab.journal", (0.9, 300.0, "ok"), (0.95, 400.0, "ok"))
+    with pytest.raises(StudyError, match=r"within a drop of 0.01 .* 0.99; the smallest drop in 'lab' is 0.04: allow"):
+        study.cheapest(0.01)
+    with pytest.raises(StudyError, match="a number from 0 up; -1 is not"):
+        study.cheapest(-1)
+    with pytest.raises(StudyError, match="must be one of"):
+        study.cheapest(0.5, "latency")
+    with pytest.raises(StudyError, match="must be feasible"):
+        lab.study(tmp_path / "empty.journal", "empty").cheapest(0.1)
