@@ -12,7 +12,8 @@ buffer guesses it from its neighbours); the executed action is stored, not the p
 whole before its updates, and batches are drawn with replacement; first episodes may come from elsewhere
 (demonstrations, other searchers) and count as warm-up. `steady`, which AMC has not: the actor's output layer is
 normalised by its input's norm and a small penalty keeps its logits small, since plain actors with several action
-entries saturate at 0 and 1 and stop learning.
+entries saturate at 0 and 1 and stop learning. `imitation`, which AMC has not: what others showed is copied where the
+critic prefers it to the actor's own action (Nair et al. 2018, section IV.B, their filter on Q).
 """
 
 import copy
@@ -58,6 +59,8 @@ class DDPGSettings:
     """Episodes' worth of transitions remembered."""
     steady: bool = True
     """Whether the actor's logits are kept small; False is AMC's plain actor."""
+    imitation: float = 0.0
+    """Weight of the squared difference from remembered actions that the critic prefers, in the actor's loss."""
 
 
 class DDPGAgent:
@@ -135,7 +138,8 @@ class DDPGAgent:
         target = reward - self.reward_baseline + s.discount * (1.0 - done) * future
         self.critic.gradient(self._critic_slope, state, action, target)
         self.critic_optimizer.step()
-        self.actor.gradient(self._actor_slope, state, self.critic)
+        shown = action if s.imitation > 0 else None
+        self.actor.gradient(self._actor_slope, state, self.critic, shown, s.imitation)
         self.actor_optimizer.step()
         self.target.lerp_(self.online, s.tau)
 

@@ -36,11 +36,20 @@ class Actor:
         """Actions (B, A)."""
         return self._forward(state)[-1].sigmoid_()
 
-    def gradient(self, into: "Actor", state: Tensor, critic: "Critic") -> None:
-        """Writes the gradient of -mean Q(s, actor(s)), plus the penalty of a steady actor."""
+    def gradient(
+        self, into: "Actor", state: Tensor, critic: "Critic", shown: Tensor | None = None, weight: float = 0.0
+    ) -> None:
+        """Writes the gradient of -mean Q(s, actor(s)), plus the penalty of a steady actor.
+
+        Plus `weight` times the mean squared difference from actions `shown` (B, A), where the critic prefers these.
+        """
         h1, h2, norm, y, logits = self._forward(state)
         action = logits.sigmoid()
-        d = critic.action_gradient(state, action).mul_(action).mul_(action - 1.0)  # of the logits (B, A)
+        d = critic.action_gradient(state, action).neg_()
+        if shown is not None:
+            better = critic(state, shown) > critic(state, action)  # (B, 1)
+            d.add_((action - shown) * better, alpha=2.0 * weight / action.numel())
+        d.mul_(action).mul_(1.0 - action)  # of the logits (B, A)
         if self.steady:
             d.add_(logits, alpha=2.0 * LOGIT_PENALTY / logits.numel())
         torch.mm(d.t(), y, out=into.w3)

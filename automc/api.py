@@ -19,6 +19,7 @@ from automc.budget import Budget
 from automc.compression import provenance
 from automc.compression.bank import MEMORY_BYTES
 from automc.compression.compress import Compressor
+from automc.earlier import recall
 from automc.errors import AutomcError, TaskError
 from automc.evaluation import Evaluation
 from automc.graph.facts import ModelFacts
@@ -60,6 +61,7 @@ def search(
     seed: int = 0,
     storage: str | Path | None = None,
     study: str | None = None,
+    earlier: Sequence[Study | str | Path] = (),
     recipe: Recipe | None = None,
     cache: str | Path | None = None,
     memory_bytes: int = MEMORY_BYTES,
@@ -70,15 +72,16 @@ def search(
 
     The same call again goes on where the study stopped: `trials` counts all of a study's trials. `space` is a
     registered name, a YAML file, or a function from facts to axes; "auto" opens bits only where the budget limits size
-    or bops. `score` says what is searched: the task's "metric", or
-    likeness to the dense model's outputs, "kl" or "mse" (see `automc.scoring.soft`); the metric is recorded in any
-    case. `stages` such as (256, 1024) are numbers of validation samples after which a candidate is stopped if it is
-    clearly worse than the `keep`-th best of the trials that cost no more (see `automc.scoring.race`); none, the
-    default, scores every candidate on all samples, and so does a task with an `evaluate` of its own. With `screen` a
-    candidate whose predicted score is that much worse is not even compressed (`automc.scoring.screen`). `storage` is a
-    journal file or a database URL; by default `runs/<study>.journal`. `cache` is a folder where what is computed once
-    per layer is kept, `memory_bytes` bounds how much of it is held in memory. `progress` shows a bar, or is called with
-    each recorded evaluation.
+    or bops. `score` says what is searched: the task's "metric", or likeness to the dense model's outputs, "kl" or "mse"
+    (see `automc.scoring.soft`); the metric is recorded in any case. `stages` such as (256, 1024) are numbers of
+    validation samples after which a candidate is stopped if it is clearly worse than the `keep`-th best of the trials
+    that cost no more (see `automc.scoring.race`); none, the default, scores every candidate on all samples, and so does
+    a task with an `evaluate` of its own. With `screen` a candidate whose predicted score is that much worse is not even
+    compressed (`automc.scoring.screen`). `storage` is a journal file or a database URL; by default
+    `runs/<study>.journal`. `earlier` studies of the same model, or where they lie, show their trials to the searcher's
+    agent before it begins (see `automc.earlier`). `cache` is a folder where what is computed once per layer is kept,
+    `memory_bytes` bounds how much of it is held in memory. `progress` shows a bar, or is called with each recorded
+    evaluation.
     """
     limits = Budget.parse(budget) if isinstance(budget, str) else budget
     chosen, build = find_space(space, limits)
@@ -95,6 +98,8 @@ def search(
     if "uniform" not in record.meta:
         record.note("uniform", _uniform(setting, seed))
     proposer = SEARCHERS.load(searcher)(setting.problem, seed)
+    shown = [s if isinstance(s, Study) else Study.open(s) for s in earlier]
+    recall(proposer, searcher, record, shown, setting.problem.space)
     with _watching(progress, record, trials, seconds) as on_trial:
         slack = {name: SLACK * bound for name, bound in record.meta["limits"].items()}
         runner = Race(setting.evaluator, record.costs, keep, screen=setting.screen if screen else None, slack=slack)

@@ -98,6 +98,9 @@ def search(
     seed: Annotated[int, typer.Option(min=0)] = 0,
     storage: Annotated[str | None, typer.Option(help="Journal file or URL; default runs/<study>.journal.")] = None,
     study: Annotated[str | None, typer.Option(help="Name of the study; default made from the other options.")] = None,
+    earlier: Annotated[
+        list[str] | None, typer.Option(metavar="STORAGE", help="Studies of the same model that the agent learns from.")
+    ] = None,
     cache: CacheOption = None,
     memory: Annotated[str, typer.Option(metavar="SIZE", help="How much of that is held in memory.")] = "768MiB",
 ) -> None:
@@ -131,6 +134,7 @@ def search(
             seed=seed,
             storage=storage,
             study=study,
+            earlier=earlier or (),
             cache=cache,
             memory_bytes=memory_bytes,
             progress=True,

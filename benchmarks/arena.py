@@ -1,8 +1,8 @@
 """All searchers on one task: same space, same budget, same number of evaluations, several seeds.
 
-    python benchmarks/arena.py resnet20                                   what is missing of every searcher, then figures
+    python benchmarks/arena.py resnet20                   what is missing of every searcher, then figures
     python benchmarks/arena.py resnet20 --searchers joint tpe --seeds 5 --trials 400 --processes 2
-    python benchmarks/arena.py digits --report                            figures of what is recorded, nothing is run
+    python benchmarks/arena.py digits --report            figures of what is recorded, nothing is run
 
 Every search is a study of its own in runs/arena/, gone on with where it stopped. A policy that any search of the same
 setting has scored is not scored again: it counts as an evaluation all the same, and for the time it took.
@@ -187,7 +187,9 @@ def figures(all_runs: dict[str, list[dict[str, list[float]]]], trials: int) -> d
             needed = reached(joint, key, goal)
             median = statistics.median(n if n is not None else trials + 1 for n in needed)
             found[f"evaluations_to_{other}s_{key}"] = {"goal": goal, "by_seed": needed, "median": median}
-    finals = {n: [r["hypervolume"][trials - 1] for r in runs if len(r["best"]) >= trials] for n, runs in all_runs.items()}
+    finals = {
+        n: [r["hypervolume"][trials - 1] for r in runs if len(r["best"]) >= trials] for n, runs in all_runs.items()
+    }
     singles = {n: v for n, v in finals.items() if n != "joint" and v}
     if singles:
         best = max(singles, key=lambda n: statistics.median(singles[n]))
@@ -259,7 +261,9 @@ def report(name: str, trials: int, seeds: int) -> None:
         all_runs.setdefault(searcher, []).append(curves(study, arena, setting.evaluator.dense_score))
         outside += sum(not within(dict(e.costs), limits) for e in study.evaluations if e.scored)
     table = {searcher: summary(runs, trials) for searcher, runs in all_runs.items()}
-    for searcher, row in sorted(table.items(), key=lambda item: -statistics.median(item[1].get("final_hypervolume", [0]))):
+    for searcher, row in sorted(
+        table.items(), key=lambda item: -statistics.median(item[1].get("final_hypervolume", [0]))
+    ):
         if row["seeds"]:
             shown = [n for n in (10, 60, 150, trials) if n in row["at"]]
             best = " ".join(f"{row['best'][row['at'].index(n)]:9.5f}" for n in shown)
@@ -270,7 +274,9 @@ def report(name: str, trials: int, seeds: int) -> None:
         print(key, value)
     print(f"evaluations outside a limit: {outside}")
     plot(name, all_runs, trials)
-    write(f"arena_{name}", {"arena": asdict(arena), "searchers": table, "outside": outside, **found}, seeds=range(seeds))
+    write(
+        f"arena_{name}", {"arena": asdict(arena), "searchers": table, "outside": outside, **found}, seeds=range(seeds)
+    )
 
 
 if __name__ == "__main__":

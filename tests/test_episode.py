@@ -29,8 +29,8 @@ WALKS = {case: Walk(table.problem(*case)) for case in SPACES}
 HAQ = WalkSettings(("weight_bits", "activation_bits"), stepwise=True, clipped=False, others=False)
 MODES = {
     "haq": Walk(table.both_bits("bops<=4%"), HAQ),
-    "stepwise": Walk(table.problem("joint", "macs<=60%,size<=25%"), WalkSettings(stepwise=True)),
-    "unclipped": Walk(table.problem("joint", "macs<=60%,size<=25%"), WalkSettings(clipped=False)),
+    "stepwise": Walk(table.problem("channels-bits", "macs<=60%,size<=25%"), WalkSettings(stepwise=True)),
+    "unclipped": Walk(table.problem("channels-bits", "macs<=60%,size<=25%"), WalkSettings(clipped=False)),
     "budgeted": Walk(table.problem("channels", "macs<=60%,params<=70%"), WalkSettings(budgeted=True)),
     "amc": Walk(table.problem("criteria"), WalkSettings(("keep",), others=False)),
 }
@@ -276,7 +276,7 @@ def test_a_policy_is_remembered_for_the_budget_it_meets_exactly() -> None:
 
 
 def test_a_digest_tells_walks_apart_that_an_agent_must_not_confuse() -> None:
-    problem = table.problem("joint", "macs<=60%,size<=25%")
+    problem = table.problem("channels-bits", "macs<=60%,size<=25%")
     settings = [WalkSettings(), WalkSettings(stepwise=True), WalkSettings(("keep",)), WalkSettings(budgeted=True)]
     digests = {Walk(problem, s).digest for s in settings}
     digests |= {Walk(table.problem("channels")).digest, Walk(table.problem("channels", depth=20)).digest}

@@ -44,6 +44,7 @@ ROWS = {
     "automc.rewards": 4,
     "automc.recovery": 4,
     "automc.env": 5,
+    "automc.earlier": 5,
     "automc.searchers": 5,
     "automc.artifact": 6,
     "automc.api": 6,

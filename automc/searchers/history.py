@@ -53,7 +53,7 @@ class History:
         settle = settle or (lambda levels, fill: self.problem.projector.project(levels, fill=fill))
         chosen = point
         for attempt in range(TRIES):
-            if chosen.tobytes() not in self._seen:
+            if not self.seen(chosen):
                 break
             moved = self.problem.space.neighbours(point, rng, changes=1 + attempt // 4, reach=1 + attempt // 4)
             # Where few points spend the whole budget, filling leads back to those already told.
@@ -61,6 +61,10 @@ class History:
         self._seen.add(chosen.tobytes())
         self.asked += 1
         return self.problem.space.decode(chosen)
+
+    def seen(self, point: IntArray) -> bool:
+        """Whether a point was told or proposed already."""
+        return point.tobytes() in self._seen
 
     def ranked(self) -> list[int]:
         """Indices of scored points, best first, earlier ones first among equals."""

@@ -1,138 +1,134 @@
 """The joint search: agent and Optuna decide together, and share what is learned with dynamic programming and evolution.
 
 Jointly means three things.
-* Inside one trial (arm `agent+tpe`) the agent walks the layers and decides shares while a TPE sampler decides
-  criteria and bits. In turn, one conditions the other: either the sampler goes first and the agent sees its choice in
-  every state, or the agent goes first and the sampler is fitted to the told trials nearest to the agent's shares.
-* Across trials a bandit shares the evaluations among agent+tpe, tpe, knapsack and evolution by what they brought.
-* Every evaluation is told to all of them: the agent's replay buffer, the samplers' history, the parents.
+* Inside one trial (arm `agent+tpe`) the agent walks the layers and decides shares while a TPE sampler decides criteria
+  and bits, each conditioned on the other (see `arms`).
+* Across trials a bandit shares the evaluations among agent+tpe, tpe, dp and evolution by what each added to the
+  front's hypervolume.
+* Every evaluation, whoever proposed it, is in the history all arms read and in the agent's replay buffer.
 
-The first trials are given: the uniform policy and the plain knapsack solution. Both are good already, and every arm
-starts from them.
+Besides the budget asked for, proposals are made for tighter ones, where the front has gaps (see `aims`): the agent is
+shown the budget of its episode, dynamic programming solves for it, samplers learn from the told points nearest to it.
+
+The first trials are given: the uniform policy, then what dynamic programming makes of the layers' errors for budgets
+over the whole range. Every arm starts from these; the agent's warm-up is made of them and of earlier studies' trials.
 """
 
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 
-from automc.distributions import distributions, levels_of, parameters
 from automc.episode import WalkSettings
 from automc.evaluation import Evaluation
+from automc.pareto import hypervolume_gain
 from automc.policy import Policy
-from automc.searcher import Problem, Searcher
+from automc.searcher import Problem
+from automc.searchers.aims import Aims
+from automc.searchers.allocation import Allocation
+from automc.searchers.arms import Arm, Programming, Sampling, Switching, Walking
 from automc.searchers.bandit import Bandit
 from automc.searchers.baselines import uniform_point
-from automc.searchers.evolution import EvolutionSearcher
 from automc.searchers.history import History
-from automc.searchers.knapsack import KnapsackSearcher
-from automc.searchers.optuna_search import OptunaSearcher, finished_trial, memory_study, suggested, tpe, tpe_sampler
 from automc.searchers.rl import AgentSearch, AgentSearcher
-from automc.space import Field, IntArray
+from automc.searchers.sampled import Trials
+from automc.space import Field, FloatArray, IntArray
 
 AGENT_FIELDS: tuple[Field, ...] = ("keep", "sparsity", "rank")
 """What the agent decides where the space opens it; TPE decides the rest."""
-NEAREST = 20
-"""Told trials the conditioned sampler is fitted to, at most half of all."""
-GOOD = 3
-"""A proposal pays if it is among so many best, or on the front."""
+KNOBS = {"imitation": 10.0, "actor_rate": 1e-3, "deviation": 0.2}
+"""The agent is shown good policies from the first trial: it copies them, and departs from there."""
+OPENING = 5
+"""Budgets that dynamic programming opens the search with."""
+BEYOND = 1.1
+"""Reference cost of the hypervolume, in units of each limit: points at a limit count, too."""
 
 
 class JointSearcher:
     """Four arms, one history."""
 
     def __init__(self, problem: Problem, seed: int, *, agent: str = "ddpg") -> None:
-        self.history = History(problem, seed)
+        self.history, self.aims = History(problem, seed), Aims(problem)
         self.proposer = ""
         fields = {a.field for a in problem.space.axes}
         owned = tuple(f for f in AGENT_FIELDS if f in fields) or None
-        own = [int(s) for s in np.random.default_rng(seed).integers(2**31, size=4)]  # no arm repeats another's draws
-        self.agent = AgentSearcher(problem, own[0], AgentSearch(agent, walk=WalkSettings(owned)))
-        self.tpe: OptunaSearcher = tpe(problem, own[1])
-        self.knapsack = KnapsackSearcher(problem, own[2])
-        self.evolution = EvolutionSearcher(problem, own[3])
-        self.bandit = Bandit(("agent+tpe", "tpe", "knapsack", "evolution"))
-        self._arms: dict[str, str] = {}
-        """Arm by policy digest, for proposals not yet told."""
-        self._front: list[tuple[float, ...]] = []
+        search = AgentSearch(agent, name="agent+tpe", walk=WalkSettings(owned, budgeted=True), knobs=KNOBS)
+        self.agent = AgentSearcher(problem, seed, search)
+        self.allocation, self.trials = Allocation(problem), Trials(problem)
+        self.arms: dict[str, Arm] = {
+            "agent+tpe": Walking(self.agent, self.trials),
+            "tpe": Sampling(self.trials),
+            "dp": Programming(self.allocation),
+            "evolution": Switching(problem),
+        }
+        self.bandit = Bandit(tuple(self.arms))
+        self._budgets = self.aims.spread(OPENING)
+        self._proposed: dict[str, str] = {}
+        """Proposer by policy digest, of proposals not yet told."""
+        self._bounds = np.array(list(problem.projector.limits.values()))
+        self._front: FloatArray = np.empty((0, 1 + len(self._bounds)))
+        """Negated score and costs, in units of the limits, of what was told."""
 
     def ask(self) -> Policy:
         """The next policy and, in `proposer`, the arm it came from."""
-        rng = self.history.rng()
-        self.proposer = self._next_arm(rng)
-        policy = self._from_arm(self.proposer, rng)
-        self._arms[policy.digest] = self.proposer
-        return policy
+        rng, turn = self.history.rng(), len(self.history.points) + self.history.asked
+        if turn == 0:
+            self.proposer, tightness = "uniform", 1.0
+            point = uniform_point(self.history.problem, self.history.problem.projector)
+        elif turn <= len(self._budgets) or not self.history.ranked():
+            self.proposer, tightness = "dp", self._budgets[(turn - 1) % len(self._budgets)]
+            point = self._plain(tightness)
+        else:
+            self.proposer, tightness = self.bandit.choose(rng), self.aims.choose(self.history, rng)
+            point = self.arms[self.proposer].point(self.aims.at(tightness, self.history), rng)
+        return self._propose(point, tightness, rng)
 
     def tell(self, evaluation: Evaluation) -> None:
-        """Tells every arm, and the bandit whether the proposal paid."""
-        arm = self._arms.pop(evaluation.policy.digest, evaluation.proposer)
-        self.bandit.update(arm, won=self._pays(evaluation))
+        """Tells every arm, and the bandit what the proposal brought."""
+        proposer = self._proposed.pop(evaluation.policy.digest, evaluation.proposer)
         rng = self.history.rng(stream=1)
+        self.bandit.update(proposer, self._gain(evaluation))
         point = self.history.tell(evaluation)
-        self.agent.learn(point, evaluation, rng, updates=None if arm == "agent+tpe" else 0)
-        others: tuple[Searcher, ...] = (self.tpe, self.knapsack, self.evolution)
-        for searcher in others:
-            searcher.tell(evaluation)
+        self.aims.tell(point)
+        self.trials.tell(point, self.history.scores[-1])
+        self.agent.learn(point, evaluation, rng, updates=None if proposer == "agent+tpe" else 0)
+
+    def remember(self, evaluations: Iterable[Evaluation]) -> int:
+        """Shows the agent trials of earlier studies of the same model (see `AgentSearcher.remember`)."""
+        return self.agent.remember(evaluations)
 
     def state_dict(self) -> dict[str, Any]:
-        """The arms' states and counts."""
-        return {"agent": self.agent.state_dict(), "knapsack": self.knapsack.state_dict(), "wins": self.bandit.wins}
+        """The agent's state and the arms' counts."""
+        return {"agent": self.agent.state_dict(), "wins": self.bandit.wins, "losses": self.bandit.losses}
 
-    def _next_arm(self, rng: np.random.Generator) -> str:
-        done = len(self.history.points) + self.history.asked
-        return ("uniform", "knapsack")[done] if done < 2 else self.bandit.choose(rng)
-
-    def _from_arm(self, arm: str, rng: np.random.Generator) -> Policy:
+    def _plain(self, tightness: float) -> IntArray:
+        """What the layers' errors alone say for a budget."""
         problem = self.history.problem
-        if arm == "uniform":
-            return self.history.propose(uniform_point(problem, problem.projector), rng)
-        if arm == "agent+tpe":
-            point = self._sampler_first(rng) if rng.random() < 0.5 else self._agent_first(rng)
-            return self.history.propose(problem.projector.project(point, fill=True), rng)
-        searchers: dict[str, Searcher] = {"tpe": self.tpe, "knapsack": self.knapsack, "evolution": self.evolution}
-        return self.history.propose(problem.space.encode(searchers[arm].ask()), rng)
+        projector = self.aims.at(tightness, self.history).projector
+        start = uniform_point(problem, projector)
+        return self.allocation.solve(np.ones(len(start)), start, projector)
 
-    def _sampler_first(self, rng: np.random.Generator) -> IntArray:
-        """TPE suggests everything; the agent, shown criteria and bits, decides its fields anew."""
-        return self.agent.episode(self.tpe.suggest(rng), rng)
+    def _propose(self, point: IntArray, tightness: float, rng: np.random.Generator) -> Policy:
+        """A policy not proposed before, made feasible under the aim's limits."""
+        projector = self.aims.at(tightness, self.history).projector
 
-    def _agent_first(self, rng: np.random.Generator) -> IntArray:
-        """The agent walks beside the best known criteria and bits; TPE then decides these, given the agent's shares."""
-        best = self.history.ranked()
-        given = self.history.points[best[0]] if best else self.history.problem.space.largest
-        point = self.agent.episode(given, rng)
-        free = ~self.agent.walk.owned_axes
-        if not free.any() or not best:
-            return point
-        point[free] = self._conditioned(point, np.flatnonzero(free), best, rng)
-        return point
+        def settle(levels: IntArray, fill: bool) -> IntArray:
+            return projector.project(levels, fill=fill)
 
-    def _conditioned(self, point: IntArray, free: IntArray, scored: list[int], rng: np.random.Generator) -> IntArray:
-        """Levels of the free axes from a sampler that knows only the trials nearest to `point` in the agent's axes."""
-        problem = self.history.problem
-        owned = self.agent.walk.owned_axes
-        tops = np.maximum(problem.space.sizes - 1, 1)
-        gaps = np.abs(self.history.matrix()[scored][:, owned] - (point / tops)[owned]).sum(axis=1)
-        near = np.argsort(gaps, kind="stable")[: min(NEAREST, max(len(scored) // 2, 2))]
-        axes = [problem.space.axes[i] for i in free]
-        ranges = distributions(axes)
-        study = memory_study(1)
-        for i in (scored[n] for n in near):
-            params = parameters(axes, self.history.points[i][free])
-            study.add_trial(finished_trial(params, ranges, [self.history.scores[i]], 0))
-        return levels_of(axes, suggested(study, tpe_sampler(int(rng.integers(2**31))), ranges))
+        policy = self.history.propose(settle(point, True), rng, settle)
+        self._proposed[policy.digest] = self.proposer
+        return policy
 
-    def _pays(self, evaluation: Evaluation) -> bool:
-        """Whether an evaluation is among the best told so far, or no told one dominates it."""
-        if not evaluation.scored or evaluation.score is None:
-            return False
-        better = sum(s > evaluation.score for s in self.history.scores)
-        costs = (evaluation.cost(name) for name in self.history.problem.projector.limits)
-        key = (-evaluation.score, *costs)
-        dominated = any(all(a <= b for a, b in zip(other, key, strict=True)) for other in self._front)
-        if not dominated and evaluation.ok:
-            self._front = [o for o in self._front if not all(a <= b for a, b in zip(key, o, strict=True))] + [key]
-        return better < GOOD or (not dominated and better < 3 * GOOD)
+    def _gain(self, evaluation: Evaluation) -> float:
+        """What an evaluation adds to the hypervolume of those told before; estimates add nothing."""
+        if not evaluation.ok or evaluation.score is None:
+            return 0.0
+        costs = np.array([evaluation.cost(name) for name in self.history.problem.projector.limits])
+        point = np.concatenate([[-evaluation.score], costs / self._bounds])
+        known, self._front = self._front, np.vstack([self._front, point])
+        worst = float(self._front[:, 0].max())
+        reference = np.concatenate([[worst + 1e-9 + 0.1 * abs(worst)], np.full(len(costs), BEYOND)])
+        return hypervolume_gain(known, point, reference)
 
 
 def joint(problem: Problem, seed: int) -> JointSearcher:

@@ -63,12 +63,13 @@ def test_the_critic_is_the_network_it_says_and_its_gradient_is_autograds() -> No
 
 @pytest.mark.parametrize("scale", [1.0, 6.0])  # hidden layers with norms below and above one
 @pytest.mark.parametrize("steady", [False, True])
-def test_the_actors_gradient_is_autograds(steady: bool, scale: float) -> None:
+@pytest.mark.parametrize("weight", [0.0, 5.0])
+def test_the_actors_gradient_is_autograds(weight: float, steady: bool, scale: float) -> None:
     critic = critic_of(drawn(Critic.shapes(STATE, ACTION, HIDDEN), 3.0))
     flat = drawn(Actor.shapes(STATE, ACTION, HIDDEN), scale)
     flat[-ACTION * (HIDDEN + 1) :] *= 100.0  # logits far from zero
     actor = Actor(flat, STATE, ACTION, HIDDEN, steady=steady)
-    state, _, _ = batch()
+    state, given, _ = batch()
     first, second, last = layers = modules_of(critic, actor)
     hidden = second(first(state).relu()).relu()
     norm = hidden.norm(dim=1, keepdim=True)
@@ -76,10 +77,15 @@ def test_the_actors_gradient_is_autograds(steady: bool, scale: float) -> None:
     logits = last(hidden / norm.clamp_min(1.0) if steady else hidden)
     assert torch.allclose(actor(state), logits.sigmoid(), atol=1e-6)
     penalty = LOGIT_PENALTY * logits.square().mean() if steady else 0.0
-    (penalty - value(modules_of(critic), state, logits.sigmoid()).mean()).backward()
+    action, judge = logits.sigmoid(), modules_of(critic)
+    better = value(judge, state, given) > value(judge, state, action)
+    assert bool(better.any()) and not bool(better.all())
+    copied = weight * ((action - given).square() * better).mean()
+    (penalty + copied - value(judge, state, action).mean()).backward()
     slope = torch.full_like(flat, 7.0)
     before = copy.deepcopy(flat)
-    actor.gradient(Actor(slope, STATE, ACTION, HIDDEN, steady=steady), state, critic)
+    into = Actor(slope, STATE, ACTION, HIDDEN, steady=steady)
+    actor.gradient(into, state, critic, given if weight else None, weight)
     assert torch.allclose(slope, flattened(layers), atol=1e-6, rtol=1e-4)
     assert torch.equal(flat, before)
 

@@ -31,7 +31,7 @@ def test_a_search_that_learns_goes_on_exactly_after_a_resume(case: str) -> None:
     def make(problem: Problem, seed: int) -> Searcher:
         return AgentSearcher(problem, seed, LEARNING[case])
 
-    check_searcher(make, table.problem("joint", "macs<=60%,size<=30%", depth=8), trials=10)
+    check_searcher(make, table.problem("channels-bits", "macs<=60%,size<=30%", depth=8), trials=10)
 
 
 def test_proposals_of_several_open_asks_are_told_in_any_number() -> None:

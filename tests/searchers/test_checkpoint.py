@@ -18,7 +18,7 @@ from automc.searchers import checkpoint
 from automc.searchers.rl import AgentSearch, AgentSearcher, make_agent
 from tests.searchers import table
 
-WALK = Walk(table.problem("joint", "macs<=60%,size<=30%", depth=8), WalkSettings(("keep", "weight_bits")))
+WALK = Walk(table.problem("channels-bits", "macs<=60%,size<=30%", depth=8), WalkSettings(("keep", "weight_bits")))
 
 
 def goes_on(agent: Agent, episodes: int, seed: int) -> list[list[float]]:
@@ -82,7 +82,7 @@ def test_a_damaged_file_is_a_sentence_and_the_agent_stays_as_it_was(
 @pytest.mark.parametrize(
     "other",
     [
-        Walk(table.problem("joint", "macs<=60%,size<=30%", depth=14), WALK.settings),
+        Walk(table.problem("channels-bits", "macs<=60%,size<=30%", depth=14), WALK.settings),
         Walk(table.problem("criteria", depth=8), WALK.settings),
         Walk(WALK.problem, WalkSettings(("keep",))),
         Walk(WALK.problem, WalkSettings(("keep", "weight_bits"), clipped=False)),
@@ -103,7 +103,7 @@ def test_another_agent_or_other_settings_are_refused(tmp_path: Path) -> None:
 
 def test_another_budget_is_the_same_walk(tmp_path: Path) -> None:
     path = saved(tmp_path / "agent.safetensors")
-    tighter = Walk(table.problem("joint", "macs<=40%", depth=8), WALK.settings)
+    tighter = Walk(table.problem("channels-bits", "macs<=40%", depth=8), WALK.settings)
     checkpoint.load(path, fresh(), tighter)
 
 

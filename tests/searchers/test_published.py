@@ -123,10 +123,10 @@ def test_haq_remembers_the_repaired_bits() -> None:
 
 
 def test_haq_leaves_other_decisions_at_their_top_where_bits_can_meet_the_budget() -> None:
-    problem = table.problem("joint", "size<=40%")
+    problem = table.problem("channels-bits", "size<=40%")
     for e in table.search(haq(problem, 0), table.lookup(problem), 6):
         assert all(d.keep == 1.0 for _, d in e.policy.groups)
-    tight = table.problem("joint", "macs<=50%")  # no bits help there
+    tight = table.problem("channels-bits", "macs<=50%")  # no bits help there
     for e in table.search(haq(tight, 0), table.lookup(tight), 6):
         assert any(d.keep < 1.0 for _, d in e.policy.groups) and e.cost("macs") <= tight.projector.limits["macs"]
 
@@ -138,7 +138,7 @@ def test_haq_leaves_other_decisions_at_their_top_where_bits_can_meet_the_budget(
         (
             amc,
             "bits",
-            r"AMC must have keep, sparsity, rank .*; this space opens weight_bits: choose .* --searcher ddpg",
+            r"AMC must have keep, sparsity, rank .*; this space opens activation_bits, weight_bits: choose .* --searcher ddpg",
         ),
     ],
 )

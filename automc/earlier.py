@@ -1,0 +1,79 @@
+"""Trials of earlier studies of the same model, for a searcher to begin with.
+
+Which ones, and how many of their trials, is noted in the new study: a resumed search begins with the very same,
+however much the earlier studies have grown since.
+"""
+
+from collections.abc import Sequence
+from typing import Any, Protocol, runtime_checkable
+
+from automc.errors import PolicyError, StudyError
+from automc.evaluation import Evaluation
+from automc.searcher import Searcher
+from automc.space import SearchSpace
+from automc.study import Study
+
+
+@runtime_checkable
+class Learns(Protocol):
+    """A searcher that can be shown trials before its own."""
+
+    def remember(self, evaluations: Sequence[Evaluation]) -> int:
+        """Takes note of them and says how many it could use."""
+        ...
+
+
+def recall(searcher: Searcher, name: str, study: Study, earlier: Sequence[Study], space: SearchSpace) -> int:
+    """Shows `searcher` (called `name`) the trials of `earlier` studies that `study` began with; returns how many it
+    could use.
+
+    StudyError where the searcher learns nothing from others, where a study is of another model or score, and where a
+    search goes on with other earlier studies than it began with.
+    """
+    noted = _noted(study, earlier)
+    if not noted:
+        return 0
+    if not isinstance(searcher, Learns):
+        raise StudyError(f"A searcher must learn from others to be shown earlier trials; {name!r} does not: use joint.")
+    shown = [e for s, entry in zip(earlier, noted, strict=True) for e in _first(s, study, int(entry["trials"]))]
+    return searcher.remember([e for e in shown if _fits(e, space)])
+
+
+def _noted(study: Study, earlier: Sequence[Study]) -> list[dict[str, Any]]:
+    """What the study began with; noted now where it begins now."""
+    given = [{"storage": s.storage, "study": s.name, "trials": len(s.evaluations)} for s in earlier]
+    known: list[dict[str, Any]] | None = study.meta.get("earlier")
+    if known is None and study.evaluations:
+        known = []
+    if known is None:
+        study.note("earlier", given)
+        return given
+    if [(n["storage"], n["study"]) for n in known] != [(n["storage"], n["study"]) for n in given]:
+        before = ", ".join(str(n["study"]) for n in known) or "none"
+        now = ", ".join(s.name for s in earlier) or "none"
+        raise StudyError(
+            f"A search must go on with the earlier studies it began with; study {study.name!r} began with {before}, "
+            f"given {now}: repeat the first command, or give another --study name."
+        )
+    return known
+
+
+def _first(earlier: Study, study: Study, count: int) -> Sequence[Evaluation]:
+    """The first trials of an earlier study, which must be of the same model and kind of score."""
+    for key, what in (("fingerprint", "model"), ("score", "score")):
+        was, now = earlier.meta.get(key, "metric"), study.meta.get(key, "metric")
+        if was != now:
+            raise StudyError(
+                f"An earlier study must be of the same {what}; {earlier.name!r} has {str(was)[:12]}, this search "
+                f"{str(now)[:12]}: leave it out."
+            )
+    return earlier.evaluations[:count]
+
+
+def _fits(evaluation: Evaluation, space: SearchSpace) -> bool:
+    """Whether a space has a level for each of a policy's words; numbers are taken for the nearest."""
+    try:
+        space.encode(evaluation.policy)
+    except PolicyError:
+        return False
+    return True

@@ -1,0 +1,101 @@
+"""What the joint search proposes by: each arm makes a point for an aim, from what was told near it.
+
+All arms read one history; the agent learns besides. Where one arm consists of two deciders, one conditions the other.
+"""
+
+from typing import Protocol
+
+import numpy as np
+
+from automc.searcher import Problem
+from automc.searchers.aims import Aim
+from automc.searchers.allocation import Allocation
+from automc.searchers.coefficients import Regression
+from automc.searchers.rl import AgentSearcher
+from automc.searchers.sampled import Trials
+from automc.space import IntArray
+
+NEIGHBOURS = 20
+"""Told points that a sampler conditioned on the agent's decisions is fitted to, at most half of all."""
+SWITCHES = 3
+"""Most level switches of one child; the fewer the likelier (EvoPress)."""
+PARENTS = 5
+
+
+class Arm(Protocol):
+    """Makes a point for an aim that has scored points; the joint search makes it feasible."""
+
+    def point(self, aim: Aim, rng: np.random.Generator) -> IntArray:
+        """The next proposal's levels."""
+        ...
+
+
+class Programming:
+    """Dynamic programming under coefficients drawn from what the scores leave likely (see `coefficients`)."""
+
+    def __init__(self, allocation: Allocation) -> None:
+        self._allocation = allocation
+
+    def point(self, aim: Aim, rng: np.random.Generator) -> IntArray:
+        """The knapsack's solution under one draw, criteria as drawn."""
+        space = self._allocation.problem.space
+        model = Regression.of(space, self._allocation.errors, aim.points, aim.scores)
+        coefficients, levels = model.draw(rng)
+        around = np.where(space.ordered, aim.best, levels)
+        return self._allocation.solve(coefficients, around, aim.projector, exact=False)
+
+
+class Switching:
+    """Evolution: a good point, or a cross of two, with a few levels exchanged (see `evolution`)."""
+
+    def __init__(self, problem: Problem) -> None:
+        self._space = problem.space
+
+    def point(self, aim: Aim, rng: np.random.Generator) -> IntArray:
+        """A child; filling it up to the aim's limits spends what the switches saved."""
+        other = aim.points[int(rng.integers(min(PARENTS, len(aim.points))))]
+        child = np.where(rng.random(len(other)) < 0.5, aim.best, other) if rng.random() < 0.5 else aim.best
+        changes = int(min(rng.integers(1, 7), rng.integers(1, 7)))
+        reach = max(1, int(self._space.sizes.max()) // 10)
+        return self._space.neighbours(child, rng, changes=changes, reach=reach)
+
+
+class Sampling:
+    """TPE, fitted to the aim's points."""
+
+    def __init__(self, trials: Trials) -> None:
+        self._trials = trials
+
+    def point(self, aim: Aim, rng: np.random.Generator) -> IntArray:
+        """All decisions at once."""
+        return self._trials.suggest(aim.near, int(rng.integers(2**31)))
+
+
+class Walking:
+    """The agent walks the layers and decides shares; TPE decides criteria and bits. In turn, one conditions the other.
+
+    Either the sampler goes first and the agent sees its choice in every state, or the agent goes first and the sampler
+    is fitted to the told points nearest to the agent's shares.
+    """
+
+    def __init__(self, agent: AgentSearcher, trials: Trials) -> None:
+        self._agent, self._trials = agent, trials
+        self._owned = agent.walk.owned_axes
+
+    def point(self, aim: Aim, rng: np.random.Generator) -> IntArray:
+        """One episode under the aim's budget, and the sampler's decisions before or after it."""
+        walk, seed = self._agent.walk.under(self._agent.walk.reach[1] * aim.tightness), int(rng.integers(2**31))
+        if self._owned.all():
+            return self._agent.episode(aim.best, rng, walk)
+        if rng.random() < 0.5:
+            given = aim.projector.project(self._trials.suggest(aim.near, seed))  # else its bits would take all channels
+            return self._agent.episode(given, rng, walk)
+        point = self._agent.episode(aim.best, rng, walk)
+        return np.where(self._owned, point, self._trials.suggest(self._nearest(point, aim), seed))
+
+    def _nearest(self, point: IntArray, aim: Aim) -> list[int]:
+        """Those of the aim's points that are nearest to the agent's decisions."""
+        tops = np.maximum(self._agent.walk.space.sizes - 1, 1)[self._owned]
+        gaps = np.abs((np.array(aim.points)[:, self._owned] - point[self._owned]) / tops).sum(axis=1)
+        order = np.argsort(gaps, kind="stable")[: min(NEIGHBOURS, max(len(gaps) // 2, 2))]
+        return [aim.near[i] for i in order]

@@ -1,0 +1,150 @@
+"""Channels and bits without training, by bit operations: searched together, alone, and one after the other.
+
+    python benchmarks/bops.py resnet20                      budgets 3.1, 1.6 and 0.8 % of the 32-bit model's
+    python benchmarks/bops.py resnet56 --trials 150 --seeds 0 1 2
+
+At the tightest budget the joint search is compared with pruning alone, with quantization alone (both searched as long)
+and with pruning first and quantizing what is left, half of the trials each, at the better of two shares of pruning.
+Searches score on the validation split, candidates that lose are stopped early; the test split is scored once, for the
+best policy of each search. Studies lie in runs/bops/ and are gone on with. Needs AUTOMC_DATA (see README.md).
+"""
+
+import argparse
+import statistics
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from results import write
+
+import automc
+from automc.api import evaluator_of
+from automc.errors import BudgetError
+from automc.graph.facts import ModelFacts
+from automc.policy import Policy
+from automc.projection import within
+from automc.registry import SPACES
+from automc.scoring.evaluator import Evaluator
+from automc.space import Axis
+from automc.study import Study
+
+RUNS = Path("runs") / "bops"
+BUDGETS = (3.1, 1.6, 0.8)
+"""Percent of the bit operations of the dense 32-bit model."""
+SHARES = (75, 50)
+"""Percent of the MACs that pruning leaves where quantization comes second."""
+STAGES = (512, 1536)
+TOGETHER, CHANNELS, BITS = "channels-bops", "criteria", "bits"
+
+
+def searched(
+    net: str, space: str | Callable[[ModelFacts], tuple[Axis, ...]], budget: str, name: str, trials: int, seed: int
+) -> Study:
+    """A search by the joint searcher, gone on with where it stopped."""
+    RUNS.mkdir(parents=True, exist_ok=True)
+    storage = RUNS / f"{net}-{name}-{seed}.journal"
+    study = automc.search(
+        f"cifar10-{net}",
+        budget=budget,
+        space=space,
+        trials=trials,
+        seed=seed,
+        stages=STAGES,
+        storage=storage,
+        study=name,
+    )
+    print(f"{net} {name} seed {seed}: {100 * float(study.best.score or 0):.2f} % on validation", flush=True)
+    return study
+
+
+def pruned_already(policy: Policy) -> Callable[[ModelFacts], tuple[Axis, ...]]:
+    """The space of bits where the channels of a policy are settled."""
+
+    def build(facts: ModelFacts) -> tuple[Axis, ...]:
+        settled = [
+            axis
+            for name, decision in policy.groups
+            for axis in (
+                Axis(name, "group", "keep", (decision.keep,)),
+                Axis(name, "group", "criterion", (decision.criterion,)),
+            )
+        ]
+        return (*settled, *SPACES.load(BITS)(facts))
+
+    return build
+
+
+def one_after_the_other(net: str, budget: str, trials: int, seed: int) -> Study:
+    """Pruning, then bits for what is left; of the shares that pruning may leave, the one better on validation."""
+    found = []
+    for share in SHARES:
+        first = searched(net, CHANNELS, f"macs<={share}%", f"pruned{share}", trials // 2, seed)
+        space = pruned_already(first.best.policy)
+        found.append(searched(net, space, budget, f"pruned{share}-quantized", trials - trials // 2, seed))
+    return max(found, key=lambda study: float(study.best.score or 0))
+
+
+def row(study: Study, evaluator: Evaluator) -> dict[str, Any]:
+    """What is asked of one search."""
+    best, dense = study.best, study.meta["dense"]
+    small = evaluator.compressor.compress(best.policy)
+    return {
+        "validation": 100 * float(best.score or 0),
+        "test": 100 * evaluator.score(small, "test"),
+        "bops": 100 * best.cost("bops") / dense["costs"]["bops"],
+        "macs": 100 * best.cost("macs") / dense["costs"]["macs"],
+        "trials": len(study.evaluations),
+        "within": all(within(dict(e.costs), study.meta["limits"]) for e in study.evaluations if e.scored),
+        "proposer": best.proposer,
+        "minutes": sum(e.seconds for e in study.evaluations) / 60,
+    }
+
+
+def main() -> None:
+    """Runs what is missing, prints and writes the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("net", choices=("resnet20", "resnet56"))
+    parser.add_argument("--trials", type=int, default=150)
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    arguments = parser.parse_args()
+    net, trials = arguments.net, arguments.trials
+    evaluator = evaluator_of(automc.load_task(f"cifar10-{net}"))
+    dense = 100 * evaluator.score(evaluator.task.model, "test")
+    tightest = f"bops<={BUDGETS[-1]}%"
+    rows: dict[str, list[dict[str, Any]]] = {}
+    unreachable = ""
+    for seed in arguments.seeds:
+        for budget in BUDGETS:
+            study = searched(net, TOGETHER, f"bops<={budget}%", f"joint{budget}", trials, seed)
+            rows.setdefault(f"joint {budget} %", []).append(row(study, evaluator))
+        study = searched(net, BITS, tightest, "quantized", trials, seed)
+        rows.setdefault("quantize only", []).append(row(study, evaluator))
+        rows.setdefault("one after the other", []).append(
+            row(one_after_the_other(net, tightest, trials, seed), evaluator)
+        )
+        try:
+            study = searched(net, "channels-all", tightest, "pruned", trials, seed)
+            rows.setdefault("prune only", []).append(row(study, evaluator))
+        except BudgetError as error:
+            unreachable = str(error)
+    summary = {}
+    for name, found in rows.items():
+        tests = [r["test"] for r in found]
+        drops = sorted(dense - t for t in tests)
+        summary[name] = {
+            "drop": statistics.median(drops),
+            "drops": drops,
+            "all_within": all(r["within"] for r in found),
+        }
+        print(f"{name:22s} drop {summary[name]['drop']:.2f} (by seed {', '.join(f'{d:.2f}' for d in drops)})")
+    if unreachable:
+        print(f"prune only: {unreachable}")
+    write(
+        f"bops_{net}",
+        {"dense_test": dense, "summary": summary, "prune_only": unreachable, "rows": rows},
+        seeds=arguments.seeds,
+    )
+
+
+if __name__ == "__main__":
+    main()
