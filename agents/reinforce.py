@@ -60,6 +60,7 @@ class ReinforceAgent:
         self.spread = 0.0
         """Moving average of squared differences from the baseline."""
         self._episodes = 0
+        self._table = self._tabulated()
 
     @property
     def episode(self) -> int:
@@ -68,12 +69,10 @@ class ReinforceAgent:
 
     def act(self, state: FloatArray, rng: np.random.Generator, *, explore: bool = True) -> FloatArray:
         """A draw (A,) from the step's policy, or its mode."""
-        with torch.no_grad():
-            row = self._row(state)
-            if not explore:
-                return self.mode[row].sigmoid().double().numpy()
-            alpha, beta = (x.double().numpy() for x in self._shapes(row))
-        return rng.beta(alpha, beta)
+        row = self._row(state)
+        alpha, beta, mode = self._table
+        drawn: FloatArray = rng.beta(alpha[row], beta[row])
+        return drawn if explore else mode[row].copy()
 
     def observe(self, episode: Sequence[Transition], rng: np.random.Generator, *, updates: int | None = None) -> None:
         """Moves the baseline; takes one step of policy gradient for an episode of the agent's own."""
@@ -104,6 +103,7 @@ class ReinforceAgent:
             self.concentration.copy_(state["concentration"])
         self.optimizer.load_state_dict(copy.deepcopy(state["optimizer"]))
         self.baseline, self.spread, self._episodes = state["baseline"], state["spread"], int(state["episodes"])
+        self._table = self._tabulated()
 
     def _advantage(self, difference: float) -> float:
         """The difference from the baseline in spreads; 0 as long as there is none."""
@@ -121,8 +121,15 @@ class ReinforceAgent:
         self.optimizer.zero_grad()
         (-advantage * likelihood - self.settings.entropy * entropy).backward()  # type: ignore[no-untyped-call]
         self.optimizer.step()
+        self._table = self._tabulated()
 
-    def _shapes(self, rows: Tensor | int) -> tuple[Tensor, Tensor]:
+    @torch.no_grad()
+    def _tabulated(self) -> tuple[FloatArray, FloatArray, FloatArray]:
+        """alpha, beta and mode of every step's policies (T, A), to act from without a call of torch."""
+        alpha, beta = self._shapes(torch.arange(len(self.mode)))
+        return alpha.double().numpy(), beta.double().numpy(), self.mode.sigmoid().double().numpy()
+
+    def _shapes(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         """alpha and beta of some steps' policies."""
         mode, concentration = self.mode[rows].sigmoid(), self.concentration[rows].exp()
         return 1.0 + concentration * mode, 1.0 + concentration * (1.0 - mode)

@@ -12,6 +12,7 @@ of the budget allows. HAQ (Wang et al. 2019): one decision a step, unclipped, an
 * The budget may be part of the state, so that one agent serves many.
 """
 
+import bisect
 import copy
 import hashlib
 import json
@@ -88,6 +89,7 @@ class Walk:
         """The metric a budgeted walk's budget is about: the first limited one."""
         self.budget = 1.0
         """Budget of the episode in [0, 1] of `reach`; see `under`."""
+        self._last: tuple[bytes, tuple[FloatArray, bool]] = (b"", (np.zeros(0), False))
         self._count()
         self.reach = self.share(self.space.smallest), limits[self.priced] / self._priced_dense
         """The smallest reachable share of the dense cost, and the one the problem's budget allows."""
@@ -152,18 +154,16 @@ class Walk:
         return np.array([_action(self.space.axes[i], int(levels[i])) if i >= 0 else 1.0 for i in self._entries(step)])
 
     def states(self, levels: IntArray, first: int = 0, last: int | None = None) -> FloatArray:
-        """States (steps, S) of steps `first` to `last` of an episode whose executed levels are these."""
+        """States (steps, S) of steps `first` to `last` of an episode whose executed levels are these.
+
+        What is undecided at a step matters to none of them: no layer's cost depends on decisions at later layers.
+        """
         chosen = range(first, len(self.steps) if last is None else last)
-        partial = np.repeat(levels[None], len(chosen), axis=0)
-        for row, index in enumerate(chosen):
-            undecided = self._decided_at >= index
-            partial[row, undecided] = self.space.largest[undecided]
-        shapes = self.projector.costing.table.shapes(self.projector.costing.candidates(partial))
-        costs = self.projector.costing.costs[self.metric].layers(self.projector.costing.table, shapes)  # (T, L)
+        reduced = np.cumsum(self._dense_layers - self._weighed(levels)[0]) / self._dense_total
         states = np.ones((len(chosen), self.state_size))
         for row, index in enumerate(chosen):
             step = self.steps[index]
-            saved = (self._dense_layers[: step.layer] - costs[row, : step.layer]).sum() / self._dense_total
+            saved = reduced[step.layer - 1] if step.layer else 0.0
             previous = self.executed(levels, self.steps[index - 1]) if index else np.ones(self.action_size)
             others = [self._share(levels, step.others[n]) if n in step.others else 1.0 for n in self.other_fields]
             states[row] = (*self._static[index], saved, self._rest[index], *previous, *others, *self._told(step))
@@ -186,6 +186,7 @@ class Walk:
         given = self.problem.projector
         exact = share * self._priced_dense * (1.0 + 1e-12)  # so that a policy fits the budget it meets exactly
         other.projector = given.limited(self.priced, min(exact, given.limits[self.priced]))
+        other._last = (b"", self._last[1])  # what fits is another matter there
         other.budget = (share - low) / (high - low) if high > low else 1.0
         return other
 
@@ -208,9 +209,16 @@ class Walk:
         result = levels.copy()
         for axis, level in wanted.items():
             result[axis] = level
-            if level and self.settings.clipped and not self.projector.feasible(result):
+            if level and self.settings.clipped and not self._weighed(result)[1]:
                 result[axis] = self.projector.highest(result, axis)
         return result
+
+    def _weighed(self, levels: IntArray) -> tuple[FloatArray, bool]:
+        """Layers' costs of a point, and whether it is feasible; what one step executes the next one's state is of."""
+        key = levels.tobytes()
+        if self._last[0] != key:
+            self._last = (key, self.projector.weigh(levels, self.metric))
+        return self._last[1]
 
     def _find_steps(self) -> tuple[Step, ...]:
         steps: dict[tuple[int, int, int], Step] = {}
@@ -229,10 +237,7 @@ class Walk:
         return tuple(steps[key] for key in sorted(steps))
 
     def _count(self) -> None:
-        """What no episode changes: who is decided when, and the dense model's costs and features."""
-        self._decided_at = np.full(len(self.space.axes), -1, dtype=np.int64)  # -1: others', which stand from the start
-        for index, step in enumerate(self.steps):
-            self._decided_at[list(step.axes.values())] = index
+        """What no episode changes: in which order axes fall, and the dense model's costs and features."""
         falling = [step.axes[f] for step in self.steps for f in self.owned if f in step.axes]
         self._last_first = tuple(reversed(falling))
         costing = self.projector.costing
@@ -289,7 +294,9 @@ def _level(axis: Axis, action: float) -> int:
     cells' edges, 0 and 1 among them, goes beyond the lowest or the highest bits.
     """
     if axis.field == "keep":
-        return axis.level(action)
+        above = min(bisect.bisect_left(axis.values, action), len(axis.values) - 1)
+        below = max(above - 1, 0)
+        return below if action - float(axis.values[below]) <= float(axis.values[above]) - action else above
     return min(int(action * len(axis.values)), len(axis.values) - 1)
 
 

@@ -116,6 +116,14 @@ class Projector:
         costs = self.costing.batch(levels, self._names)
         return np.asarray((costs <= self._bounds).all(axis=1))
 
+    def weigh(self, levels: IntArray, metric: str) -> tuple[FloatArray, bool]:
+        """Each layer's part of one cost (L,) of a point, and whether the point meets every limit."""
+        costing = self.costing
+        shapes = costing.table.shapes(costing.candidates(levels[None]))
+        costs = np.array([total(costing.costs[name], costing.table, shapes)[0] for name in self._names])
+        parts: FloatArray = costing.costs[metric].layers(costing.table, shapes)[0]
+        return parts, bool((costs <= self._bounds).all())
+
     def project(self, levels: IntArray, *, fill: bool = False) -> IntArray:
         """The feasible point nearest below `levels` on the line to the smallest one, its slack then spent.
 

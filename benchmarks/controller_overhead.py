@@ -29,7 +29,7 @@ from automc.study import Study
 from automc.tasks.resnet import ResNet
 
 TRIALS, SEEDS = 100, (0, 1, 2)
-NAMES = ("random", "tpe", "nsga2", "knapsack", "evolution", "amc", "joint")
+NAMES = ("random", "tpe", "nsga2", "knapsack", "evolution", "amc", "ddpg", "reinforce", "joint")
 
 
 def make_problem() -> tuple[Problem, list[np.ndarray]]:

@@ -16,6 +16,7 @@ from automc.episode import (
     transitions,
 )
 from automc.errors import PolicyError
+from automc.registry import SPACES as REGISTERED
 from automc.space import Axis
 from tests.searchers import table
 
@@ -48,18 +49,19 @@ def test_any_walk_ends_within_the_budget(case: tuple[str, str], seed: int) -> No
     assert walk.projector.feasible(levels)
 
 
-@pytest.mark.parametrize("case", SPACES)
-def test_states_are_shares_and_see_only_what_was_decided(case: tuple[str, str]) -> None:
-    walk, rng = WALKS[case], np.random.default_rng(0)
+@pytest.mark.parametrize("space", list(REGISTERED))
+def test_states_are_shares_and_see_only_what_was_decided(space: str) -> None:
+    walk, rng = Walk(table.problem(space, "size<=70%")), np.random.default_rng(0)
     levels = run_episode(walk, walk.space.largest, lambda state: rng.uniform(size=walk.action_size))
     states = walk.states(levels)
     assert states.shape == (len(walk.steps), walk.state_size)
     assert ((states >= 0) & (states <= 1)).all()
     for index in range(len(walk.steps)):
-        later = levels.copy()
-        for step in walk.steps[index:]:
-            later[list(step.axes.values())] = 0
-        assert np.array_equal(walk.states(later, index, index + 1)[0], states[index])
+        for undecided in (walk.space.smallest, walk.space.largest):
+            later = levels.copy()
+            for step in walk.steps[index:]:
+                later[list(step.axes.values())] = undecided[list(step.axes.values())]
+            assert np.array_equal(walk.states(later, index, index + 1)[0], states[index])
 
 
 def test_the_agent_of_channels_alone_sees_amcs_eleven_features() -> None:

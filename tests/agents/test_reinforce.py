@@ -32,6 +32,7 @@ def test_it_draws_from_the_beta_it_says_and_exploits_its_mode() -> None:
     agent, rng = made(), np.random.default_rng(0)
     with torch.no_grad():
         agent.mode[1], agent.concentration[1] = -1.0, float(np.log(6.0))
+    agent.load_state_dict(agent.state_dict())
     state = np.array([0.5, 0.9, 0.1, 0.2])  # the second of three steps
     drawn = np.array([agent.act(state, rng)[0] for _ in range(4000)])
     expected = beta_distribution(*shapes(agent, 1))
