@@ -29,6 +29,15 @@ Field = Literal[
 ]
 
 
+_GOVERNORS: Mapping[str, tuple[Field, ...]] = {
+    "criterion": ("keep", "sparsity"),
+    "pattern": ("sparsity",),
+    "factorization": ("rank",),
+    "codebook": ("weight_bits",),
+}
+"""Of a field, those at the same place whose dense value leaves it nothing to say."""
+
+
 @dataclass(frozen=True, slots=True)
 class Axis:
     """One open decision."""
@@ -130,6 +139,26 @@ class SearchSpace:
         check_policy(policy, self.facts)
         decisions = {"group": policy.group, "layer": policy.layer, "block": policy.block}
         return np.array([a.level(getattr(decisions[a.kind](a.place), a.field)) for a in self.axes], dtype=np.int64)
+
+    def plain(self, levels: IntArray) -> IntArray:
+        """The point with decisions that change nothing at their first value: equal for equal models.
+
+        What ranks units or weights all of which stay, how a whole layer would be factored, what float weights share.
+        """
+        result = levels.copy()
+        for axis, governor in self._governed:
+            if levels[governor] == self.sizes[governor] - 1:
+                result[axis] = 0
+        return result
+
+    @cached_property
+    def _governed(self) -> tuple[tuple[int, int], ...]:
+        """Axes that mean nothing where another one is at its dense value, with that one."""
+        at = {(a.kind, a.place, a.field): i for i, a in enumerate(self.axes)}
+        found = (
+            (i, at.get((a.kind, a.place, f))) for i, a in enumerate(self.axes) for f in _GOVERNORS.get(a.field, ())
+        )
+        return tuple((axis, governor) for axis, governor in found if governor is not None)
 
     def sample(self, rng: np.random.Generator) -> IntArray:
         """A point drawn uniformly, each axis by itself."""

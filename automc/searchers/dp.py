@@ -58,7 +58,9 @@ class DPSearcher:
         implied = self.allocation.implied(best) if local else None
         point = best
         for _ in range(REDRAWS):
-            coefficients, around = (rng.uniform(size=len(best)), best) if implied is None else self._moved(implied, best, rng)
+            coefficients, around = (
+                (rng.uniform(size=len(best)), best) if implied is None else self._moved(implied, best, rng)
+            )
             point = self.allocation.solve(coefficients, around)
             if not self.history.seen(point):
                 break
@@ -80,9 +82,7 @@ class DPSearcher:
         """Where the local search stands."""
         return {"told": len(self.history.points), "changes": self._changes, "failed": self._failed}
 
-    def _moved(
-        self, coefficients: FloatArray, best: IntArray, rng: np.random.Generator
-    ) -> tuple[FloatArray, IntArray]:
+    def _moved(self, coefficients: FloatArray, best: IntArray, rng: np.random.Generator) -> tuple[FloatArray, IntArray]:
         """Some coefficients drawn anew, and the best point with some axes without an order drawn anew."""
         space = self.history.problem.space
         coefficients, around = coefficients.copy(), best.copy()

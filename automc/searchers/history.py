@@ -18,7 +18,10 @@ Settle = Callable[[IntArray, bool], IntArray]
 
 @dataclass(eq=False)
 class History:
-    """Points told so far with their scores, estimates of pruned ones among them; NaN for evaluations that failed."""
+    """Points told so far with their scores, estimates of pruned ones among them; NaN where one failed.
+
+    Points are `plain`, so that policies that make the same model count as one.
+    """
 
     problem: Problem
     seed: int
@@ -38,7 +41,7 @@ class History:
 
     def tell(self, evaluation: Evaluation) -> IntArray:
         """Takes note of an evaluation; returns its point."""
-        point = self.problem.space.encode(evaluation.policy)
+        point = self.problem.space.plain(self.problem.space.encode(evaluation.policy))
         self.points.append(point)
         self.scores.append(evaluation.score if evaluation.scored and evaluation.score is not None else float("nan"))
         self._seen.add(point.tobytes())
@@ -51,20 +54,21 @@ class History:
         `settle(levels, fill)` makes a neighbour feasible; by default the problem's projection.
         """
         settle = settle or (lambda levels, fill: self.problem.projector.project(levels, fill=fill))
-        chosen = point
+        space = self.problem.space
+        chosen = space.plain(point)
         for attempt in range(TRIES):
-            if not self.seen(chosen):
+            if chosen.tobytes() not in self._seen:
                 break
-            moved = self.problem.space.neighbours(point, rng, changes=1 + attempt // 4, reach=1 + attempt // 4)
+            moved = space.neighbours(point, rng, changes=1 + attempt // 4, reach=1 + attempt // 4)
             # Where few points spend the whole budget, filling leads back to those already told.
-            chosen = settle(moved, attempt < TRIES // 2)
+            chosen = space.plain(settle(moved, attempt < TRIES // 2))
         self._seen.add(chosen.tobytes())
         self.asked += 1
-        return self.problem.space.decode(chosen)
+        return space.decode(chosen)
 
     def seen(self, point: IntArray) -> bool:
         """Whether a point was told or proposed already."""
-        return point.tobytes() in self._seen
+        return self.problem.space.plain(point).tobytes() in self._seen
 
     def ranked(self) -> list[int]:
         """Indices of scored points, best first, earlier ones first among equals."""

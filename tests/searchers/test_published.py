@@ -138,7 +138,7 @@ def test_haq_leaves_other_decisions_at_their_top_where_bits_can_meet_the_budget(
         (
             amc,
             "bits",
-            r"AMC must have keep, sparsity, rank .*; this space opens activation_bits, weight_bits: choose .* --searcher ddpg",
+            r"AMC must have keep, sparsity, rank .*; this space opens activation_bits, weight_bits: .* --searcher ddpg",
         ),
     ],
 )
