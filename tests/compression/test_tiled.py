@@ -57,7 +57,7 @@ DECISIONS = {
     "bits": LayerDecision(weight_bits=4, activation_bits=6),
     "sparse": LayerDecision(sparsity=0.6, criterion="obs"),
     "ranks": LayerDecision(rank=0.5),
-    "rounded factors": LayerDecision(rank=0.5, weight_bits=8, activation_bits=8),
+    "rounded factors": LayerDecision(rank=0.5, weight_bits=8, activation_bits=5),
 }
 
 
