@@ -265,6 +265,16 @@ def test_a_budgeted_walk_shows_the_budget_and_keeps_it() -> None:
     assert walk.budget == 1.0 and walk.projector is walk.problem.projector
 
 
+def test_what_fits_one_budget_is_asked_anew_under_another() -> None:
+    walk = MODES["budgeted"]
+    start, step = walk.start(walk.space.largest), walk.steps[0]
+    for share in (0.2, walk.reach[0]):
+        roomy = walk.execute(start, step, np.ones(1))  # the last point that was weighed
+        tight = walk.under(share)
+        levels = tight.execute(start, step, np.ones(1))
+        assert tight.projector.feasible(levels) and (levels < roomy).any()
+
+
 def test_a_policy_is_remembered_for_the_budget_it_meets_exactly() -> None:
     """Hindsight: under that budget the walk executes the same policy, with nothing to spare."""
     walk, rng = MODES["budgeted"], np.random.default_rng(0)

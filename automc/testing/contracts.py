@@ -188,19 +188,21 @@ def check_searcher(factory: SearcherFactory, problem: Problem, trials: int = 12)
     again = factory(problem, 0)
     for evaluation in history:
         again.tell(evaluation)
-    assert _same(again.state_dict(), first.state_dict()), "a resumed searcher must know what the uninterrupted one does"
+    assert same_state(again.state_dict(), first.state_dict()), (
+        "a resumed searcher must know what the uninterrupted one does"
+    )
     assert again.ask() == first.ask(), "a resumed searcher must go on as the uninterrupted one"
     open_asks = [first.ask() for _ in range(3)]
     assert all(problem.projector.feasible(problem.space.encode(p)) for p in open_asks)
     _check_plain(first.state_dict())
 
 
-def _same(first: object, second: object) -> bool:
-    """Whether two states hold the same tensors and values."""
+def same_state(first: object, second: object) -> bool:
+    """Whether two `state_dict`s hold the same tensors and values."""
     if isinstance(first, dict) and isinstance(second, dict):
-        return first.keys() == second.keys() and all(_same(first[k], second[k]) for k in first)
+        return first.keys() == second.keys() and all(same_state(first[k], second[k]) for k in first)
     if isinstance(first, (list, tuple)) and isinstance(second, (list, tuple)):
-        return len(first) == len(second) and all(map(_same, first, second))
+        return len(first) == len(second) and all(map(same_state, first, second))
     if isinstance(first, torch.Tensor) and isinstance(second, torch.Tensor):
         return torch.equal(first, second)
     return first == second

@@ -16,20 +16,24 @@ from automc.errors import ArtifactError
 from automc.registry import AGENTS
 from automc.searchers import checkpoint
 from automc.searchers.rl import AgentSearch, AgentSearcher, make_agent
+from automc.testing.contracts import same_state
 from tests.searchers import table
 
 WALK = Walk(table.problem("channels-bits", "macs<=60%,size<=30%", depth=8), WalkSettings(("keep", "weight_bits")))
 
 
 def goes_on(agent: Agent, episodes: int, seed: int) -> list[list[float]]:
-    """Further episodes of its own and of others, and every action in them."""
-    rng, done = np.random.default_rng(seed), []
+    """Further episodes of its own and of others, and every action before it is executed."""
+    rng, done = np.random.default_rng(seed), list[list[float]]()
+
+    def act(state: np.ndarray) -> np.ndarray:
+        action = agent.act(state, rng, explore=len(done) % 3 > 0)
+        done.append(action.tolist())
+        return action
+
     for i in range(episodes):
-        walked = run_episode(WALK, WALK.space.largest, lambda state: agent.act(state, rng))
-        explored = run_episode(WALK, WALK.space.largest, lambda state: agent.act(state, rng, explore=False))
-        steps = transitions(WALK, walked, float(rng.normal()))
-        agent.observe(steps, rng, updates=(None, 2, 0)[i % 3])
-        done += [t.action.tolist() for t in steps] + [explored.tolist()]
+        walked = run_episode(WALK, WALK.space.largest, act)
+        agent.observe(transitions(WALK, walked, float(rng.normal())), rng, updates=(None, 1, 0)[i % 3])
     return done
 
 
@@ -44,7 +48,9 @@ def test_saved_at_any_moment_an_agent_goes_on_bit_for_bit(name: str, before: int
     checkpoint.save(path, first, WALK)
     checkpoint.load(path, second, WALK)
     assert second.episode == before
+    assert same_state(first.state_dict(), second.state_dict())
     assert goes_on(first, 4, seed + 1) == goes_on(second, 4, seed + 1)
+    assert same_state(first.state_dict(), second.state_dict())
 
 
 def saved(path: Path, walk: Walk = WALK) -> Path:
