@@ -44,20 +44,20 @@ class Allocation:
         return self.solve(np.ones(len(start)), start)
 
     def solve(
-        self, coefficients: FloatArray, around: IntArray, projector: Projector | None = None, *, exact: bool = True
+        self, coefficients: FloatArray, around: IntArray, projector: Projector | None = None, *, thorough: bool = True
     ) -> IntArray:
         """A feasible point with about the least sum of errors times coefficients (A,); axes without an order stay as
-        in `around`, where costs are made additive first. Without `exact` by prices alone, in a few milliseconds."""
+        in `around`, where costs are made additive first. Not `thorough`: by prices alone, in two rounds."""
         projector = projector or self.problem.projector
         weighted = [c * e for c, e in zip(coefficients, self.errors, strict=True)]
         best, least = around, np.inf
-        for _ in range(ROUNDS):
+        for _ in range(ROUNDS if thorough else 2):
             table = additive(self.problem, best)
             point = relaxed(projector, table, padded(table, weighted))
             if total(weighted, point) >= least:
                 break
             best, least = point, total(weighted, point)
-        if len(projector.limits) > 1 or not exact:
+        if len(projector.limits) > 1 or not thorough:
             return best
         found = _exact(projector, additive(self.problem, best), weighted)
         return found if total(weighted, found) < least else best

@@ -42,7 +42,7 @@ class Programming:
         model = Regression.of(space, self._allocation.errors, aim.points, aim.scores)
         coefficients, levels = model.draw(rng)
         around = np.where(space.ordered, aim.best, levels)
-        return self._allocation.solve(coefficients, around, aim.projector, exact=False)
+        return self._allocation.solve(coefficients, around, aim.projector, thorough=False)
 
 
 class Switching:
