@@ -130,21 +130,23 @@ def run(job: tuple[str, str, int, int]) -> str:
     return f"{searcher} {seed}: best {study.best.score:.5f}, {took:.0f} s"
 
 
+def share_of_box(evaluations: Sequence[Evaluation], arena: Arena, dense: float, cost: str, limit: float) -> float:
+    """Hypervolume of the feasible ones among some evaluations, as a share of the box."""
+    feasible = [e for e in evaluations if e.ok]
+    box = np.array([-arena.useless, BEYOND * limit])
+    return hypervolume(objectives(feasible, [cost]), box) / ((dense - arena.useless) * box[1])
+
+
 def curves(study: Study, arena: Arena, dense: float) -> dict[str, list[float]]:
     """After each evaluation: best feasible score, hypervolume as a share of the box, seconds of scoring so far."""
     found: dict[str, list[float]] = {"best": [], "hypervolume": [], "seconds": []}
     (cost, limit), *_ = study.meta["limits"].items()
-    box = np.array([-arena.useless, BEYOND * limit])
-    whole = (dense - arena.useless) * box[1]
-    points: list[np.ndarray] = []
     best, seconds = float("-inf"), 0.0
-    volume = 0.0
-    for e in study.evaluations:
+    for count, e in enumerate(study.evaluations, start=1):
         seconds += e.seconds
         if e.ok and e.score is not None:
             best = max(best, e.score)
-            points.append(objectives([e], [cost])[0])
-            volume = hypervolume(np.array(points), box) / whole
+        volume = share_of_box(study.evaluations[:count], arena, dense, cost, limit)
         for key, value in zip(found, (best, volume, seconds), strict=True):
             found[key].append(value)
     return found
