@@ -71,26 +71,22 @@ class DDPGAgent:
         warmup = s.warmup if setting.warmup is None else setting.warmup
         size = setting.state_size, setting.action_size, s.hidden
         shapes = Actor.shapes(*size), Critic.shapes(*size)
-        cuts = [sum(sizes(x)) for x in shapes]
-        generator = torch.Generator().manual_seed(setting.seed)
-        self.online = torch.empty(sum(cuts))
+        cut = sum(sizes(shapes[0]))
+        self.online = torch.empty(cut + sum(sizes(shapes[1])))
         """Parameters of actor and critic, one vector."""
-        for part, shape in zip(self.online.split_with_sizes(cuts), shapes, strict=True):
-            initialise_(part, shape, generator)
-        self.target, gradient = self.online.clone(), torch.zeros_like(self.online)
-        (self.actor, self.critic), (self.target_actor, self.target_critic), (self._actor_slope, self._critic_slope) = (
-            (Actor(a, *size, steady=s.steady), Critic(c, *size))
-            for a, c in (flat.split_with_sizes(cuts) for flat in (self.online, self.target, gradient))
-        )
-        self.actor_optimizer, self.critic_optimizer = (
-            _adam(values, slope, rate)
-            for values, slope, rate in zip(
-                self.online.split_with_sizes(cuts),
-                gradient.split_with_sizes(cuts),
-                (s.actor_rate, s.critic_rate),
-                strict=True,
-            )
-        )
+        generator = torch.Generator().manual_seed(setting.seed)
+        initialise_(self.online[:cut], shapes[0], generator)
+        initialise_(self.online[cut:], shapes[1], generator)
+        self.target, slope = self.online.clone(), torch.zeros_like(self.online)
+
+        def networks(flat: Tensor) -> tuple[Actor, Critic]:
+            return Actor(flat[:cut], *size, steady=s.steady), Critic(flat[cut:], *size)
+
+        self.actor, self.critic = networks(self.online)
+        self.target_actor, self.target_critic = networks(self.target)
+        self._actor_slope, self._critic_slope = networks(slope)
+        self.actor_optimizer = _adam(self.online[:cut], slope[:cut], s.actor_rate)
+        self.critic_optimizer = _adam(self.online[cut:], slope[cut:], s.critic_rate)
         self.replay = Replay(s.replay * setting.steps, setting.state_size, setting.action_size)
         self.exploration = Exploration(warmup, s.deviation, s.decay)
         self.reward_baseline: float | None = None

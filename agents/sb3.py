@@ -20,8 +20,8 @@ import copy
 import math
 import random
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -41,6 +41,7 @@ LAST = 100
 class OffPolicySettings:
     """Knobs of TD3 and SAC."""
 
+    algorithm: Literal["TD3", "SAC"]
     hidden: int = 256
     """Units of both hidden layers."""
     rate: float = 1e-3
@@ -72,12 +73,12 @@ class PPOSettings:
 class OffPolicyAgent:
     """TD3 or SAC: learns from every episode remembered."""
 
-    def __init__(self, setting: AgentSetting, algorithm: str) -> None:
+    def __init__(self, setting: AgentSetting) -> None:
         s = self.settings = setting.read(OffPolicySettings)
-        special: dict[str, Any] = {"ent_coef": f"auto_{s.entropy}"} if algorithm == "SAC" else {}
+        special: dict[str, Any] = {"ent_coef": f"auto_{s.entropy}"} if s.algorithm == "SAC" else {}
         self.model = _model(
             setting,
-            algorithm,
+            s.algorithm,
             learning_rate=s.rate,
             batch_size=s.batch,
             buffer_size=s.replay * setting.steps,
@@ -87,7 +88,7 @@ class OffPolicyAgent:
             **special,
         )
         self.exploration = Exploration(s.warmup if setting.warmup is None else setting.warmup, s.deviation, s.decay)
-        self._stochastic, self._action_size = algorithm == "SAC", setting.action_size
+        self._stochastic, self._action_size = s.algorithm == "SAC", setting.action_size
         self._rewards = np.zeros(s.replay * setting.steps)
         """The final reward of each remembered transition's episode, as told."""
 
@@ -213,12 +214,12 @@ class PPOAgent:
 
 def td3(setting: AgentSetting) -> Agent:
     """Twin delayed DDPG, registered as `td3`."""
-    return OffPolicyAgent(setting, "TD3")
+    return OffPolicyAgent(replace(setting, knobs={**setting.knobs, "algorithm": "TD3"}))
 
 
 def sac(setting: AgentSetting) -> Agent:
     """Soft actor-critic, registered as `sac`."""
-    return OffPolicyAgent(setting, "SAC")
+    return OffPolicyAgent(replace(setting, knobs={**setting.knobs, "algorithm": "SAC"}))
 
 
 def ppo(setting: AgentSetting) -> Agent:

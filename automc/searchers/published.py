@@ -42,7 +42,8 @@ def haq(problem: Problem, seed: int) -> AgentSearcher:
     20 uniform episodes, noise of deviation 0.5 * 0.99^k, a replay buffer of 128 transitions a layer. Deviations: cells
     of equal width are counted over a layer's levels, also where these skip bit widths; the state is AMC's eleven
     features, the last of them the last executed decision, and which of the two decisions it is, instead of HAQ's ten
-    (which know the layer's kind and weight count, but not what was spent); the agent remembers the repaired bits.
+    (which know the layer's kind and weight count, but not what was spent); the agent remembers the repaired bits; the
+    reward is the relative accuracy, not a tenth of its difference.
     Weights are shared by k-means or evenly spaced as the space says, by k-means where it leaves that open.
     """
     opened = tuple(f for f in BITS if f in _fields(problem))

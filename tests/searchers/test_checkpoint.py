@@ -107,6 +107,14 @@ def test_another_agent_or_other_settings_are_refused(tmp_path: Path) -> None:
             checkpoint.load(path, agent, WALK)
 
 
+def test_the_agents_of_one_bridge_are_told_apart(tmp_path: Path) -> None:
+    pytest.importorskip("stable_baselines3")
+    one, other = (make_agent(AgentSearch(name), WALK, 0) for name in ("td3", "sac"))
+    checkpoint.save(tmp_path / "agent", one, WALK)
+    with pytest.raises(ArtifactError, match="an agent checkpoint of another agent"):
+        checkpoint.load(tmp_path / "agent", other, WALK)
+
+
 def test_another_budget_is_the_same_walk(tmp_path: Path) -> None:
     path = saved(tmp_path / "agent.safetensors")
     tighter = Walk(table.problem("channels-bits", "macs<=40%", depth=8), WALK.settings)
