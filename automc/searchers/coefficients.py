@@ -1,8 +1,8 @@
 """What told scores say about the layers: how much score each unit of a layer's error costs.
 
 SPDY (Frantar and Alistarh 2022, section 3.2) searches these coefficients at random. Here two sources propose them.
-* `implied`: the coefficients under which a point, whoever proposed it, is the knapsack's solution: a start for
-  mutations that needs no memory of who proposed what.
+* `implied`: coefficients under which a point, whoever proposed it, is the knapsack's solution: a start for local
+  changes that needs no memory of who proposed what.
 * `Regression.draw`: a draw from the posterior of the additive model (`scoring.surrogate`): Thompson sampling with the
   knapsack as its oracle (Agrawal and Goyal 2013; Wen et al. 2015 for combinatorial arms). Noise in the scores widens
   the posterior instead of misleading a local search.
@@ -11,17 +11,32 @@ SPDY (Frantar and Alistarh 2022, section 3.2) searches these coefficients at ran
 import numpy as np
 
 from automc.scoring.surrogate import AdditiveModel
+from automc.searcher import Problem
 from automc.searchers.relaxation import Additive
 from automc.space import FloatArray, IntArray
 
 LEAST, MOST = 0.02, 50.0
 """Bounds on a coefficient, relative to the common one."""
-TIE = 1e-6
-"""How far a coefficient stays from where a neighbouring level is as good."""
+
+
+def errors_of(problem: Problem) -> list[FloatArray]:
+    """A problem's errors per axis and level, never rising with the level; zeros for axes without an order.
+
+    An error that is no finite number counts as the loss of the whole output. Where a problem has no errors, the square
+    of the lost share, SPDY's assumption.
+    """
+    space = problem.space
+    raw = tuple(np.linspace(1.0, 0.0, n) ** 2 for n in space.sizes) if problem.errors is None else problem.errors()
+    finite = [np.nan_to_num(e, nan=1.0, posinf=1.0) for e in raw]
+    return [np.minimum.accumulate(e) if o else np.zeros(len(e)) for e, o in zip(finite, space.ordered, strict=True)]
 
 
 def implied(table: Additive, errors: FloatArray, price: FloatArray, levels: IntArray) -> FloatArray:
-    """Per ordered axis the coefficient nearest to 1 (O,) for which `levels` (O,) minimise error plus priced cost."""
+    """Per ordered axis a coefficient (O,) for which `levels` (O,) minimise error plus priced cost.
+
+    It lies in the middle of those that do, on a logarithmic scale, so that a small change of price or coefficient
+    leaves the level alone; an end that is open lies at 1, or at twice or half the other end.
+    """
     rows, index = np.arange(len(levels)), np.arange(table.known.shape[1])
     cost = np.tensordot(price, np.where(table.known, table.costs, 0.0), axes=1)  # (O, V)
     saved = errors[rows, levels][:, None] - np.where(table.known, errors, np.nan)
@@ -32,10 +47,9 @@ def implied(table: Additive, errors: FloatArray, price: FloatArray, levels: IntA
     below = (index < levels[:, None]) & table.known & (saved < 0)
     high = np.where(above, ratio, np.inf).min(axis=1, initial=np.inf)
     low = np.where(below, ratio, 0.0).max(axis=1, initial=0.0)
-    broken = low > high  # on no convex hull: no coefficient makes it optimal
-    middle = np.sqrt(np.maximum(low * np.where(np.isfinite(high), high, 1.0), 1e-12))
-    inside = np.clip(1.0, low * (1.0 + TIE), high * (1.0 - TIE))
-    return np.asarray(np.where(broken, middle, inside).clip(LEAST, MOST))
+    least = np.where(low > 0.0, low, np.minimum(1.0, high) / 2.0)
+    most = np.where(np.isfinite(high), high, np.maximum(1.0, low) * 2.0)
+    return np.asarray(np.sqrt(least * most).clip(LEAST, MOST))  # on no convex hull, low > high: between them
 
 
 class Regression(AdditiveModel):

@@ -15,7 +15,7 @@ TRIES = 20
 
 @dataclass(eq=False)
 class History:
-    """Points told so far with their scores, estimates of pruned ones among them; NaN for evaluations that failed."""
+    """Points told so far with their scores, estimates of pruned ones among them; NaN where there is no finite one."""
 
     problem: Problem
     seed: int
@@ -33,7 +33,8 @@ class History:
         """Takes note of an evaluation; returns its point."""
         point = self.problem.space.encode(evaluation.policy)
         self.points.append(point)
-        self.scores.append(evaluation.score if evaluation.scored and evaluation.score is not None else float("nan"))
+        score = evaluation.score if evaluation.scored and evaluation.score is not None else np.nan
+        self.scores.append(score if np.isfinite(score) else np.nan)
         self._seen.add(point.tobytes())
         self.asked = max(self.asked - 1, 0)
         return point
@@ -42,7 +43,7 @@ class History:
         """The policy at a feasible point, or at a feasible neighbour where the point was told or asked already."""
         chosen = point
         for attempt in range(TRIES):
-            if chosen.tobytes() not in self._seen:
+            if not self.seen(chosen):
                 break
             moved = self.problem.space.neighbours(point, rng, changes=1 + attempt // 4, reach=1 + attempt // 4)
             # Where few points spend the whole budget, filling leads back to those already told.
@@ -50,6 +51,10 @@ class History:
         self._seen.add(chosen.tobytes())
         self.asked += 1
         return self.problem.space.decode(chosen)
+
+    def seen(self, point: IntArray) -> bool:
+        """Whether a point was told or proposed already."""
+        return point.tobytes() in self._seen
 
     def ranked(self) -> list[int]:
         """Indices of scored points, best first, earlier ones first among equals."""

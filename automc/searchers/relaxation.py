@@ -6,7 +6,7 @@ spent greedily, by error saved per share of the slack. Costs that are no sum ove
 made additive around a point; the caller projects the result.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
@@ -36,12 +36,6 @@ class Additive:
     def known(self) -> np.ndarray:
         """Which levels exist (O, V)."""
         return np.asarray(np.isfinite(self.costs[0]))
-
-    def with_criteria(self, point: IntArray) -> "Additive":
-        """The same costs; axes without an order as in `point`, which changes no cost."""
-        around = point.copy()
-        around[self.axes] = self.around[self.axes]
-        return replace(self, around=around)
 
     def spare(self, projector: Projector) -> FloatArray:
         """What the limits leave above the cheapest levels (M,)."""
@@ -90,13 +84,13 @@ def priced_levels(table: Additive, errors: FloatArray, price: FloatArray) -> Int
     return np.asarray(total.argmin(axis=1))
 
 
-def relaxed(problem: Problem, projector: Projector, table: Additive, errors: FloatArray) -> IntArray:
+def relaxed(projector: Projector, table: Additive, errors: FloatArray) -> IntArray:
     """A feasible point with about the least error sum; axes without an order stay as they are."""
     point = table.around.copy()
     if len(table.axes):
         spare = table.spare(projector)
         levels = priced_levels(table, errors, prices(table, errors, spare))
-        point[table.axes] = _spend(table, errors, levels, spare)
+        point[table.axes] = spend(table, errors, levels, spare)
     return projector.project(point, fill=True)
 
 
@@ -126,7 +120,7 @@ def _price(
     return high
 
 
-def _spend(table: Additive, errors: FloatArray, levels: IntArray, spare: FloatArray) -> IntArray:
+def spend(table: Additive, errors: FloatArray, levels: IntArray, spare: FloatArray) -> IntArray:
     """Raises levels while the slack lasts: the most error saved per share of the slack first."""
     levels, rows = levels.copy(), np.arange(len(levels))
     for _ in range(4 * len(levels)):

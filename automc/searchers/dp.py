@@ -1,0 +1,99 @@
+"""SPDY: dynamic programming on the layers' errors, and a search for how much each layer's error counts.
+
+Frantar and Alistarh (2022), section 3, and the settings of their code: one coefficient a layer turns calibrated errors
+into a knapsack (`allocation`), and the real score judges its solution. First the plain solution, then coefficients
+drawn at random, U(0, 1) each, then a local search around the best: k coefficients drawn anew, from a tenth of them down
+to a single one, so many times without improvement each. Deviations:
+* Twenty random vectors and twenty tries a k instead of a hundred each: a search here has a few hundred trials.
+* After k = 1 it begins again with a tenth; the reference stops.
+* Nothing but the told scores is remembered: the local search starts from coefficients that the best point implies, in
+  the middle of those under which it is a solution. So it goes on from whatever another searcher found, and after a
+  resume. A new coefficient is the old one times a log-normal factor, as the implied ones have no common range.
+* An axis without an order counts as a coefficient; drawn anew, it takes a random level.
+* A vector whose solution was proposed before is drawn again; the reference scores it again.
+"""
+
+from typing import Any
+
+import numpy as np
+
+from automc.evaluation import Evaluation
+from automc.policy import Policy
+from automc.searcher import Problem
+from automc.searchers.allocation import Allocation
+from automc.searchers.history import History
+from automc.space import FloatArray, IntArray
+
+DRAWS = 20
+TRIES = 20
+SHARE = 0.1
+"""Of the coefficients that the local search draws anew at first."""
+SPREAD = 1.0
+"""Deviation of the logarithm of a coefficient drawn anew."""
+REDRAWS = 8
+"""How often a vector is drawn for a solution not proposed before; then a neighbour of the last one is proposed."""
+
+
+class DPSearcher:
+    """Proposes knapsack solutions; the told scores choose the coefficients."""
+
+    proposer = "dp"
+
+    def __init__(self, problem: Problem, seed: int, *, draws: int = DRAWS, tries: int = TRIES) -> None:
+        self.history = History(problem, seed)
+        self.allocation = Allocation(problem)
+        self._draws, self._tries = draws, tries
+        self._most = max(round(SHARE * len(problem.space.axes)), 1)
+        self._changes, self._failed = self._most, 0
+        """How many coefficients are drawn anew, and how many tries in a row have not paid."""
+        self._best: int | None = None
+
+    def ask(self) -> Policy:
+        """The plain solution where nothing was scored; then one under drawn coefficients."""
+        rng = self.history.rng()
+        if self._best is None:
+            return self.history.propose(self.allocation.plain(), rng)
+        best = self.history.points[self._best]
+        local = len(self.history.points) + self.history.asked > self._draws
+        implied = self.allocation.implied(best) if local else None
+        point = best
+        for _ in range(REDRAWS):
+            coefficients, around = (
+                (rng.uniform(size=len(best)), best) if implied is None else self._moved(implied, best, rng)
+            )
+            point = self.allocation.solve(coefficients, around)
+            if not self.history.seen(point):
+                break
+        return self.history.propose(point, rng)
+
+    def tell(self, evaluation: Evaluation) -> None:
+        """Takes note of a score, whoever proposed the policy."""
+        self.history.tell(evaluation)
+        last = len(self.history.points) - 1
+        score = self.history.scores[last]
+        if not np.isnan(score) and (self._best is None or score > self.history.scores[self._best]):
+            self._best, self._failed = last, 0
+        elif last > self._draws:
+            self._failed += 1
+            if self._failed == self._tries:
+                self._changes, self._failed = self._changes - 1 or self._most, 0
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where the local search stands."""
+        return {"told": len(self.history.points), "changes": self._changes, "failed": self._failed}
+
+    def _moved(self, coefficients: FloatArray, best: IntArray, rng: np.random.Generator) -> tuple[FloatArray, IntArray]:
+        """Some coefficients drawn anew, and the best point with some axes without an order drawn anew."""
+        space = self.history.problem.space
+        coefficients, around = coefficients.copy(), best.copy()
+        for axis in rng.choice(len(best), size=self._changes, replace=False):
+            if space.ordered[axis]:
+                coefficients[axis] *= np.exp(SPREAD * rng.standard_normal())
+            else:
+                around[axis] = rng.integers(0, space.sizes[axis])
+        return coefficients, around
+
+
+def dp(problem: Problem, seed: int) -> DPSearcher:
+    """The searcher registered as `dp`."""
+    return DPSearcher(problem, seed)
