@@ -59,8 +59,8 @@ class Allocation:
             best, least = point, total(weighted, point)
         if len(projector.limits) > 1 or not thorough:
             return best
-        found = _exact(projector, additive(self.problem, best), weighted)
-        return found if total(weighted, found) < least else best
+        exact = _exact(projector, additive(self.problem, best), weighted)
+        return exact if total(weighted, exact) < least else best
 
     def implied(self, point: IntArray) -> FloatArray:
         """Coefficients (A,) under which a point, whoever proposed it, is about the solution; 1 without an order."""

@@ -7,19 +7,19 @@ from typing import Protocol
 
 import numpy as np
 
-from automc.searcher import Problem
+from automc.scoring.screen import ENOUGH, SPREADS
+from automc.scoring.surrogate import AdditiveModel
 from automc.searchers.aims import Aim
 from automc.searchers.allocation import Allocation
 from automc.searchers.coefficients import Regression
+from automc.searchers.evolution import OFFSPRING, children, most_promising
+from automc.searchers.history import History
 from automc.searchers.rl import AgentSearcher
 from automc.searchers.sampled import Trials
 from automc.space import IntArray
 
 NEIGHBOURS = 20
 """Told points that a sampler conditioned on the agent's decisions is fitted to, at most half of all."""
-SWITCHES = 3
-"""Most level switches of one child; the fewer the likelier (EvoPress)."""
-PARENTS = 5
 
 
 class Arm(Protocol):
@@ -46,18 +46,20 @@ class Programming:
 
 
 class Switching:
-    """Evolution: a good point, or a cross of two, with a few levels exchanged (see `evolution`)."""
+    """Evolution: of many children of the best point the one that a model of the scores near the aim prefers."""
 
-    def __init__(self, problem: Problem) -> None:
-        self._space = problem.space
+    def __init__(self, allocation: Allocation, history: History) -> None:
+        self._allocation, self._history = allocation, history
 
     def point(self, aim: Aim, rng: np.random.Generator) -> IntArray:
-        """A child; filling it up to the aim's limits spends what the switches saved."""
-        other = aim.points[int(rng.integers(min(PARENTS, len(aim.points))))]
-        child = np.where(rng.random(len(other)) < 0.5, aim.best, other) if rng.random() < 0.5 else aim.best
-        changes = int(min(rng.integers(1, 7), rng.integers(1, 7)))
-        reach = max(1, int(self._space.sizes.max()) // 10)
-        return self._space.neighbours(child, rng, changes=changes, reach=reach)
+        """A child (see `evolution`); filling it up to the aim's limits spends what its switches saved."""
+        space = self._history.problem.space
+        parent = aim.projector.project(aim.best)
+        if len(aim.points) < ENOUGH:
+            return children(space, aim.projector, parent, 1, rng).ravel()
+        model = AdditiveModel.of(space, self._allocation.errors, aim.points, aim.scores, SPREADS)
+        found = children(space, aim.projector, parent, OFFSPRING, rng)
+        return most_promising(found, model, self._history)
 
 
 class Sampling:

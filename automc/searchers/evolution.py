@@ -1,7 +1,7 @@
 """EvoPress: children of the best point, made by moving budget from one place to another.
 
-Sieberling et al. (2024), (1+lambda) and elitist: the parent is the best feasible point told so far, whoever proposed it,
-the uniform one at first; a child gives up levels in min(U{1..3}, U{1..3}) places and takes others elsewhere. Their
+Sieberling et al. (2024), (1+lambda) and elitist: the parent is the best feasible point told so far, whoever proposed
+it, the uniform one at first; a child gives up levels in min(U{1..3}, U{1..3}) places and takes others elsewhere. Their
 selection is staged, many offspring on few tokens and the survivors on more. Here, too: of many offspring the one is
 asked whose score the additive model of the layers' errors predicts best (`scoring.surrogate`, once it knows enough;
 one child before), and what is asked is raced on nested subsets of the validation samples by the loop. Every ask until
@@ -18,13 +18,14 @@ import numpy as np
 
 from automc.evaluation import Evaluation
 from automc.policy import Policy
+from automc.projection import Projector
 from automc.scoring.screen import ENOUGH, MOST, SPREADS
 from automc.scoring.surrogate import AdditiveModel
 from automc.searcher import Problem
 from automc.searchers.baselines import uniform_point
 from automc.searchers.coefficients import errors_of
 from automc.searchers.history import History
-from automc.space import FloatArray, IntArray
+from automc.space import FloatArray, IntArray, SearchSpace
 
 OFFSPRING = 64
 """Children drawn for one that is asked; EvoPress's for sparsity."""
@@ -45,9 +46,6 @@ class EvolutionSearcher:
         self.history = History(problem, seed)
         self._offspring = offspring
         self._errors: list[FloatArray] | None = None
-        space = problem.space
-        self._open = np.flatnonzero(space.sizes > 1)
-        self._ordered = np.flatnonzero(space.ordered & (space.sizes > 1))
 
     def ask(self) -> Policy:
         """The uniform point where nothing was scored; then the most promising child of the best."""
@@ -55,10 +53,8 @@ class EvolutionSearcher:
         scored = self.history.ranked()
         if not scored:
             return self.history.propose(uniform_point(problem, problem.projector), rng)
-        knows = len(scored) >= ENOUGH and len(self._ordered) > 0
-        children = self._children(self.history.points[scored[0]], self._offspring if knows else 1, rng)
-        child = children[self._most_promising(children, sorted(scored)[-MOST:])] if knows else children[0]
-        return self.history.propose(problem.projector.project(child, fill=True), rng)
+        point = self._child(self.history.points[scored[0]], sorted(scored)[-MOST:], rng)
+        return self.history.propose(problem.projector.project(point, fill=True), rng)
 
     def tell(self, evaluation: Evaluation) -> None:
         """Adds a possible parent."""
@@ -68,38 +64,51 @@ class EvolutionSearcher:
         """The parent's score, None where nothing was scored."""
         return {"parent": next((self.history.scores[i] for i in self.history.ranked()), None)}
 
-    def _children(self, parent: IntArray, count: int, rng: np.random.Generator) -> IntArray:
-        """Feasible points (count, A): some places lower than in the parent, others higher."""
-        space, projector = self.history.problem.space, self.history.problem.projector
-        children = np.repeat(parent[None], count, axis=0)
-        for child in children:
-            places = min(int(n) for n in rng.integers(1, SWITCHES + 1, size=2))
-            for axis in rng.choice(self._open, size=min(places, len(self._open)), replace=False):
-                redrawn = rng.integers(0, space.sizes[axis])
-                child[axis] = child[axis] - self._step(axis, rng) if space.ordered[axis] else redrawn
-        children = np.maximum(children, 0)
-        lowered, rows = children < parent, np.arange(count)
-        order = rng.permuted(np.repeat(self._ordered[None], count, axis=0), axis=1)
-        for axes in order.T[:RISES]:
-            risen = children.copy()
-            risen[rows, axes] = np.minimum(risen[rows, axes] + self._step(axes, rng), space.sizes[axes] - 1)
-            rises = projector.fits(risen) & ~lowered[rows, axes]
-            children[rises] = risen[rises]
-        return children
-
-    def _step(self, axes: IntArray, rng: np.random.Generator) -> IntArray:
-        """How many levels places move."""
-        return rng.integers(1, np.maximum(self.history.problem.space.sizes[axes] // STEPS, 1) + 1)
-
-    def _most_promising(self, children: IntArray, known: list[int]) -> int:
-        """Which child not proposed before will score best, by what the known scores say of the layers' errors."""
+    def _child(self, parent: IntArray, known: list[int], rng: np.random.Generator) -> IntArray:
+        """The most promising child by what the known scores say of the layers' errors; any, where they are too few."""
+        problem = self.history.problem
+        if len(known) < ENOUGH or not problem.space.ordered.any():
+            return children(problem.space, problem.projector, parent, 1, rng).ravel()
         if self._errors is None:
-            self._errors = errors_of(self.history.problem)
+            self._errors = errors_of(problem)
         points, scores = [self.history.points[i] for i in known], [self.history.scores[i] for i in known]
-        model = AdditiveModel.of(self.history.problem.space, self._errors, points, scores, SPREADS)
-        means, _ = model.predict(list(children))
-        seen = [self.history.seen(child) for child in children]
-        return int(np.where(seen, -np.inf, means).argmax())
+        model = AdditiveModel.of(problem.space, self._errors, points, scores, SPREADS)
+        found = children(problem.space, problem.projector, parent, self._offspring, rng)
+        return most_promising(found, model, self.history)
+
+
+def children(
+    space: SearchSpace, projector: Projector, parent: IntArray, count: int, rng: np.random.Generator
+) -> IntArray:
+    """Points (count, A), feasible where the parent is: some places lower than in it, others higher."""
+    open_axes, ordered = np.flatnonzero(space.sizes > 1), np.flatnonzero(space.ordered & (space.sizes > 1))
+    found = np.repeat(parent[None], count, axis=0)
+    for child in found:
+        places = min(int(n) for n in rng.integers(1, SWITCHES + 1, size=2))
+        for axis in rng.choice(open_axes, size=min(places, len(open_axes)), replace=False):
+            redrawn = rng.integers(0, space.sizes[axis])
+            child[axis] = child[axis] - _step(space, axis, rng) if space.ordered[axis] else redrawn
+    found = np.maximum(found, 0)
+    lowered, rows = found < parent, np.arange(count)
+    order = rng.permuted(np.repeat(ordered[None], count, axis=0), axis=1)
+    for axes in order.T[:RISES]:
+        risen = found.copy()
+        risen[rows, axes] = np.minimum(risen[rows, axes] + _step(space, axes, rng), space.sizes[axes] - 1)
+        rises = projector.fits(risen) & ~lowered[rows, axes]
+        found[rises] = risen[rises]
+    return found
+
+
+def most_promising(found: IntArray, model: AdditiveModel, history: History) -> IntArray:
+    """Of points (N, A) the one not proposed before that a model of the told scores thinks best."""
+    means, _ = model.predict(list(found))
+    seen = [history.seen(point) for point in found]
+    return np.asarray(found[int(np.where(seen, -np.inf, means).argmax())])
+
+
+def _step(space: SearchSpace, axes: IntArray, rng: np.random.Generator) -> IntArray:
+    """How many levels places move."""
+    return rng.integers(1, np.maximum(space.sizes[axes] // STEPS, 1) + 1)
 
 
 def evolution(problem: Problem, seed: int) -> EvolutionSearcher:

@@ -18,7 +18,8 @@ Settle = Callable[[IntArray, bool], IntArray]
 
 @dataclass(eq=False)
 class History:
-    """Points told so far with their scores, estimates of pruned ones among them; NaN where one failed.
+    """Points told so far with their scores, estimates of pruned ones among them; NaN where
+    there is no finite one.
 
     Points are `plain`, so that policies that make the same model count as one.
     """
@@ -43,7 +44,8 @@ class History:
         """Takes note of an evaluation; returns its point."""
         point = self.problem.space.plain(self.problem.space.encode(evaluation.policy))
         self.points.append(point)
-        self.scores.append(evaluation.score if evaluation.scored and evaluation.score is not None else float("nan"))
+        score = evaluation.score if evaluation.scored and evaluation.score is not None else np.nan
+        self.scores.append(score if np.isfinite(score) else np.nan)
         self._seen.add(point.tobytes())
         self.asked = max(self.asked - 1, 0)
         return point
@@ -57,7 +59,7 @@ class History:
         space = self.problem.space
         chosen = space.plain(point)
         for attempt in range(TRIES):
-            if chosen.tobytes() not in self._seen:
+            if not self.seen(chosen):
                 break
             moved = space.neighbours(point, rng, changes=1 + attempt // 4, reach=1 + attempt // 4)
             # Where few points spend the whole budget, filling leads back to those already told.

@@ -60,7 +60,7 @@ class JointSearcher:
             "agent+tpe": Walking(self.agent, self.trials),
             "tpe": Sampling(self.trials),
             "dp": Programming(self.allocation),
-            "evolution": Switching(problem),
+            "evolution": Switching(self.allocation, self.history),
         }
         self.bandit = Bandit(tuple(self.arms))
         self._budgets = self.aims.spread(OPENING)
