@@ -159,7 +159,7 @@ def test_the_best_that_are_to_be_kept_are_scored_in_full(tmp_path: Path) -> None
 @pytest.mark.parametrize("searcher", ["random", "joint"])
 @pytest.mark.parametrize("stop", [3, 11])
 def test_a_race_stopped_and_resumed_equals_one_that_was_not(searcher: str, stop: int, tmp_path: Path) -> None:
-    options: dict[str, Any] = {"searcher": searcher, "stages": STAGES, "score": "mse", "trials": 16}
+    options: dict[str, Any] = {"searcher": searcher, "stages": STAGES, "score": "mse", "trials": 40}
     whole = search(tmp_path / "whole.journal", **options)
     search(tmp_path / "parts.journal", **options | {"trials": stop})
     parts = search(tmp_path / "parts.journal", **options)
