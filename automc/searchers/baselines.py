@@ -1,9 +1,9 @@
-"""The searchers every result is compared with: uniform, and random within the budget.
+"""The searchers every result is compared with: uniform, and random at the budget.
 
-Random points are made feasible and then filled up to the budget, which makes random search a strong baseline (EagleEye,
-Li et al. 2020, beats AMC with it).
+Random search that spends the budget and scores well is a strong baseline: EagleEye (Li et al. 2020) beats AMC with it.
 """
 
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -13,13 +13,29 @@ from automc.policy import Policy
 from automc.projection import Projector
 from automc.searcher import Problem
 from automc.searchers.history import History
-from automc.space import IntArray
+from automc.searchers.relaxation import additive
+from automc.space import FloatArray, IntArray
 
+TIGHTER = 0.95
+"""How much less than the one before a later uniform policy may cost."""
+MOST, HALVINGS = 12.0, 24
+"""Of the rate's inverse hyperbolic sine, and how often its range is halved."""
 _SHARES = np.linspace(0.0, 1.0, 257)
+DRAWS = 256
+"""How many points are drawn for one that spends the budget."""
+SPENT = 0.97
+"""Share of a limit that a random policy spends, if one in so many draws does."""
 
 
 class RandomSearcher:
-    """Uniform points, projected and filled."""
+    """Points drawn uniformly from those that spend the budget.
+
+    EagleEye draws uniformly and rejects what misses the budget; of a large space that leaves next to nothing. Here a
+    level's probability falls exponentially with its cost, at the rate at which half of the draws fit, and the first
+    draw is taken that spends the budget. Among points of equal cost all are as likely as before, so this is the same
+    distribution, reached sooner. Axes without an order are uniform. The cost that counts is the sum of the shares of
+    the limits, made additive around the uniform point. What is left of the budget is filled.
+    """
 
     proposer = "random"
 
@@ -28,9 +44,19 @@ class RandomSearcher:
 
     def ask(self) -> Policy:
         """A random feasible policy that spends the budget."""
-        rng, problem = self.history.rng(), self.history.problem
-        point = problem.projector.project(problem.space.sample(rng), fill=True)
-        return self.history.propose(point, rng)
+        rng, projector = self.history.rng(), self.history.problem.projector
+        return self.history.propose(projector.project(self.draw(rng), fill=True), rng)
+
+    def draw(self, rng: np.random.Generator) -> IntArray:
+        """The first of many draws that spends the budget; the dearest feasible one where none does, the first where
+        none is feasible."""
+        problem = self.history.problem
+        points = rng.integers(0, problem.space.sizes, (DRAWS, len(problem.space.axes)))
+        points[:, problem.space.ordered] = _levels(self._distribution, rng.random((DRAWS, self._costs.shape[0], 1)))
+        limits = problem.projector.limits
+        spent = (problem.projector.costing.batch(points, tuple(limits)) / list(limits.values())).max(axis=1)
+        value = np.where(problem.projector.fits(points), np.minimum(spent, SPENT), -1.0)
+        return np.asarray(points[value.argmax()])
 
     def tell(self, evaluation: Evaluation) -> None:
         """Notes what not to propose again."""
@@ -39,6 +65,40 @@ class RandomSearcher:
     def state_dict(self) -> dict[str, Any]:
         """How much was told."""
         return {"told": len(self.history.points)}
+
+    @cached_property
+    def _costs(self) -> FloatArray:
+        """Cost of each level of each ordered axis (O, V), 1 for the dearest, infinite beyond an axis's top."""
+        problem = self.history.problem
+        table = additive(problem, uniform_point(problem, problem.projector))
+        limits = np.array(list(problem.projector.limits.values()))
+        cost = (table.costs / limits[:, None, None]).sum(axis=0)
+        return np.asarray(cost / max(cost[table.known].max(initial=0.0), 1e-12))
+
+    @cached_property
+    def _distribution(self) -> FloatArray:
+        """Cumulated probabilities of levels (O, V) at the least rate at which half of some draws fit."""
+        space, projector = self.history.problem.space, self.history.problem.projector
+        drawn = np.random.default_rng(0).random((DRAWS, self._costs.shape[0], 1))
+        points = np.repeat(space.smallest[None], DRAWS, axis=0)
+        low, high = -MOST, MOST
+        for _ in range(HALVINGS):
+            middle = 0.5 * (low + high)
+            points[:, space.ordered] = _levels(_cumulated(self._costs, np.sinh(middle)), drawn)
+            low, high = (low, middle) if projector.fits(points).mean() >= 0.5 else (middle, high)
+        return _cumulated(self._costs, np.sinh(high))
+
+
+def _cumulated(costs: FloatArray, rate: float) -> FloatArray:
+    """Of levels (O, V) with probabilities that fall with the cost."""
+    logits = np.where(np.isfinite(costs), -rate * np.where(np.isfinite(costs), costs, 0.0), -np.inf)
+    weights = np.exp(logits - logits.max(axis=1, keepdims=True, initial=-np.inf)).cumsum(axis=1)
+    return np.asarray(weights / weights[:, -1:])
+
+
+def _levels(cumulated: FloatArray, drawn: FloatArray) -> IntArray:
+    """The levels (B, O) at which probabilities cumulated (O, V) reach what was drawn (B, O, 1)."""
+    return np.asarray((cumulated[:, :-1] < drawn).sum(axis=2))
 
 
 class UniformSearcher:
@@ -50,10 +110,14 @@ class UniformSearcher:
         self.history = History(problem, seed)
 
     def ask(self) -> Policy:
-        """The next uniform policy."""
+        """The largest uniform policy not proposed before, at a tighter budget each time."""
         done = len(self.history.points) + self.history.asked
-        projector = self.history.problem.projector.tightened(0.95**done) if done else self.history.problem.projector
-        return self.history.propose(uniform_point(self.history.problem, projector), self.history.rng())
+        projector, rng = self.history.problem.projector, self.history.rng()
+        new = [p for p in uniform_points(self.history.problem, projector) if not self.history.seen(p)]
+        if not new:
+            return self.history.propose(uniform_point(self.history.problem, projector), rng)
+        tight = projector.tightened(TIGHTER**done).fits(np.array(new)) if done else np.ones(len(new), dtype=np.bool_)
+        return self.history.propose(new[int(tight.argmax()) if tight.any() else -1], rng)
 
     def tell(self, evaluation: Evaluation) -> None:
         """Notes what not to propose again."""
@@ -64,11 +128,16 @@ class UniformSearcher:
         return {"told": len(self.history.points)}
 
 
+def uniform_points(problem: Problem, projector: Projector) -> list[IntArray]:
+    """The feasible points with the same share of each ordered axis's levels, largest first; criteria at their first
+    value."""
+    points = np.unique(np.floor(_SHARES[:, None] * problem.space.largest).astype(np.int64), axis=0)[::-1]
+    return list(points[projector.fits(points)])
+
+
 def uniform_point(problem: Problem, projector: Projector) -> IntArray:
-    """The largest feasible point with the same share of each ordered axis's levels; criteria at their first value."""
-    points = np.floor(_SHARES[:, None] * problem.space.largest).astype(np.int64)
-    fitting = np.flatnonzero(projector.fits(points))
-    return points[fitting[-1]] if len(fitting) else problem.space.smallest
+    """The largest of the uniform points."""
+    return uniform_points(problem, projector)[0]
 
 
 def random_searcher(problem: Problem, seed: int) -> RandomSearcher:

@@ -17,6 +17,8 @@ from automc.searchers.history import History
 from automc.space import IntArray
 
 TIGHTER = 0.95
+FURTHER = 10
+"""How many tighter budgets are tried for a point not proposed before."""
 
 
 class GlobalSearcher:
@@ -33,8 +35,11 @@ class GlobalSearcher:
         """The next policy."""
         turn, which = divmod(len(self.history.points) + self.history.asked, len(self.criteria))
         projector = self.history.problem.projector
-        projector = projector.tightened(TIGHTER**turn) if turn else projector
-        return self.history.propose(self.point(self.criteria[which], projector), self.history.rng())
+        for power in range(turn, turn + FURTHER):
+            point = self.point(self.criteria[which], projector.tightened(TIGHTER**power) if power else projector)
+            if not self.history.seen(point):
+                break
+        return self.history.propose(point, self.history.rng())
 
     def point(self, criterion: str, projector: Projector) -> IntArray:
         """The levels at the lowest threshold that meets the budget."""

@@ -17,7 +17,8 @@ from tests.searchers import table
 
 
 @pytest.mark.parametrize(
-    ("space", "budget"), [("criteria", "macs<=50%"), ("weight-bits", "size<=60%"), ("channels-bits", "macs<=60%,size<=40%")]
+    ("space", "budget"),
+    [("criteria", "macs<=50%"), ("weight-bits", "size<=60%"), ("channels-bits", "macs<=60%,size<=40%")],
 )
 def test_children_give_up_in_a_few_places_and_take_elsewhere(space: str, budget: str) -> None:
     problem = table.problem(space, budget)

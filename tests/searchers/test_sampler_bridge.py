@@ -11,12 +11,14 @@ from optuna.trial import TrialState
 from automc.distributions import distributions, levels_of
 from automc.registry import SEARCHERS
 from automc.searchers.baselines import random_searcher
-from automc.searchers.optuna_search import SearcherSampler
 from automc.searchers.rl import AgentSearch, AgentSearcher
+from automc.searchers.searcher_sampler import SearcherSampler
 from tests.searchers import table
 
 
 class TestRandomSearcher(BasicSamplerTestCase, RelativeSamplerTestCase, MultiObjectiveSamplerTestCase):
+    """Everything, once: most cases are about parameters outside the space, which reach no searcher."""
+
     @pytest.fixture
     def sampler(self) -> Callable[[], BaseSampler]:
         problem = table.problem(depth=8)
@@ -32,7 +34,27 @@ class TestAgent(BasicSamplerTestCase, RelativeSamplerTestCase):
         return lambda: SearcherSampler(AgentSearcher(problem, 0, AgentSearch(warmup=2)), problem, seed=0)
 
 
-@pytest.mark.parametrize("name", ["amc", "joint", "knapsack"])
+Case = Callable[[Callable[[], BaseSampler]], None]
+BASIC, RELATIVE = BasicSamplerTestCase(), RelativeSamplerTestCase()
+ASKING: dict[str, Case] = {
+    "an objective that gives nan": BASIC.test_nan_objective_value,
+    "a parameter that is fixed": BASIC.test_partial_fixed_sampling,
+    "parameters that come and go": BASIC.test_conditional_parameter_objective,
+    "ranges that move": lambda sampler: BASIC.test_dynamic_range_objective(sampler, 0, 20),
+    "one job": lambda sampler: RELATIVE.test_trial_relative_params(1, sampler),
+    "two jobs": lambda sampler: RELATIVE.test_trial_relative_params(2, sampler),
+}
+"""The cases of Optuna's suite in which a study asks the searcher itself, ten times and more without a tell."""
+
+
+@pytest.mark.parametrize("case", ASKING.values(), ids=list(ASKING))
+@pytest.mark.parametrize("name", list(SEARCHERS))
+def test_every_searcher_passes_the_cases_that_ask_it(name: str, case: Case) -> None:
+    problem = table.problem("channels", depth=8)
+    case(lambda: SearcherSampler(SEARCHERS.load(name)(problem, 0), problem, seed=0))
+
+
+@pytest.mark.parametrize("name", list(SEARCHERS))
 def test_a_study_over_the_space_gets_feasible_policies_and_teaches_the_searcher(name: str) -> None:
     problem = table.problem()
     evaluate = table.lookup(problem)
