@@ -121,8 +121,8 @@ class JointSearcher:
         return policy
 
     def _gain(self, evaluation: Evaluation) -> float:
-        """What an evaluation adds to the hypervolume of those told before; estimates add nothing."""
-        if not evaluation.ok or evaluation.score is None:
+        """What an evaluation adds to the hypervolume of those told before; estimates add nothing, nor does NaN."""
+        if not evaluation.ok or evaluation.score is None or not np.isfinite(evaluation.score):
             return 0.0
         costs = np.array([evaluation.cost(name) for name in self.history.problem.projector.limits])
         point = np.concatenate([[-evaluation.score], costs / self._bounds])

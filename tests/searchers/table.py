@@ -43,10 +43,10 @@ def problem(space: str = "criteria", budget: str = "macs<=50%", depth: int = 14)
     return of_space(SearchSpace(facts(depth), SPACES.load(space)(facts(depth))), budget)
 
 
-def problem_for(name: str, budget: str = "macs<=50%") -> Problem:
-    """The usual problem, or the one of all decisions where a searcher would refuse that."""
-    usual = problem(budget=budget)
-    return usual if serves(name, usual.space) else problem("channels-bits", budget)
+def problem_for(name: str, budget: str = "macs<=50%", space: str = "criteria", depth: int = 14) -> Problem:
+    """The problem of a space, or that of channels and bits where a searcher would refuse it."""
+    usual = problem(space, budget, depth)
+    return usual if serves(name, usual.space) else problem("channels-bits", budget, depth)
 
 
 def both_bits(budget: str, depth: int = 14) -> Problem:

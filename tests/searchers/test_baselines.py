@@ -29,7 +29,8 @@ def test_random_draws_look_like_uniform_ones_that_spend_the_budget() -> None:
 
 
 @pytest.mark.parametrize(
-    ("space", "budget"), [("criteria", "macs<=50%"), ("joint", "macs<=60%,size<=40%"), ("bits", "size<=18%")]
+    ("space", "budget"),
+    [("criteria", "macs<=50%"), ("channels-bits", "macs<=60%,size<=40%"), ("weight-bits", "size<=18%")],
 )
 def test_random_proposals_leave_no_room_for_a_single_level(space: str, budget: str) -> None:
     problem = table.problem(space, budget)
@@ -42,7 +43,7 @@ def test_random_proposals_leave_no_room_for_a_single_level(space: str, budget: s
 
 
 def test_random_draws_reach_every_level_of_cheap_axes_and_all_words() -> None:
-    problem = table.problem("joint", "macs<=60%,size<=40%", depth=8)
+    problem = table.problem("channels-bits", "macs<=60%,size<=40%", depth=8)
     searcher, rng = RandomSearcher(problem, 0), np.random.default_rng(0)
     drawn = np.array([searcher.draw(rng) for _ in range(400)])
     seen = np.array([len(set(column)) for column in drawn.T])

@@ -50,13 +50,13 @@ ASKING: dict[str, Case] = {
 @pytest.mark.parametrize("case", ASKING.values(), ids=list(ASKING))
 @pytest.mark.parametrize("name", list(SEARCHERS))
 def test_every_searcher_passes_the_cases_that_ask_it(name: str, case: Case) -> None:
-    problem = table.problem("channels", depth=8)
+    problem = table.problem_for(name, space="channels", depth=8)
     case(lambda: SearcherSampler(SEARCHERS.load(name)(problem, 0), problem, seed=0))
 
 
 @pytest.mark.parametrize("name", list(SEARCHERS))
 def test_a_study_over_the_space_gets_feasible_policies_and_teaches_the_searcher(name: str) -> None:
-    problem = table.problem()
+    problem = table.problem_for(name)
     evaluate = table.lookup(problem)
     searcher = SEARCHERS.load(name)(problem, 0)
     ranges = distributions(problem.space.axes)
