@@ -13,6 +13,7 @@ import automc
 from automc.errors import TaskError
 from automc.evaluation import Evaluation
 from automc.policy import Policy
+from automc.registry import SEARCHERS
 from automc.scoring import race as race_module
 from automc.scoring.evaluator import Evaluator
 from automc.scoring.forward import Forward
@@ -34,11 +35,16 @@ def run(race: Race, policies: list[Policy]) -> list[Evaluation]:
     return found
 
 
+@pytest.fixture(autouse=True)
+def _blind(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(SEARCHERS.table, "blind", "tests.scoring.tiny:Blind")
+
+
 def search(path: Path, task: automc.Task | None = None, **options: Any) -> Study:
     given: dict[str, Any] = {
         "budget": "macs<=60%",
         "space": "channels",
-        "searcher": "random",
+        "searcher": "blind",
         "trials": 24,
         "study": "r",
     }
@@ -138,7 +144,7 @@ def test_racing_loses_neither_the_best_nor_the_front(score: str, tmp_path: Path)
     options: dict[str, Any] = {"score": score, "budget": "macs<=60%,params<=70%", "trials": 40}
     whole = search(tmp_path / "whole.journal", **options)
     raced = search(tmp_path / "raced.journal", stages=STAGES, **options)
-    assert [e.policy for e in whole.evaluations] == [e.policy for e in raced.evaluations]  # random: blind to scores
+    assert [e.policy for e in whole.evaluations] == [e.policy for e in raced.evaluations]  # blind to scores
     assert sum(e.state == "pruned" for e in raced.evaluations) > 2
     assert raced.best.policy == whole.best.policy and raced.best.score == whole.best.score
     assert [(e.number, e.score) for e in raced.pareto()] == [(e.number, e.score) for e in whole.pareto()]
@@ -156,7 +162,7 @@ def test_the_best_that_are_to_be_kept_are_scored_in_full(tmp_path: Path) -> None
     assert pruned[0] > pruned[1] > 0
 
 
-@pytest.mark.parametrize("searcher", ["random", "joint"])
+@pytest.mark.parametrize("searcher", ["blind", "joint"])
 @pytest.mark.parametrize("stop", [3, 11])
 def test_a_race_stopped_and_resumed_equals_one_that_was_not(searcher: str, stop: int, tmp_path: Path) -> None:
     options: dict[str, Any] = {"searcher": searcher, "stages": STAGES, "score": "mse", "trials": 40}
