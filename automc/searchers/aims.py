@@ -70,9 +70,13 @@ class Aims:
         gap = int(rng.choice(len(corners), p=corners / corners.sum()))
         return float(rng.uniform(edges[gap], edges[gap + 1]))
 
+    def projection(self, tightness: float) -> Projector:
+        """The projection under every limit times a factor."""
+        return self.projector if tightness >= 1.0 else self.projector.tightened(tightness)
+
     def at(self, tightness: float, history: History) -> Aim:
         """The aim at a budget, with what was told so far."""
-        projector = self.projector if tightness >= 1.0 else self.projector.tightened(tightness)
+        projector = self.projection(tightness)
         scored = np.array(history.ranked(), dtype=np.int64)
         if not len(scored):
             return Aim(projector, tightness, [], [], [], history.problem.space.smallest)

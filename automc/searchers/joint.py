@@ -21,7 +21,7 @@ import numpy as np
 
 from automc.episode import WalkSettings
 from automc.evaluation import Evaluation
-from automc.pareto import hypervolume_gain
+from automc.pareto import hypervolume_gain, nondominated
 from automc.policy import Policy
 from automc.searcher import Problem
 from automc.searchers.aims import Aims
@@ -53,7 +53,8 @@ class JointSearcher:
         self.proposer = ""
         fields = {a.field for a in problem.space.axes}
         owned = tuple(f for f in AGENT_FIELDS if f in fields) or None
-        search = AgentSearch(agent, name="agent+tpe", walk=WalkSettings(owned, budgeted=True), knobs=KNOBS)
+        knobs = KNOBS if agent == "ddpg" else {}
+        search = AgentSearch(agent, name="agent+tpe", walk=WalkSettings(owned, budgeted=True), knobs=knobs)
         self.agent = AgentSearcher(problem, seed, search)
         self.allocation, self.trials = Allocation(problem), Trials(problem)
         self.arms: dict[str, Arm] = {
@@ -68,7 +69,9 @@ class JointSearcher:
         """Proposer by policy digest, of proposals not yet told."""
         self._bounds = np.array(list(problem.projector.limits.values()))
         self._front: FloatArray = np.empty((0, 1 + len(self._bounds)))
-        """Negated score and costs, in units of the limits, of what was told."""
+        """Negated score and costs, in units of the limits, of what no other told evaluation beats."""
+        self._worst = -np.inf
+        """The largest negated score told."""
 
     def ask(self) -> Policy:
         """The next policy and, in `proposer`, the arm it came from."""
@@ -104,14 +107,13 @@ class JointSearcher:
 
     def _plain(self, tightness: float) -> IntArray:
         """What the layers' errors alone say for a budget."""
-        problem = self.history.problem
-        projector = self.aims.at(tightness, self.history).projector
+        problem, projector = self.history.problem, self.aims.projection(tightness)
         start = uniform_point(problem, projector)
         return self.allocation.solve(np.ones(len(start)), start, projector)
 
     def _propose(self, point: IntArray, tightness: float, rng: np.random.Generator) -> Policy:
         """A policy not proposed before, made feasible under the aim's limits."""
-        projector = self.aims.at(tightness, self.history).projector
+        projector = self.aims.projection(tightness)
 
         def settle(levels: IntArray, fill: bool) -> IntArray:
             return projector.project(levels, fill=fill)
@@ -126,10 +128,13 @@ class JointSearcher:
             return 0.0
         costs = np.array([evaluation.cost(name) for name in self.history.problem.projector.limits])
         point = np.concatenate([[-evaluation.score], costs / self._bounds])
-        known, self._front = self._front, np.vstack([self._front, point])
-        worst = float(self._front[:, 0].max())
-        reference = np.concatenate([[worst + 1e-9 + 0.1 * abs(worst)], np.full(len(costs), BEYOND)])
-        return hypervolume_gain(known, point, reference)
+        self._worst = max(self._worst, float(point[0]))
+        edge = self._worst + 0.1 * abs(self._worst) + 1e-9
+        gain = hypervolume_gain(self._front, point, np.concatenate([[edge], np.full(len(costs), BEYOND)]))
+        if gain > 0:
+            front = np.vstack([self._front, point])
+            self._front = front[nondominated(front)]
+        return gain
 
 
 def joint(problem: Problem, seed: int) -> JointSearcher:
