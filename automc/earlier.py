@@ -30,13 +30,13 @@ def recall(searcher: Searcher, name: str, study: Study, earlier: Sequence[Study]
     StudyError where the searcher learns nothing from others, where a study is of another model or score, and where a
     search goes on with other earlier studies than it began with.
     """
-    noted = _noted(study, earlier)
-    if not noted:
-        return 0
-    if not isinstance(searcher, Learns):
+    if earlier and not isinstance(searcher, Learns):
         raise StudyError(f"A searcher must learn from others to be shown earlier trials; {name!r} does not: use joint.")
-    shown = [e for s, entry in zip(earlier, noted, strict=True) for e in _first(s, study, int(entry["trials"]))]
-    return searcher.remember([e for e in shown if _fits(e, space)])
+    for other in earlier:
+        _check_same(other, study)
+    noted = _noted(study, earlier)
+    shown = [e for other, entry in zip(earlier, noted, strict=True) for e in other.evaluations[: int(entry["trials"])]]
+    return searcher.remember([e for e in shown if _fits(e, space)]) if isinstance(searcher, Learns) else 0
 
 
 def _noted(study: Study, earlier: Sequence[Study]) -> list[dict[str, Any]]:
@@ -58,16 +58,16 @@ def _noted(study: Study, earlier: Sequence[Study]) -> list[dict[str, Any]]:
     return known
 
 
-def _first(earlier: Study, study: Study, count: int) -> Sequence[Evaluation]:
-    """The first trials of an earlier study, which must be of the same model and kind of score."""
-    for key, what in (("fingerprint", "model"), ("score", "score")):
+def _check_same(earlier: Study, study: Study) -> None:
+    """StudyError unless both are of the same model and kind of score."""
+    for key in ("fingerprint", "score"):
         was, now = earlier.meta.get(key, "metric"), study.meta.get(key, "metric")
         if was != now:
+            what = {"fingerprint": "model"}.get(key, key)
             raise StudyError(
                 f"An earlier study must be of the same {what}; {earlier.name!r} has {str(was)[:12]}, this search "
                 f"{str(now)[:12]}: leave it out."
             )
-    return earlier.evaluations[:count]
 
 
 def _fits(evaluation: Evaluation, space: SearchSpace) -> bool:

@@ -78,6 +78,7 @@ def test_a_searcher_that_learns_nothing_from_others_is_refused(tmp_path: Path) -
     earlier = made(problem, tmp_path, "a", 3)
     with pytest.raises(StudyError, match="'random' does not: use joint"):
         recall(SEARCHERS.load("random")(problem, 0), "random", made(problem, tmp_path, "new"), [earlier], problem.space)
+    assert "earlier" not in Study.open(tmp_path / "new.journal").meta  # the same search without them may go on
     recall(SEARCHERS.load("random")(problem, 0), "random", made(problem, tmp_path, "plain"), [], problem.space)
 
 
