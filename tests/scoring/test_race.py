@@ -135,7 +135,7 @@ def test_each_sample_runs_once_and_none_after_the_stop(monkeypatch: pytest.Monke
 
 @pytest.mark.parametrize("score", SCORES)
 def test_racing_loses_neither_the_best_nor_the_front(score: str, tmp_path: Path) -> None:
-    options: dict[str, Any] = {"score": score, "budget": "macs<=60%,params<=70%", "trials": 40}
+    options: dict[str, Any] = {"score": score, "budget": "macs<=60%,params<=70%", "trials": 80}
     whole = search(tmp_path / "whole.journal", **options)
     raced = search(tmp_path / "raced.journal", stages=STAGES, **options)
     assert [e.policy for e in whole.evaluations] == [e.policy for e in raced.evaluations]  # random: blind to scores

@@ -10,7 +10,7 @@ import automc
 from automc.api import Setting, prepare
 from automc.budget import Budget
 from automc.policy import Policy
-from automc.searchers.baselines import random_searcher
+from automc.searchers.history import History
 
 SAMPLES = 1500
 
@@ -44,5 +44,10 @@ def setting(of: automc.Task, stages: Sequence[int] = (), score: str = "metric", 
 
 
 def policies(of: Setting, count: int) -> list[Policy]:
-    searcher = random_searcher(of.problem, 0)
-    return [searcher.ask() for _ in range(count)]
+    """Some that fill the budget, no two alike: good ones and bad ones, compressed alike in all layers or not."""
+    history = History(of.problem, 0)
+    drawn = []
+    for _ in range(count):
+        rng = history.rng()
+        drawn.append(history.propose(of.problem.projector.project(of.problem.space.sample(rng), fill=True), rng))
+    return drawn
