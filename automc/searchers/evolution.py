@@ -81,11 +81,12 @@ def children(
     space: SearchSpace, projector: Projector, parent: IntArray, count: int, rng: np.random.Generator
 ) -> IntArray:
     """Points (count, A), feasible where the parent is: some places lower than in it, others higher."""
-    open_axes, ordered = np.flatnonzero(space.sizes > 1), np.flatnonzero(space.ordered & (space.sizes > 1))
+    ordered = np.flatnonzero(space.ordered & (space.sizes > 1))
+    giving = np.flatnonzero((space.sizes > 1) & (~space.ordered | (parent > 0)))
     found = np.repeat(parent[None], count, axis=0)
     for child in found:
         places = min(int(n) for n in rng.integers(1, SWITCHES + 1, size=2))
-        for axis in rng.choice(open_axes, size=min(places, len(open_axes)), replace=False):
+        for axis in rng.choice(giving, size=min(places, len(giving)), replace=False):
             redrawn = rng.integers(0, space.sizes[axis])
             child[axis] = child[axis] - _step(space, axis, rng) if space.ordered[axis] else redrawn
     found = np.maximum(found, 0)

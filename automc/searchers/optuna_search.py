@@ -89,7 +89,7 @@ class OptunaSearcher:
         if not np.isnan(self.history.scores[-1]):  # an estimate is dominated by what it was raced against
             values = [self.history.scores[-1], *(evaluation.cost(name) for name in self._costs)]
         params = parameters_at(self.history.problem.space, point)
-        self._study.add_trial(finished_trial(params, self._ranges, values, notes=self._notes))
+        self._study.add_trial(finished_trial(params, self._ranges, values, self._notes))
         self._note()
 
     def state_dict(self) -> dict[str, Any]:
@@ -241,19 +241,13 @@ def asked(study: optuna.Study, sampler: BaseSampler, ranges: dict[str, BaseDistr
         return study.tell(study.ask(ranges), state=TrialState.FAIL)
 
 
-def suggested(study: optuna.Study, sampler: BaseSampler, ranges: dict[str, BaseDistribution]) -> dict[str, Any]:
-    """The parameters a sampler suggests for a study."""
-    return dict(asked(study, sampler, ranges).params)
-
-
 def finished_trial(
     params: Mapping[str, Any],
     ranges: dict[str, BaseDistribution],
     values: Sequence[float] | None,
-    generation: int = 0,
     notes: Mapping[str, Any] | None = None,
 ) -> FrozenTrial:
-    """A told trial, failed without values, with a sampler's own notes; `generation` is not used."""
+    """A told trial, failed without values, with a sampler's own notes."""
     if values is None:
         return create_trial(state=TrialState.FAIL, params=dict(params), distributions=ranges)
     attributes = dict(notes or {})

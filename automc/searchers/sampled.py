@@ -4,6 +4,7 @@ A told point is turned into an Optuna trial once; a storage that shows a choice 
 study. Copying them into a new study for each suggestion would take two hundred milliseconds.
 """
 
+import math
 from collections.abc import Container, Sequence
 
 import optuna
@@ -11,9 +12,8 @@ from optuna.storages import InMemoryStorage
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
-from automc.distributions import distributions, levels_of, parameters
 from automc.searcher import Problem
-from automc.searchers.optuna_search import finished_trial, suggested, tpe_sampler
+from automc.searchers.optuna_search import asked, finished_trial, level_ranges, levels_at, parameters_at, tpe_sampler
 from automc.space import IntArray
 from automc.storage import quiet
 
@@ -22,22 +22,20 @@ class Trials:
     """Told points as Optuna trials, to choose from."""
 
     def __init__(self, problem: Problem) -> None:
-        self._axes = problem.space.axes
-        self._ranges = distributions(self._axes)
+        self._space, self._ranges = problem.space, level_ranges(problem.space)
         self._told: list[FrozenTrial | None] = []
 
     def tell(self, point: IntArray, score: float) -> None:
         """Takes note of a told point; one whose score is NaN is never chosen."""
-        scored = score == score
-        made = finished_trial(parameters(self._axes, point), self._ranges, [score], 0) if scored else None
-        self._told.append(made)
+        params = parameters_at(self._space, point)
+        self._told.append(None if math.isnan(score) else finished_trial(params, self._ranges, [score]))
 
     def suggest(self, chosen: Sequence[int], seed: int) -> IntArray:
         """Levels of all axes from a TPE that knows the chosen points alone, by their order of telling."""
         known = [trial for i in chosen if (trial := self._told[i]) is not None]
         with quiet():
             study = optuna.create_study(direction=StudyDirection.MAXIMIZE, storage=_Shown(known))
-        return levels_of(self._axes, suggested(study, tpe_sampler(seed), self._ranges))
+        return levels_at(self._space, asked(study, tpe_sampler(seed), self._ranges).params)
 
 
 class _Shown(InMemoryStorage):

@@ -18,7 +18,7 @@ from tests.searchers import table
 
 @pytest.mark.parametrize(
     ("space", "budget"),
-    [("criteria", "macs<=50%"), ("weight-bits", "size<=60%"), ("channels-bits", "macs<=60%,size<=40%")],
+    [("criteria", "macs<=50%"), ("weight-bits", "size<=20%"), ("channels-bits", "macs<=60%,size<=40%")],
 )
 def test_children_give_up_in_a_few_places_and_take_elsewhere(space: str, budget: str) -> None:
     problem = table.problem(space, budget)
@@ -28,8 +28,7 @@ def test_children_give_up_in_a_few_places_and_take_elsewhere(space: str, budget:
     assert problem.projector.fits(found).all()
     lowered, raised = (found < parent)[:, ordered], (found > parent)[:, ordered]
     assert lowered.sum(axis=1).max() == SWITCHES
-    stuck = float((parent[ordered] == 0).mean())  # places that have nothing to give up
-    assert ordered.sum() < len(ordered) or lowered.any(axis=1).mean() > 0.9 * (1 - stuck)  # no words drawn instead
+    assert ordered.sum() < len(ordered) or lowered.any(axis=1).all()  # where no words are drawn instead
     assert 0 < raised.sum(axis=1).max() <= RISES
     steps = np.abs(found - parent)[:, ordered]
     assert (steps <= np.maximum(sizes // STEPS, 1)[ordered]).all()

@@ -7,7 +7,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from automc.distributions import distributions, levels_of, parameters
 from automc.evaluation import Evaluation
 from automc.pareto import hypervolume, objectives
 from automc.searchers.aims import Aims
@@ -15,7 +14,15 @@ from automc.searchers.bandit import Bandit
 from automc.searchers.baselines import random_searcher
 from automc.searchers.history import History
 from automc.searchers.joint import JointSearcher, joint
-from automc.searchers.optuna_search import finished_trial, memory_study, suggested, tpe_sampler
+from automc.searchers.optuna_search import (
+    asked,
+    finished_trial,
+    level_ranges,
+    levels_at,
+    memory_study,
+    parameters_at,
+    tpe_sampler,
+)
 from automc.searchers.sampled import Trials
 from tests.searchers import table
 
@@ -177,7 +184,7 @@ def test_the_best_point_of_an_aim_is_within_its_limits_or_the_tightest() -> None
 def test_shown_trials_suggest_what_a_study_of_them_does() -> None:
     problem = table.problem()
     trials, rng = Trials(problem), np.random.default_rng(0)
-    axes, ranges = problem.space.axes, distributions(problem.space.axes)
+    space, ranges = problem.space, level_ranges(problem.space)
     points = [problem.projector.project(problem.space.sample(rng)) for _ in range(25)]
     for number, point in enumerate(points):
         trials.tell(point, float("nan") if number % 6 == 5 else float(rng.uniform()))
@@ -186,9 +193,9 @@ def test_shown_trials_suggest_what_a_study_of_them_does() -> None:
     for index in chosen:
         told = trials._told[index]
         if told is not None:
-            study.add_trial(finished_trial(parameters(axes, points[index]), ranges, told.values, 0))
+            study.add_trial(finished_trial(parameters_at(space, points[index]), ranges, told.values))
     for seed in range(3):
-        expected = levels_of(axes, suggested(study, tpe_sampler(seed), ranges))
+        expected = levels_at(space, asked(study, tpe_sampler(seed), ranges).params)
         assert np.array_equal(trials.suggest(chosen, seed), expected)
 
 
