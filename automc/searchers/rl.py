@@ -111,7 +111,9 @@ class AgentSearcher:
         self.learn(point, evaluation, rng, updates=None if own and ready else 0)
 
     def learn(self, point: IntArray, evaluation: Evaluation, rng: np.random.Generator, updates: int | None) -> None:
-        """Gives the agent one episode of executed actions."""
+        """Gives the agent one episode of executed actions; not where the score was only predicted."""
+        if evaluation.state == "pruned" and not evaluation.scored:
+            return
         reward = worth(self._reward, evaluation, self._dense)
         with single_thread():
             self.agent.observe(transitions(self.walk, point, reward), rng, updates=updates)

@@ -1,5 +1,7 @@
 """An agent as a searcher: exact resumes, earlier trials, and one agent for a range of budgets."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -126,3 +128,14 @@ def test_its_front_dominates_that_of_five_agents_with_as_many_evaluations() -> N
         five += table.search(AgentSearcher(single, i), table.lookup(single), trials // 5)
     worst = min(e.score or 0.0 for e in one + five)
     assert hypervolume(one, dense, (high, worst)) > hypervolume(five, dense, (high, worst))
+
+
+def test_a_score_that_was_only_predicted_is_no_episode() -> None:
+    problem = table.problem()
+    searcher = AgentSearcher(problem, 0, AgentSearch(warmup=2))
+    found = table.lookup(problem)(searcher.ask())
+    searcher.tell(replace(found, state="pruned", share=0.0, proposer="ddpg"))
+    assert (searcher.agent.episode, len(searcher.history.points)) == (0, 1)
+    searcher.tell(replace(found, state="pruned", share=0.1, proposer="ddpg"))
+    searcher.tell(replace(found, state="failed", score=None, proposer="ddpg"))
+    assert searcher.agent.episode == 2
