@@ -88,6 +88,7 @@ def search(
     SEARCHERS.check(searcher)
     check_score(score)
     race = {"stages": list(check_stages(stages)), "keep": check_keep(keep), "screen": screen}
+    shown = [s if isinstance(s, Study) else Study.open(s) for s in earlier]
     setting = prepare(task, limits, build, recipe, cache, memory_bytes, score, stages=stages, seed=seed)
     words = chosen if score == "metric" else f"{chosen}-{score}"
     name = study or study_name(setting.task.name, limits, words, searcher, seed)
@@ -95,11 +96,10 @@ def search(
     record = Study.create(storage, name, meta, setting.problem.space.axes)
     if on_start is not None:
         on_start(record)
+    proposer = SEARCHERS.load(searcher)(setting.problem, seed)
+    recall(proposer, searcher, record, shown, setting.problem.space)
     if "uniform" not in record.meta:
         record.note("uniform", _uniform(setting, seed))
-    proposer = SEARCHERS.load(searcher)(setting.problem, seed)
-    shown = [s if isinstance(s, Study) else Study.open(s) for s in earlier]
-    recall(proposer, searcher, record, shown, setting.problem.space)
     with _watching(progress, record, trials, seconds) as on_trial:
         slack = {name: SLACK * bound for name, bound in record.meta["limits"].items()}
         runner = Race(setting.evaluator, record.costs, keep, screen=setting.screen if screen else None, slack=slack)

@@ -14,7 +14,6 @@ of the budget allows. HAQ (Wang et al. 2019): one decision a step, unclipped, an
 
 import bisect
 import copy
-import hashlib
 import json
 from collections import Counter
 from collections.abc import Callable
@@ -24,12 +23,16 @@ import numpy as np
 
 from automc.agent import Transition
 from automc.errors import PolicyError
+from automc.files import sha256
 from automc.repair import repaired
 from automc.rewards import Dense
 from automc.searcher import Problem
 from automc.space import Axis, Field, FloatArray, IntArray
 
-FIELDS: tuple[Field, ...] = ("keep", "sparsity", "rank", "weight_bits", "activation_bits")
+RATIOS: tuple[Field, ...] = ("keep", "sparsity", "rank")
+"""Fields that say how much of a layer stays."""
+BITS: tuple[Field, ...] = ("weight_bits", "activation_bits")
+FIELDS = (*RATIOS, *BITS)
 """Fields of numbers, in the order they are decided at a layer."""
 WORDS: tuple[Field, ...] = ("criterion", "pattern", "codebook", "factorization")
 """Fields an agent is shown and never owns."""
@@ -72,7 +75,7 @@ class Walk:
     def __init__(self, problem: Problem, settings: WalkSettings | None = None) -> None:
         self.problem, self.space, self.projector = problem, problem.space, problem.projector
         self.settings = settings or WalkSettings()
-        present = {a.field for a in self.space.axes}
+        present = self.space.fields
         asked = self.settings.owned
         self.owned = tuple(f for f in FIELDS if f in present and (asked is None or f in asked))
         if not self.owned:
@@ -117,7 +120,7 @@ class Walk:
         """A hash of the model, the decisions and the form of states and actions: an agent fits walks of its own."""
         axes = [[a.key, a.values] for a in self.space.axes]
         form = [asdict(self.settings), self.owned, self.state_size, self.action_size, len(self.steps)]
-        return hashlib.sha256(json.dumps([self.space.facts.fingerprint, axes, form]).encode()).hexdigest()
+        return sha256(json.dumps([self.space.facts.fingerprint, axes, form]).encode())
 
     def start(self, given: IntArray) -> IntArray:
         """The levels before the first step: the agent's axes at their lowest, the others as given, made feasible."""

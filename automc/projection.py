@@ -142,20 +142,18 @@ class Projector:
 
     def tightened(self, factor: float) -> "Projector":
         """The same projection for every limit times `factor`, but never below the smallest reachable value."""
-        other = object.__new__(Projector)
-        other.__dict__.update(self.__dict__)
-        smallest = self.costing.batch(self.space.smallest[None], self._names)[0]
-        other._bounds = np.maximum(self._bounds * factor, smallest)
-        other.limits = dict(zip(self._names, other._bounds.tolist(), strict=True))
-        return other
+        return self._bounded(self._bounds * factor)
 
     def limited(self, metric: str, bound: float) -> "Projector":
         """The same projection with another bound on one metric, but never below the smallest reachable value."""
+        return self._bounded(np.where([name == metric for name in self._names], bound, self._bounds))
+
+    def _bounded(self, bounds: FloatArray) -> "Projector":
+        """The same projection under other bounds, each raised to what can be reached."""
         other = object.__new__(Projector)
         other.__dict__.update(self.__dict__)
-        smallest = self.costing.batch(self.space.smallest[None], (metric,))[0, 0]
-        other.limits = {**self.limits, metric: max(bound, float(smallest))}
-        other._bounds = np.array(list(other.limits.values()))
+        other._bounds = np.maximum(bounds, self.costing.batch(self.space.smallest[None], self._names)[0])
+        other.limits = dict(zip(self._names, other._bounds.tolist(), strict=True))
         return other
 
     def _rise(self, start: IntArray, goal: IntArray) -> IntArray:

@@ -92,6 +92,11 @@ class SearchSpace:
     def __post_init__(self) -> None:
         _check_axes(self.axes, self.facts)
 
+    @property
+    def fields(self) -> frozenset[Field]:
+        """What is decided anywhere."""
+        return frozenset(a.field for a in self.axes)
+
     @cached_property
     def sizes(self) -> IntArray:
         """Number of levels of every axis (A,)."""

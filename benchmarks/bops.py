@@ -27,6 +27,7 @@ from automc.registry import SPACES
 from automc.scoring.evaluator import Evaluator
 from automc.space import Axis
 from automc.study import Study
+from automc.tasks import load_task
 
 RUNS = Path("runs") / "bops"
 BUDGETS = (3.1, 1.6, 0.8)
@@ -108,7 +109,7 @@ def main() -> None:
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     arguments = parser.parse_args()
     net, trials = arguments.net, arguments.trials
-    evaluator = evaluator_of(automc.load_task(f"cifar10-{net}"))
+    evaluator = evaluator_of(load_task(f"cifar10-{net}"))
     dense = 100 * evaluator.score(evaluator.task.model, "test")
     tightest = f"bops<={BUDGETS[-1]}%"
     rows: dict[str, list[dict[str, Any]]] = {}

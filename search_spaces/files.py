@@ -9,7 +9,6 @@ ties: [["layer1.*.conv1"], ["fc1", "fc2"]]      what one list fits is decided on
 """
 
 import difflib
-import hashlib
 import inspect
 import json
 import re
@@ -23,6 +22,7 @@ from typing import Annotated, Any, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, StrictStr, ValidationError
 
 from automc.errors import SpaceError
+from automc.files import sha256
 from automc.graph.facts import ModelFacts
 from automc.registry import SPACES
 from automc.search_spaces.joined import joined
@@ -84,7 +84,7 @@ def read(path: Path) -> FileSpace:
         raise SpaceError(f"A space file must be readable; {path} is not ({said}): give a YAML file.") from error
     found = parsed(text, str(path))
     space = made(path.stem, found, str(path))
-    digest = hashlib.sha256(json.dumps(found, sort_keys=True).encode()).hexdigest()
+    digest = sha256(json.dumps(found, sort_keys=True).encode())
     return replace(space, name=f"{path.stem}-{digest[:8]}")
 
 

@@ -80,6 +80,7 @@ class LayerBank:
         own = None if folder is None else folder / _key(facts, inputs, recipe)
         self._store = TensorStore(memory_bytes, own)
         self._of_gradients: dict[Need, Tensors] = {}
+        self._noise_gains: dict[str, float] = {}
 
     @cached_property
     def moments(self) -> dict[str, Moments]:
@@ -182,10 +183,19 @@ class LayerBank:
             return float(4.0**-bits)
         low, high = self._statistics[f"{name}:range"].tolist()
         seen = Observed(low, high, self._statistics[f"{name}:sample"])
-        noise = rounding_noise(seen, bits, self.recipe.activation_range)
-        rows = fan_in_view(self._weight(name)).to(torch.float64)
-        energy = float(self.regression(name, Sides.whole(self.facts.layer(name))).output(rows)[1].sum())
-        return noise * float(rows.square().sum()) / max(energy, 1e-30)
+        return rounding_noise(seen, bits, self.recipe.activation_range) * self._noise_gain(name)
+
+    def _noise_gain(self, name: str) -> float:
+        """Relative output error of a dense layer for each unit of white noise on its input."""
+        if name not in self._noise_gains:
+            rows = fan_in_view(self._weight(name)).to(torch.float64)
+            self._noise_gains[name] = float(rows.square().sum()) / max(self._energy(name), 1e-30)
+        return self._noise_gains[name]
+
+    def _energy(self, name: str) -> float:
+        """Variance of a dense layer's outputs, summed over its channels."""
+        rows = fan_in_view(self._weight(name))
+        return float(self.regression(name, Sides.whole(self.facts.layer(name))).output(rows)[1].sum())
 
     def known(self, name: str, pattern: str, sides: Sides) -> Known:
         """What `settle` may ask about a layer; eliminations are those of the layer with all its channels."""
@@ -337,9 +347,7 @@ class LayerBank:
     def _weight_scores(self, name: str, criterion: Criterion, pattern: str) -> FloatArray:
         """Scores of a layer's single weights or blocks, in ascending order."""
         if criterion.second_order:
-            rows = fan_in_view(self._weight(name))
-            energy = float(self.regression(name, Sides.whole(self.facts.layer(name))).output(rows)[1].sum())
-            return trace_scores(self.traces(name, pattern), energy)
+            return trace_scores(self.traces(name, pattern), self._energy(name))
         view = self.view(name, criterion.needs, torch.Generator().manual_seed(self.recipe.seed))
         if view is None:
             raise PolicyError(

@@ -85,8 +85,7 @@ class Aims:
         within = np.flatnonzero(told <= tightness)
         best = scored[within[0] if len(within) else told.argmin()]
         chosen = scored[near].tolist()
-        points, scores = [history.points[i] for i in chosen], [history.scores[i] for i in chosen]
-        return Aim(projector, tightness, chosen, points, scores, history.points[best])
+        return Aim(projector, tightness, chosen, *history.told(chosen), history.points[best])
 
     def _front(self, history: History) -> tuple[FloatArray, FloatArray]:
         """Tightness and score along the front, from the floor at the least score to the budget at the best one."""

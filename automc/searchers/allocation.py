@@ -10,6 +10,7 @@ dynamic programming, exactly up to the width of a bucket (SPDY, Frantar and Alis
   guarantees every limit.
 """
 
+from collections.abc import Sequence
 from functools import cached_property
 
 import numpy as np
@@ -17,7 +18,7 @@ import numpy as np
 from automc.projection import Projector
 from automc.searcher import Problem
 from automc.searchers.baselines import uniform_point
-from automc.searchers.coefficients import errors_of, implied
+from automc.searchers.coefficients import Regression, errors_of, implied
 from automc.searchers.relaxation import Additive, additive, padded, prices, relaxed, spend
 from automc.space import FloatArray, IntArray
 
@@ -61,6 +62,22 @@ class Allocation:
             return best
         exact = _exact(projector, additive(self.problem, best), weighted)
         return exact if total(weighted, exact) < least else best
+
+    def likely(
+        self,
+        points: Sequence[IntArray],
+        scores: Sequence[float],
+        around: IntArray,
+        projector: Projector,
+        rng: np.random.Generator,
+        *,
+        thorough: bool = True,
+    ) -> IntArray:
+        """The solution under one draw of what the scores of some points leave likely: coefficients, and the levels of
+        axes without an order (Thompson sampling, see `coefficients`); otherwise as `solve`."""
+        space = self.problem.space
+        coefficients, levels = Regression.of(space, self.errors, points, scores).draw(rng)
+        return self.solve(coefficients, np.where(space.ordered, around, levels), projector, thorough=thorough)
 
     def implied(self, point: IntArray) -> FloatArray:
         """Coefficients (A,) under which a point, whoever proposed it, is about the solution; 1 without an order."""

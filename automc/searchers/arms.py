@@ -7,12 +7,9 @@ from typing import Protocol
 
 import numpy as np
 
-from automc.scoring.screen import ENOUGH, SPREADS
-from automc.scoring.surrogate import AdditiveModel
 from automc.searchers.aims import Aim
 from automc.searchers.allocation import Allocation
-from automc.searchers.coefficients import Regression
-from automc.searchers.evolution import OFFSPRING, children, most_promising
+from automc.searchers.evolution import Offspring
 from automc.searchers.history import History
 from automc.searchers.rl import AgentSearcher
 from automc.searchers.sampled import Trials
@@ -38,28 +35,19 @@ class Programming:
 
     def point(self, aim: Aim, rng: np.random.Generator) -> IntArray:
         """The knapsack's solution under one draw, criteria as drawn."""
-        space = self._allocation.problem.space
-        model = Regression.of(space, self._allocation.errors, aim.points, aim.scores)
-        coefficients, levels = model.draw(rng)
-        around = np.where(space.ordered, aim.best, levels)
-        return self._allocation.solve(coefficients, around, aim.projector, thorough=False)
+        return self._allocation.likely(aim.points, aim.scores, aim.best, aim.projector, rng, thorough=False)
 
 
 class Switching:
     """Evolution: of many children of the best point the one that a model of the scores near the aim prefers."""
 
     def __init__(self, allocation: Allocation, history: History) -> None:
-        self._allocation, self._history = allocation, history
+        self._offspring = Offspring(allocation, history)
 
     def point(self, aim: Aim, rng: np.random.Generator) -> IntArray:
         """A child (see `evolution`); filling it up to the aim's limits spends what its switches saved."""
-        space = self._history.problem.space
         parent = aim.projector.project(aim.best)
-        if len(aim.points) < ENOUGH:
-            return children(space, aim.projector, parent, 1, rng).ravel()
-        model = AdditiveModel.of(space, self._allocation.errors, aim.points, aim.scores, SPREADS)
-        found = children(space, aim.projector, parent, OFFSPRING, rng)
-        return most_promising(found, model, self._history)
+        return self._offspring.child(parent, aim.projector, aim.points, aim.scores, rng)
 
 
 class Sampling:

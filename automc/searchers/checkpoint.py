@@ -5,7 +5,6 @@ beside the agent's name, the walk's digest (model, decisions, form of states and
 SHA-256 over all of it, since safetensors alone loads flipped bits silently. Written whole or not at all.
 """
 
-import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,7 +18,7 @@ from torch import Tensor
 from automc.agent import Agent
 from automc.episode import Walk
 from automc.errors import ArtifactError
-from automc.files import write_atomic
+from automc.files import sha256, write_atomic
 
 FORMAT = "automc agent 1"
 
@@ -80,7 +79,7 @@ def _digest(header: Mapping[str, str], tensors: Mapping[str, Tensor]) -> str:
     parts = [json.dumps({k: v for k, v in sorted(header.items()) if k != "sha256"}).encode()]
     for name, tensor in sorted(tensors.items()):
         parts += [f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode(), tensor.contiguous().numpy().tobytes()]
-    return hashlib.sha256(b"\0".join(parts)).hexdigest()
+    return sha256(b"\0".join(parts))
 
 
 def _flattened(value: Any, path: str, tensors: dict[str, Tensor]) -> Any:

@@ -12,6 +12,7 @@ the next better score has the same parent, so lambda is as large as it takes. De
 * Axes without an order take a random level instead.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -22,10 +23,10 @@ from automc.projection import Projector
 from automc.scoring.screen import ENOUGH, MOST, SPREADS
 from automc.scoring.surrogate import AdditiveModel
 from automc.searcher import Problem
+from automc.searchers.allocation import Allocation
 from automc.searchers.baselines import uniform_point
-from automc.searchers.coefficients import errors_of
 from automc.searchers.history import History
-from automc.space import FloatArray, IntArray, SearchSpace
+from automc.space import IntArray, SearchSpace
 
 OFFSPRING = 64
 """Children drawn for one that is asked; EvoPress's for sparsity."""
@@ -44,8 +45,7 @@ class EvolutionSearcher:
 
     def __init__(self, problem: Problem, seed: int, *, offspring: int = OFFSPRING) -> None:
         self.history = History(problem, seed)
-        self._offspring = offspring
-        self._errors: list[FloatArray] | None = None
+        self._offspring = Offspring(Allocation(problem), self.history, offspring)
 
     def ask(self) -> Policy:
         """The uniform point where nothing was scored; then the most promising child of the best."""
@@ -53,7 +53,8 @@ class EvolutionSearcher:
         scored = self.history.ranked()
         if not scored:
             return self.history.propose(uniform_point(problem, problem.projector), rng)
-        point = self._child(self.history.points[scored[0]], sorted(scored)[-MOST:], rng)
+        parent, known = self.history.points[scored[0]], self.history.told(sorted(scored)[-MOST:])
+        point = self._offspring.child(parent, problem.projector, *known, rng)
         return self.history.propose(problem.projector.project(point, fill=True), rng)
 
     def tell(self, evaluation: Evaluation) -> None:
@@ -64,17 +65,27 @@ class EvolutionSearcher:
         """The parent's score, None where nothing was scored."""
         return {"parent": next((self.history.scores[i] for i in self.history.ranked()), None)}
 
-    def _child(self, parent: IntArray, known: list[int], rng: np.random.Generator) -> IntArray:
-        """The most promising child by what the known scores say of the layers' errors; any, where they are too few."""
-        problem = self.history.problem
-        if len(known) < ENOUGH or not problem.space.ordered.any():
-            return children(problem.space, problem.projector, parent, 1, rng).ravel()
-        if self._errors is None:
-            self._errors = errors_of(problem)
-        points, scores = [self.history.points[i] for i in known], [self.history.scores[i] for i in known]
-        model = AdditiveModel.of(problem.space, self._errors, points, scores, SPREADS)
-        found = children(problem.space, problem.projector, parent, self._offspring, rng)
-        return most_promising(found, model, self.history)
+
+class Offspring:
+    """Children of a point, and which of them will score best by what told scores say of the layers' errors."""
+
+    def __init__(self, allocation: Allocation, history: History, count: int = OFFSPRING) -> None:
+        self._allocation, self._history, self._count = allocation, history, count
+
+    def child(
+        self,
+        parent: IntArray,
+        projector: Projector,
+        points: Sequence[IntArray],
+        scores: Sequence[float],
+        rng: np.random.Generator,
+    ) -> IntArray:
+        """The most promising of many children; any, where too few points are scored to tell."""
+        space = self._history.problem.space
+        if len(points) < ENOUGH or not space.ordered.any():
+            return children(space, projector, parent, 1, rng).ravel()
+        model = AdditiveModel.of(space, self._allocation.errors, points, scores, SPREADS)
+        return most_promising(children(space, projector, parent, self._count, rng), model, self._history)
 
 
 def children(

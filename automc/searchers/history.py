@@ -1,6 +1,6 @@
 """What every searcher keeps: the told evaluations as points and scores, and its share of randomness."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -71,6 +71,10 @@ class History:
     def seen(self, point: IntArray) -> bool:
         """Whether a point was told or proposed already."""
         return self.problem.space.plain(point).tobytes() in self._seen
+
+    def told(self, which: Sequence[int]) -> tuple[list[IntArray], list[float]]:
+        """Points and scores of some evaluations, by their order of telling."""
+        return [self.points[i] for i in which], [self.scores[i] for i in which]
 
     def ranked(self) -> list[int]:
         """Indices of scored points, best first, earlier ones first among equals."""

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from automc.episode import WalkSettings
+from automc.episode import RATIOS, WalkSettings
 from automc.evaluation import Evaluation
 from automc.pareto import hypervolume_gain, nondominated
 from automc.policy import Policy
@@ -32,10 +32,8 @@ from automc.searchers.baselines import uniform_point
 from automc.searchers.history import History
 from automc.searchers.rl import AgentSearch, AgentSearcher
 from automc.searchers.sampled import Trials
-from automc.space import Field, FloatArray, IntArray
+from automc.space import FloatArray, IntArray
 
-AGENT_FIELDS: tuple[Field, ...] = ("keep", "sparsity", "rank")
-"""What the agent decides where the space opens it; TPE decides the rest."""
 KNOBS = {"imitation": 10.0, "actor_rate": 1e-3, "deviation": 0.2, "hidden": 64}
 """The agent is shown good policies from the first trial: it copies them and departs from there. Few units learn as
 well from a few hundred episodes as AMC's 300, in a tenth of the time."""
@@ -51,8 +49,7 @@ class JointSearcher:
     def __init__(self, problem: Problem, seed: int, *, agent: str = "ddpg") -> None:
         self.history, self.aims = History(problem, seed), Aims(problem)
         self.proposer = ""
-        fields = {a.field for a in problem.space.axes}
-        owned = tuple(f for f in AGENT_FIELDS if f in fields) or None
+        owned = tuple(f for f in RATIOS if f in problem.space.fields) or None  # TPE decides the rest
         knobs = KNOBS if agent == "ddpg" else {}
         search = AgentSearch(agent, name="agent+tpe", walk=WalkSettings(owned, budgeted=True), knobs=knobs)
         self.agent = AgentSearcher(problem, seed, search)

@@ -14,7 +14,6 @@ from automc.evaluation import Evaluation
 from automc.policy import Policy
 from automc.searcher import Problem
 from automc.searchers.allocation import Allocation
-from automc.searchers.coefficients import Regression
 from automc.searchers.history import History
 from automc.space import FloatArray, IntArray
 
@@ -45,11 +44,10 @@ class KnapsackSearcher:
             projector = projector.tightened(float(rng.uniform(0.6, 0.95)))
         around = self.history.points[best[0]]
         if len(best) >= ENOUGH:
-            coefficients, levels = self._regressed(best, rng)
-            around = np.where(self.history.problem.space.ordered, around, levels)
+            point = self.allocation.likely(*self.history.told(best), around, projector, rng)
         else:
-            coefficients = self._mutated(around, rng)
-        return self.history.propose(self.allocation.solve(coefficients, around, projector), rng)
+            point = self.allocation.solve(self._mutated(around, rng), around, projector)
+        return self.history.propose(point, rng)
 
     def tell(self, evaluation: Evaluation) -> None:
         """Takes note of a score, whoever proposed the policy."""
@@ -64,12 +62,6 @@ class KnapsackSearcher:
         coefficients = self.allocation.implied(point)
         moved = rng.random(len(coefficients)) < max(float(rng.choice((0.1, 0.3, 1.0))), 1.0 / len(coefficients))
         return np.asarray(coefficients * np.exp(SPREAD * rng.standard_normal(len(coefficients)) * moved))
-
-    def _regressed(self, best: list[int], rng: np.random.Generator) -> tuple[FloatArray, IntArray]:
-        """Coefficients, and levels of the axes without an order, drawn from what the told scores leave likely."""
-        points = [self.history.points[i] for i in best]
-        scores = [self.history.scores[i] for i in best]
-        return Regression.of(self.history.problem.space, self.allocation.errors, points, scores).draw(rng)
 
 
 def knapsack(problem: Problem, seed: int) -> KnapsackSearcher:

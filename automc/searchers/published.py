@@ -7,23 +7,19 @@ their lowest could not meet the budget; a budget is met after rounding; candidat
 trained first.
 """
 
-from automc.episode import WalkSettings
+from automc.episode import BITS, RATIOS, WalkSettings
 from automc.errors import PolicyError
 from automc.searcher import Problem
 from automc.searchers.rl import AgentSearch, AgentSearcher
-from automc.space import Field
-
-RATIOS: tuple[Field, ...] = ("keep", "sparsity", "rank")
-"""What AMC's one action a layer may mean, the first that a space opens."""
-BITS: tuple[Field, ...] = ("weight_bits", "activation_bits")
 
 
 def amc(problem: Problem, seed: int) -> AgentSearcher:
     """AMC's resource-constrained search, registered as `amc`.
 
-    One share a layer, in the order of the network; the eleven features of the paper; 100 uniform episodes that fill the
-    replay buffer of 100 episodes and teach nothing; then noise of deviation 0.5 * 0.95^k and one update a step; the
-    accuracy as reward; what the clip leaves over of the budget is not spent.
+    One share a layer, of channels, zeros or rank, the first that the space opens, in the order of the network; the
+    eleven features of the paper; 100 uniform episodes that fill the replay buffer of 100 episodes and teach nothing;
+    then noise of deviation 0.5 * 0.95^k and one update a step; the accuracy as reward; what the clip leaves over of the
+    budget is not spent.
     """
     return _amc(problem, seed, "amc", "accuracy")
 
@@ -46,7 +42,7 @@ def haq(problem: Problem, seed: int) -> AgentSearcher:
     reward is the relative accuracy, not a tenth of its difference.
     Weights are shared by k-means or evenly spaced as the space says, by k-means where it leaves that open.
     """
-    opened = tuple(f for f in BITS if f in _fields(problem))
+    opened = tuple(f for f in BITS if f in problem.space.fields)
     if not opened:
         raise PolicyError(
             f"HAQ must have bits to decide; this space opens {_named(problem)}: "
@@ -60,7 +56,7 @@ def haq(problem: Problem, seed: int) -> AgentSearcher:
 
 
 def _amc(problem: Problem, seed: int, name: str, reward: str) -> AgentSearcher:
-    owned = next((f for f in RATIOS if f in _fields(problem)), None)
+    owned = next((f for f in RATIOS if f in problem.space.fields), None)
     if owned is None:
         raise PolicyError(
             f"AMC must have {', '.join(RATIOS)} to decide, one of them; this space opens {_named(problem)}: "
@@ -73,9 +69,5 @@ def _amc(problem: Problem, seed: int, name: str, reward: str) -> AgentSearcher:
     return AgentSearcher(problem, seed, search)
 
 
-def _fields(problem: Problem) -> set[str]:
-    return {a.field for a in problem.space.axes}
-
-
 def _named(problem: Problem) -> str:
-    return ", ".join(sorted(_fields(problem))) or "nothing"
+    return ", ".join(sorted(problem.space.fields)) or "nothing"

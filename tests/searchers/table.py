@@ -7,6 +7,7 @@ import numpy as np
 import torch
 
 from automc.budget import Budget
+from automc.episode import BITS, RATIOS
 from automc.evaluation import Evaluation
 from automc.graph.facts import ModelFacts
 from automc.graph.trace import trace_model
@@ -18,7 +19,6 @@ from automc.space import Axis, FloatArray, SearchSpace
 from automc.tasks.resnet import ResNet
 
 DENSE = 0.95
-RATIOS, BITS = ("keep", "sparsity", "rank"), ("weight_bits", "activation_bits")
 NEEDS: dict[str, tuple[str, ...]] = {
     "amc": RATIOS,
     "amc-guaranteed": RATIOS,

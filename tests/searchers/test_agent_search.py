@@ -8,7 +8,7 @@ import pytest
 from automc.episode import WalkSettings
 from automc.errors import PolicyError
 from automc.evaluation import Evaluation
-from automc.pareto import front
+from automc.pareto import hypervolume, objectives
 from automc.searcher import Problem, Searcher
 from automc.searchers.rl import AgentSearch, AgentSearcher, amc_budgets
 from automc.testing import check_searcher
@@ -109,13 +109,6 @@ def test_an_agent_that_was_never_shown_budgets_serves_no_other() -> None:
         AgentSearcher(table.problem(depth=8), 0).policy_for(0.3)
 
 
-def hypervolume(evaluations: list[Evaluation], dense: float, reference: tuple[float, float]) -> float:
-    """Area between the front and a reference of (cost share, score)."""
-    points = [(e.cost("macs") / dense, e.score or 0.0) for e in front(evaluations, ("macs",))]
-    edges = [min(cost, reference[0]) for cost, _ in points] + [reference[0]]
-    return sum((edges[i + 1] - edges[i]) * max(points[i][1] - reference[1], 0.0) for i in range(len(points)))
-
-
 def test_its_front_dominates_that_of_five_agents_with_as_many_evaluations() -> None:
     trials, depth = 50, 14
     problem = table.problem("channels", "macs<=60%", depth)
@@ -127,7 +120,8 @@ def test_its_front_dominates_that_of_five_agents_with_as_many_evaluations() -> N
         single = table.problem("channels", f"macs<={100 * share:.4f}%", depth)
         five += table.search(AgentSearcher(single, i), table.lookup(single), trials // 5)
     worst = min(e.score or 0.0 for e in one + five)
-    assert hypervolume(one, dense, (high, worst)) > hypervolume(five, dense, (high, worst))
+    volumes = [hypervolume(objectives(told, ["macs"]), np.array([-worst, high * dense])) for told in (one, five)]
+    assert volumes[0] > volumes[1]
 
 
 def test_a_score_that_was_only_predicted_is_no_episode() -> None:
