@@ -160,20 +160,13 @@ def load(directory: str | Path, factory: Callable[[], nn.Module] | Task | str) -
 def cost(module: nn.Module, example_inputs: Tensor | tuple[Tensor, ...]) -> dict[str, float]:
     """Costs counted on the module itself: macs of one sample, params, and size, the bytes it takes on disk.
 
-    macs are half the operations `torch.utils.flop_counter` counts in one forward pass.
+    macs are half the operations `torch.utils.flop_counter` counts in one forward pass, attention included.
     """
-    from torch.utils.flop_counter import FlopCounterMode
+    from automc.graph.counting import forward_macs
 
     inputs = example_inputs if isinstance(example_inputs, tuple) else (example_inputs,)
-    was_training = module.training
-    counter = FlopCounterMode(display=False)
-    try:
-        with torch.no_grad(), counter:
-            module.eval()(*inputs)
-    finally:
-        module.train(was_training)
     return {
-        "macs": counter.get_total_flops() / 2 / len(inputs[0]),
+        "macs": forward_macs(module, inputs),
         "params": float(sum(p.numel() for p in module.parameters())),
         "size": float(len(artifact.serialized(module))),
     }

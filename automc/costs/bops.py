@@ -1,11 +1,11 @@
 """Bit operations per sample: MACs times weight bits times activation bits (HAWQ-V3; GETA), 32 for float.
 
-Deviation: the density of pruned weights is not multiplied in, since no kernel here skips single zeros.
+Deviations: what is outside layers counts at 32 bits; the density of pruned weights is not multiplied in, since no
+kernel here skips single zeros.
 """
 
-import numpy as np
-
 from automc.costs.table import CostTable, FloatArray, Shapes, total
+from automc.policy import FULL_BITS
 
 
 class _Bops:
@@ -16,7 +16,7 @@ class _Bops:
         return shapes.macs * bits
 
     def rest(self, table: CostTable, shapes: Shapes) -> FloatArray:
-        return np.zeros(len(shapes.weights))
+        return shapes.other_macs * FULL_BITS**2
 
     def dense(self, table: CostTable) -> float:
         return float(total(self, table, table.shapes(table.dense))[0])

@@ -1,10 +1,8 @@
-"""Multiply-accumulate operations of convolutions and linear layers, per sample.
+"""Multiply-accumulate operations per sample.
 
 Counted as `torch.utils.flop_counter` counts them (it reports two operations each) on the shrunk module: zeros
 inside a kept weight are still multiplied.
 """
-
-import numpy as np
 
 from automc.costs.table import CostTable, FloatArray, Shapes, total
 
@@ -16,7 +14,7 @@ class _Macs:
         return shapes.macs
 
     def rest(self, table: CostTable, shapes: Shapes) -> FloatArray:
-        return np.zeros(len(shapes.weights))
+        return shapes.other_macs
 
     def dense(self, table: CostTable) -> float:
         return float(total(self, table, table.shapes(table.dense))[0])

@@ -64,6 +64,8 @@ class Shapes:
     """Entries of each other pruned parameter (B, P)."""
     dropped: FloatArray
     """Parameters outside layers and batch norms that left with their blocks (B,)."""
+    other_macs: FloatArray
+    """Multiply-accumulates per sample outside layers (B,)."""
     candidates: Candidates
 
 
@@ -114,6 +116,7 @@ class CostTable:
             norm=(1.0 - gone @ self._norm_in_block) * (self._norm - lost @ self._norm_slope),
             parameters=self._parameter - lost @ self._parameter_slope,
             dropped=gone @ self._block_others,
+            other_macs=self.facts.other_macs - gone @ self._block_macs,
             candidates=candidates,
         )
 
@@ -172,6 +175,7 @@ class CostTable:
             self._in_block[row, [self._layers[name] for name in block.layers]] = 1.0
             self._norm_in_block[row, [self._norms[name] for name in block.norms]] = 1.0
         self._block_others = np.array([float(b.others) for b in blocks])
+        self._block_macs = np.array([b.other_macs for b in blocks], dtype=np.float64)
 
     def _count_the_rest(self) -> None:
         """Norms per channel, and what no decision changes."""

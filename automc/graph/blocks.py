@@ -24,6 +24,7 @@ _Value = TypeVar("_Value")
 def residual_blocks(
     graph: fx.Graph,
     lanes: Mapping[str, Lanes],
+    macs: Mapping[str, float],
     model: nn.Module,
     layers: Sequence[LayerFacts],
     norms: Sequence[NormFacts],
@@ -41,7 +42,7 @@ def residual_blocks(
         side = int(counts[1] >= counts[0])
         shortcut = node.args[1 - side]
         if counts[side] and isinstance(shortcut, fx.Node) and shortcut not in sides[side]:
-            block = _block(node, side, sides[side], model, layers, norms, parameters)
+            block = _block(node, side, sides[side], macs, model, layers, norms, parameters)
             if block is not None:
                 found.append((block, sides[side]))
     ends = {block.at for block, _ in found}
@@ -87,6 +88,7 @@ def _block(
     node: fx.Node,
     side: int,
     branch: set[fx.Node],
+    macs: Mapping[str, float],
     model: nn.Module,
     layers: Sequence[LayerFacts],
     norms: Sequence[NormFacts],
@@ -104,7 +106,8 @@ def _block(
     rest = targets - set(inside) - set(batch_norms)
     others = sum(p.numel() for name in rest for p in model.get_submodule(name).parameters())
     others += sum(model.get_parameter(name).numel() for name in bare if name in dict(model.named_parameters()))
-    return Block("", node.name, side, inside, batch_norms, others)
+    other_macs = sum(macs[n.name] for n in branch if str(n.target) not in inside)
+    return Block("", node.name, side, inside, batch_norms, others, other_macs)
 
 
 def _named(blocks: Sequence[Block]) -> list[Block]:

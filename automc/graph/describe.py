@@ -1,8 +1,7 @@
 """Facts about layers, norms and parameters, measured by hooks on the real forward: no tracing needed."""
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -10,6 +9,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from automc.errors import GraphError
+from automc.graph.counting import batch_size, counted
 from automc.graph.facts import Group, LayerFacts, NormFacts, ParameterFacts
 from automc.graph.holders import Layer, Norm, as_layer, as_norm, sizes
 
@@ -43,9 +43,19 @@ def fingerprint(model: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def watch(model: nn.Module, inputs: tuple[Tensor, ...]) -> dict[str, Seen]:
-    """Runs the model once and notes every call of a layer or norm, by module path, in forward order."""
-    batch = inputs[0].shape[0] if inputs and inputs[0].dim() else 1
+@dataclass(frozen=True, slots=True)
+class Run:
+    """One forward pass."""
+
+    seen: dict[str, Seen]
+    """Every call of a layer or norm, by module path, in forward order."""
+    macs: float
+    """Of one sample."""
+
+
+def watch(model: nn.Module, inputs: tuple[Tensor, ...]) -> Run:
+    """Runs the model once."""
+    batch = batch_size(inputs)
     seen: dict[str, Seen] = {}
     read: dict[str, Read] = {}
     handles = []
@@ -53,7 +63,7 @@ def watch(model: nn.Module, inputs: tuple[Tensor, ...]) -> dict[str, Seen]:
         if as_layer(module) is not None or as_norm(module) is not None:
             handles.append(module.register_forward_hook(_hook(seen, read, name, batch)))
     try:
-        with torch.no_grad(), _slow_path():
+        with torch.no_grad(), counted(inputs) as macs:
             model(*inputs)
     finally:
         for handle in handles:
@@ -63,7 +73,7 @@ def watch(model: nn.Module, inputs: tuple[Tensor, ...]) -> dict[str, Seen]:
         if seen[name].calls == 1 and as_layer(model.get_submodule(name)) is not None:
             value = x.data_ptr(), tuple(x.shape), x.stride(), x.dtype, version
             seen[name].reads = readers.setdefault(value, name)
-    return seen
+    return Run(seen, macs())
 
 
 def layer_facts(model: nn.Module, seen: Mapping[str, Seen], norms: Mapping[str, str]) -> tuple[LayerFacts, ...]:
@@ -158,14 +168,3 @@ def _hook(
         record.calls += 1
 
     return note
-
-
-@contextmanager
-def _slow_path() -> Iterator[None]:
-    """nn.TransformerEncoder's fused path would hide its layers from the hooks."""
-    before = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(before)

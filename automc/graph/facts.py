@@ -137,6 +137,8 @@ class Block:
     norms: tuple[str, ...]
     others: int
     """Parameters of the branch outside layers and batch norms."""
+    other_macs: float = 0.0
+    """Multiply-accumulates per sample of the branch outside layers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,6 +173,13 @@ class ModelFacts:
     """State tensors that belong to no layer: norms, bare parameters, buffers."""
     blocks: tuple[Block, ...] = ()
     """Residual branches, in forward order; empty for a model that cannot be traced."""
+    other_macs: float = 0.0
+    """Multiply-accumulates per sample outside layers: products of two activations, as in attention, and the like."""
+
+    @property
+    def macs(self) -> float:
+        """Multiply-accumulates per sample of the whole model."""
+        return sum(x.macs for x in self.layers) + self.other_macs
 
     @property
     def fused(self) -> tuple[tuple[str, ...], ...]:

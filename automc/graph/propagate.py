@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from automc.graph.channels import Classes, Lane, Lanes, leaves
+from automc.graph.counting import counted
 from automc.graph.facts import IntArray, Refusal
 from automc.graph.holders import Holders, Layer, Norm, as_layer, as_norm
 from automc.graph.operations import (
@@ -40,6 +41,8 @@ class Propagation:
     refused: list[Refusal]
     calls: dict[str, list[str]] = field(default_factory=dict)
     """Node names per layer and norm, in forward order."""
+    macs: dict[str, float] = field(default_factory=dict)
+    """Multiply-accumulates per sample of each node."""
 
 
 class Follower(fx.Interpreter):
@@ -55,7 +58,7 @@ class Follower(fx.Interpreter):
 
     def follow(self, inputs: tuple[Tensor, ...]) -> Propagation:
         """Runs the model on inputs of batch 2."""
-        with torch.no_grad():
+        with torch.no_grad(), counted(inputs) as self._macs:
             self.run(*inputs)
         self.seen.refused.extend(self._holders.refused)
         return self.seen
@@ -63,7 +66,9 @@ class Follower(fx.Interpreter):
     def run_node(self, n: fx.Node) -> Any:
         """Runs one node and notes its lanes."""
         args, kwargs = self._with_lanes(n.args), self._with_lanes(n.kwargs)
+        before = self._macs()
         result = super().run_node(n)
+        self.seen.macs[n.name] = self._macs() - before
         call = Call(n.name, lambda *_: None, args, kwargs, result)
         if n.op == "call_module":
             lanes = self._module(n, self.fetch_attr(str(n.target)), call)

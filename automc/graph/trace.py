@@ -38,8 +38,8 @@ def trace_model(
     """
     describe.check_finite(model)
     work = _working_copy(model)
-    inputs, seen = _first_run(work, batch_of_two(example_inputs), example_inputs)
-    blank = _blank_facts(model, seen)
+    inputs, run = _first_run(work, batch_of_two(example_inputs), example_inputs)
+    blank = _blank_facts(model, run)
     try:
         recorded = _Tracer().trace(work, _absent_arguments(work, len(inputs)))
         _restore_argument_names_(recorded, work)
@@ -50,7 +50,7 @@ def trace_model(
         found = Follower(traced, work).follow(inputs)
     except Exception as error:  # an operation called in a way no rule foresees must cost the groups, not the run
         return _ungrouped(model, blank, inputs, "its channels cannot be followed", error)
-    graph = _assemble(model, seen, blank, traced.graph, found, inputs)
+    graph = _assemble(model, run.seen, blank, traced.graph, found, inputs)
     return _verified(graph, model, seed) if verify and graph.facts.groups else graph
 
 
@@ -80,8 +80,8 @@ def _working_copy(model: nn.Module) -> nn.Module:
 
 def _first_run(
     work: nn.Module, small: tuple[Tensor, ...], given: tuple[Tensor, ...]
-) -> tuple[tuple[Tensor, ...], dict[str, describe.Seen]]:
-    """Inputs the model runs on, two samples if it can, and what its layers have seen."""
+) -> tuple[tuple[Tensor, ...], describe.Run]:
+    """Inputs the model runs on, two samples if it can, and that run."""
     error: Exception | None = None
     for inputs in (small, given):
         try:
@@ -101,19 +101,20 @@ def _absent_arguments(model: nn.Module, given: int) -> dict[str, Any] | None:
     return absent or None
 
 
-def _blank_facts(model: nn.Module, seen: Mapping[str, describe.Seen]) -> ModelFacts:
+def _blank_facts(model: nn.Module, run: describe.Run) -> ModelFacts:
     """All facts but groups, as far as they can be had without a graph."""
-    layers = describe.layer_facts(model, seen, {})
+    layers = describe.layer_facts(model, run.seen, {})
     return ModelFacts(
         fingerprint=describe.fingerprint(model),
         layers=layers,
-        norms=describe.norm_facts(model, seen),
+        norms=describe.norm_facts(model, run.seen),
         groups=(),
         refused=(),
         traceable=False,
         params=sum(p.numel() for p in model.parameters()),
         buffer_bytes=describe.buffer_bytes(model),
         other_tensors=describe.other_tensors(model, layers),
+        other_macs=max(0.0, run.macs - sum(x.macs for x in layers)),
     )
 
 
@@ -142,7 +143,7 @@ def _assemble(
         parameters=parameters,
         refused=(*found.refused, *grouping.refused),
         traceable=True,
-        blocks=residual_blocks(graph, found.lanes, model, layers, blank.norms, parameters),
+        blocks=residual_blocks(graph, found.lanes, found.macs, model, layers, blank.norms, parameters),
     )
     settle = _Settled(found.classes)
     return ModelGraph(

@@ -13,9 +13,8 @@ def tables(facts: ModelFacts) -> list[Table]:
 
 def lines(facts: ModelFacts) -> list[str]:
     """Totals and what is left alone, one line each."""
-    macs = sum(x.macs for x in facts.layers)
     result = [
-        f"{len(facts.layers)} layers, {len(facts.groups)} groups, {text.amount('macs', macs)} MACs, "
+        f"{len(facts.layers)} layers, {len(facts.groups)} groups, {text.amount('macs', facts.macs)} MACs, "
         f"{text.amount('params', facts.params)} parameters, fingerprint {facts.fingerprint[:12]}"
     ]
     if not facts.traceable:
@@ -29,11 +28,10 @@ def _layers(facts: ModelFacts) -> Table:
     table = Table(title="layers", title_justify="left")
     for column in ("layer", "kind", "in", "out", "kernel", "MACs", "share", "weights"):
         table.add_column(column, justify="left" if column in ("layer", "kind") else "right")
-    total = sum(x.macs for x in facts.layers)
     for x in facts.layers:
         kernel = "x".join(map(str, x.kernel)) or "-"
         kind = "depthwise" if x.depthwise else x.kind
-        numbers = (text.amount("macs", x.macs), text.share(x.macs, total), text.amount("params", x.weight_numel))
+        numbers = (text.amount("macs", x.macs), text.share(x.macs, facts.macs), text.amount("params", x.weight_numel))
         table.add_row(x.name, kind, str(x.in_channels), str(x.out_channels), kernel, *numbers)
     return table
 
