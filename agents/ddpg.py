@@ -12,8 +12,9 @@ buffer guesses it from its neighbours); the executed action is stored, not the p
 whole before its updates, and batches are drawn with replacement; first episodes may come from elsewhere
 (demonstrations, other searchers) and count as warm-up. `steady`, which AMC has not: the actor's output layer is
 normalised by its input's norm and a small penalty keeps its logits small, since plain actors with several action
-entries saturate at 0 and 1 and stop learning. `imitation`, which AMC has not: what others showed is copied where the
-critic prefers it to the actor's own action (Nair et al. 2018, section IV.B, their filter on Q).
+entries saturate at 0 and 1 and stop learning. `imitation`, which AMC has not: remembered actions are copied where the
+critic prefers them to the actor's own (Nair et al. 2018, section IV.B, their filter on Q); theirs copies demonstrations
+alone, here whatever is remembered, the agent's own noise where it proved better included.
 """
 
 import copy

@@ -49,12 +49,12 @@ class Exploration:
         self.episodes += 1
 
     def state_dict(self) -> dict[str, Any]:
-        """Both counts."""
-        return {"episodes": self.episodes, "own": self.own}
+        """Both counts, and the warm-up they are held against."""
+        return {"warmup": self.warmup, "episodes": self.episodes, "own": self.own}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restores both counts."""
-        self.episodes, self.own = int(state["episodes"]), int(state["own"])
+        """Restores what `state_dict` gave."""
+        self.warmup, self.episodes, self.own = int(state["warmup"]), int(state["episodes"]), int(state["own"])
 
 
 def truncated_normal(mean: float, deviation: float, rng: np.random.Generator) -> float:

@@ -109,7 +109,9 @@ class ReinforceAgent:
         """The difference from the baseline in spreads; 0 as long as there is none."""
         s = self.settings
         self.spread = s.memory * self.spread + (1.0 - s.memory) * difference**2
-        unit = self.spread**0.5
+        # The first episode is its own baseline; the average over n more began at 0 and has weights that sum to this.
+        weights = 1.0 - s.memory ** max(self._episodes, 1)
+        unit = (self.spread / weights) ** 0.5
         return min(max(difference / unit, -s.largest), s.largest) if unit > 0 else 0.0
 
     def _step(self, episode: Sequence[Transition], advantage: float) -> None:

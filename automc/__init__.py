@@ -7,7 +7,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from automc.api import apply, cost, distill, inspect, load, save, search
+    from automc.api import apply, cost, distill, inspect, load, policy_for, save, search
     from automc.budget import Budget
     from automc.errors import AutomcError
     from automc.evaluation import Evaluation
@@ -29,6 +29,7 @@ _EXPORTS = {
     "distill": "automc.api",
     "inspect": "automc.api",
     "load": "automc.api",
+    "policy_for": "automc.api",
     "save": "automc.api",
     "search": "automc.api",
 }
@@ -45,6 +46,7 @@ __all__ = [
     "distill",
     "inspect",
     "load",
+    "policy_for",
     "save",
     "search",
 ]

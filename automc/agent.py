@@ -10,6 +10,8 @@ from numpy.typing import NDArray
 from automc.errors import PolicyError, RegistryError
 
 FloatArray = NDArray[np.float64]
+LARGEST_REWARD = 1e15
+"""Agents keep rewards in single precision, and square them."""
 _Knobs = TypeVar("_Knobs")
 
 
@@ -92,7 +94,11 @@ def check_episode(episode: Sequence[Transition]) -> None:
     if not episode:
         raise PolicyError("An episode must have a step; this one has none: tell finished episodes only.")
     rewards = np.array([t.reward for t in episode], dtype=np.float64)
-    parts = [rewards, *(x for t in episode for x in (t.state, t.action, t.next_state))]
-    if not np.isfinite(np.concatenate(parts)).all():
-        what = "a reward" if not np.isfinite(rewards).all() else "a state or an action"
-        raise PolicyError(f"An episode must hold finite numbers; {what} is none: give it the reward of a failure.")
+    parts = [x for t in episode for x in (t.state, t.action, t.next_state)]
+    sound = bool((np.abs(rewards) <= LARGEST_REWARD).all())  # False for NaN
+    if not sound or not np.isfinite(np.concatenate(parts)).all():
+        what = "a state or an action" if sound else "a reward"
+        raise PolicyError(
+            f"An episode must hold finite numbers, rewards at most {LARGEST_REWARD:.0e}; {what} is none: "
+            "give it the reward of a failure."
+        )

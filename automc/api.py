@@ -1,4 +1,4 @@
-"""The public calls: search, apply, distill, save, load, cost, inspect. The command line is a thin layer over them.
+"""The public calls, from search to inspect. The command line is a thin layer over them.
 
 A task is given as a `Task`, or as a reference: a registered name, `path/to/file.py:attribute`, or `module:attribute`.
 """
@@ -20,7 +20,7 @@ from automc.compression import provenance
 from automc.compression.bank import MEMORY_BYTES
 from automc.compression.compress import Compressor
 from automc.earlier import recall
-from automc.errors import AutomcError, TaskError
+from automc.errors import AutomcError, StudyError, TaskError
 from automc.evaluation import Evaluation
 from automc.graph.facts import ModelFacts
 from automc.graph.trace import ModelGraph, trace_model
@@ -34,7 +34,7 @@ from automc.scoring.incumbents import check_keep
 from automc.scoring.race import Race
 from automc.scoring.screen import Screen
 from automc.scoring.stages import check_stages
-from automc.searcher import Problem
+from automc.searcher import Problem, ServesBudgets
 from automc.space import SearchSpace, SpaceBuilder
 from automc.study import Study
 from automc.task import Task
@@ -114,6 +114,45 @@ def search(
             learn=runner.learn,
         )
     return record
+
+
+def policy_for(
+    study: Study | str | Path,
+    share: float,
+    *,
+    task: Task | str | None = None,
+    space: str | SpaceBuilder | None = None,
+    earlier: Sequence[Study | str | Path] = (),
+) -> Policy:
+    """What the agent of a study does with a budget of that share of the dense cost, trained by all that was recorded.
+
+    For studies of `amc-budgets`, whose agent is shown budgets; `share` is cut to those it was trained on. The policy is
+    within every limit of the study and has not been scored. `task`, `space` and `earlier` as given to `search`, where
+    they were more than registered names. StudyError for a study of another searcher.
+    """
+    record = study if isinstance(study, Study) else Study.open(study)
+    meta = record.meta
+    reference = task or meta["task"]
+    if reference is None:
+        raise TaskError(f"Study {record.name!r} was searched on a task object; it must be given again: pass task=.")
+    setting = prepare(
+        reference,
+        Budget.parse(meta["budget"]),
+        space or meta["space"],
+        Recipe(**meta["recipe"]),
+        score=meta.get("score", "metric"),
+    )
+    searcher = SEARCHERS.load(meta["searcher"])(setting.problem, meta["seed"])
+    if not isinstance(searcher, ServesBudgets):
+        raise StudyError(
+            f"A study must have an agent that was shown budgets; {record.name!r} was searched by {meta['searcher']}: "
+            "search with amc-budgets."
+        )
+    shown = [s if isinstance(s, Study) else Study.open(s) for s in earlier]
+    recall(searcher, meta["searcher"], record, shown, setting.problem.space)
+    for evaluation in record.evaluations:
+        searcher.tell(evaluation)
+    return searcher.policy_for(share)
 
 
 def apply(task: Task | str, policy: Policy, *, cache: str | Path | None = None) -> nn.Module:

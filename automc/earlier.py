@@ -5,6 +5,7 @@ however much the earlier studies have grown since.
 """
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from automc.errors import PolicyError, StudyError
@@ -41,21 +42,25 @@ def recall(searcher: Searcher, name: str, study: Study, earlier: Sequence[Study]
 
 def _noted(study: Study, earlier: Sequence[Study]) -> list[dict[str, Any]]:
     """What the study began with; noted now where it begins now."""
-    given = [{"storage": s.storage, "study": s.name, "trials": len(s.evaluations)} for s in earlier]
+    given = [{"storage": _place(s.storage), "study": s.name, "trials": len(s.evaluations)} for s in earlier]
     known: list[dict[str, Any]] | None = study.meta.get("earlier")
     if known is None and study.evaluations:
         known = []
     if known is None:
         study.note("earlier", given)
         return given
-    if [(n["storage"], n["study"]) for n in known] != [(n["storage"], n["study"]) for n in given]:
-        before = ", ".join(str(n["study"]) for n in known) or "none"
-        now = ", ".join(s.name for s in earlier) or "none"
+    if [(_place(n["storage"]), n["study"]) for n in known] != [(n["storage"], n["study"]) for n in given]:
+        before, now = (", ".join(f"{n['study']} ({n['storage']})" for n in ns) or "none" for ns in (known, given))
         raise StudyError(
             f"A search must go on with the earlier studies it began with; study {study.name!r} began with {before}, "
             f"given {now}: repeat the first command, or give another --study name."
         )
     return known
+
+
+def _place(storage: str) -> str:
+    """A storage however it was spelt: the whole path of a file, a URL as it is."""
+    return storage if "://" in storage else str(Path(storage).resolve())
 
 
 def _check_same(earlier: Study, study: Study) -> None:

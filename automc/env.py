@@ -35,11 +35,12 @@ class CompressionEnv(gym.Env[Observation, Observation]):
     | 8 | reduced: what decisions at earlier layers saved | share of the dense cost |
     | 9 | rest: cost of the layers still to come | share of the dense cost |
     | 10 ... | last executed action, A entries | share |
-    | 10 + A ... | what others decided at this layer, O entries (criterion, bits); 1 where there is nothing | share |
+    | 10 + A ... | what others decided here, up to the next step, O entries; 1 for nothing | mean level |
     | 10 + A + O | field: which owned decision the step is, from 0 to 1; in stepwise walks only | place among them |
     | last | budget: 0 is the smallest reachable one, 1 the given; in budgeted walks only | share of the dense cost |
 
-    O is 0 where the walk does not show others' decisions; M is the number of modes (stepwise, budgeted) that are on.
+    O, one for each field of others at groups, at layers and at blocks, is 0 where the walk does not show them; M is the
+    number of modes (stepwise, budgeted) that are on.
 
     ## Action: Box(0, 1, (A,), float32)
 

@@ -3,7 +3,9 @@
 AMC (He et al. 2018, section 3.1 and 3.2): one step a layer, an eleven-entry state, an action clipped to what the rest
 of the budget allows. HAQ (Wang et al. 2019): one decision a step, unclipped, and a repair at the end. Deviations:
 * Several decisions at a layer: the action is a vector, one entry a field the agent owns; a field the layer does not
-  offer is ignored and counts as 1. Decisions of others at the layer are part of the state.
+  offer is ignored and counts as 1.
+* Decisions of others are part of the state, those at the step's own places, and on average those that no step is at:
+  they are shown at the step before them. A block, a group and a layer are told apart.
 * A group of coupled channels is decided at the first layer that makes them.
 * reduced, rest and the layer's cost are of one metric, macs where limited, else the first limited one; the reference
   code mixes two.
@@ -15,6 +17,7 @@ of the budget allows. HAQ (Wang et al. 2019): one decision a step, unclipped, an
 import bisect
 import copy
 import json
+import math
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -34,8 +37,6 @@ RATIOS: tuple[Field, ...] = ("keep", "sparsity", "rank")
 BITS: tuple[Field, ...] = ("weight_bits", "activation_bits")
 FIELDS = (*RATIOS, *BITS)
 """Fields of numbers, in the order they are decided at a layer."""
-WORDS: tuple[Field, ...] = ("criterion", "pattern", "codebook", "factorization")
-"""Fields an agent is shown and never owns."""
 Act = Callable[[FloatArray], FloatArray]
 """From a state (S,) to an action (A,), entries in [0, 1]."""
 STATIC_FEATURES = ("t", "n", "c", "h", "w", "stride", "k", "cost")
@@ -53,7 +54,7 @@ class WalkSettings:
     clipped: bool = True
     """Each action is clipped to what the rest of the budget allows; otherwise the finished walk is repaired."""
     others: bool = True
-    """Whether the state holds what others decided at the layer."""
+    """Whether the state holds what others decided."""
     budgeted: bool = False
     """Whether the state holds the budget of the episode."""
 
@@ -65,8 +66,8 @@ class Step:
     layer: int
     axes: dict[str, int]
     """Axis index by owned field."""
-    others: dict[str, int]
-    """Axis index by field somebody else decides."""
+    others: dict[tuple[str, Field], list[int]]
+    """Axis indices by kind and field of what somebody else decides."""
 
 
 class Walk:
@@ -82,20 +83,23 @@ class Walk:
             raise PolicyError(
                 f"An agent must own a field of the space; of {sorted(present)} it owns none: open keep or bits."
             )
-        unowned = tuple(f for f in (*FIELDS, *WORDS) if f in present and f not in self.owned)
-        self.other_fields = unowned if self.settings.others else ()
+        unowned = dict.fromkeys((a.kind, a.field) for a in self.space.axes if a.field not in self.owned)
+        self.others = tuple(sorted(unowned)) if self.settings.others else ()
+        """Kinds and fields of what somebody else decides and the state shows."""
         self.owned_axes = np.array([a.field in self.owned for a in self.space.axes])
         self.steps = self._find_steps()
         limits = self.projector.limits
         self.metric = "macs" if "macs" in limits else next(iter(limits))
-        self.priced = next(iter(limits))
-        """The metric a budgeted walk's budget is about: the first limited one."""
+        most = self.projector.costing.batch(self.space.largest[None], tuple(limits))[0]
+        self.priced = max(zip(limits, most, strict=True), key=lambda item: float(item[1]) / limits[item[0]])[0]
+        """The metric of a budgeted walk's budget: of the limited ones the one that the largest point exceeds most."""
         self.budget = 1.0
         """Budget of the episode in [0, 1] of `reach`; see `under`."""
         self._last: tuple[bytes, tuple[FloatArray, bool]] = (b"", (np.zeros(0), False))
         self._count()
-        self.reach = self.share(self.space.smallest), limits[self.priced] / self._priced_dense
-        """The smallest reachable share of the dense cost, and the one the problem's budget allows."""
+        allowed = min(limits[self.priced] / self._priced_dense, self.share(self.space.largest))
+        self.reach = self.share(self.space.smallest), allowed
+        """The smallest reachable share of the dense cost, and the largest the problem's budget allows."""
 
     @property
     def action_size(self) -> int:
@@ -106,7 +110,7 @@ class Walk:
     def state_size(self) -> int:
         """Entries of a state: eight static, two dynamic, the last executed action, the others' decisions, then which
         decision it is and the budget, where the walk shows them."""
-        known = len(STATIC_FEATURES) + len(DYNAMIC_FEATURES) + self.action_size + len(self.other_fields)
+        known = len(STATIC_FEATURES) + len(DYNAMIC_FEATURES) + self.action_size + len(self.others)
         return known + self.settings.stepwise + self.settings.budgeted
 
     @property
@@ -119,7 +123,8 @@ class Walk:
     def digest(self) -> str:
         """A hash of the model, the decisions and the form of states and actions: an agent fits walks of its own."""
         axes = [[a.key, a.values] for a in self.space.axes]
-        form = [asdict(self.settings), self.owned, self.state_size, self.action_size, len(self.steps)]
+        form = [asdict(self.settings), self.owned, self.state_size, self.action_size, len(self.steps), self.metric]
+        form += [self.priced, *self.reach] if self.settings.budgeted else []
         return sha256(json.dumps([self.space.facts.fingerprint, axes, form]).encode())
 
     def start(self, given: IntArray) -> IntArray:
@@ -168,7 +173,7 @@ class Walk:
             step = self.steps[index]
             saved = reduced[step.layer - 1] if step.layer else 0.0
             previous = self.executed(levels, self.steps[index - 1]) if index else np.ones(self.action_size)
-            others = [self._share(levels, step.others[n]) if n in step.others else 1.0 for n in self.other_fields]
+            others = [self._shown(levels, step.others.get(n, [])) for n in self.others]
             states[row] = (*self._static[index], saved, self._rest[index], *previous, *others, *self._told(step))
         return np.clip(states, 0.0, 1.0)
 
@@ -184,6 +189,10 @@ class Walk:
         if not self.settings.budgeted:
             return self
         low, high = self.reach
+        if not math.isfinite(share):
+            raise PolicyError(
+                f"A budget must be a share of the dense cost; {share} is none: give {low:.3g} to {high:.3g}."
+            )
         share = min(max(share, low), high)
         other = copy.copy(self)
         given = self.problem.projector
@@ -193,8 +202,9 @@ class Walk:
         other.budget = (share - low) / (high - low) if high > low else 1.0
         return other
 
-    def _share(self, levels: IntArray, axis: int) -> float:
-        return float(levels[axis]) / max(int(self.space.sizes[axis]) - 1, 1)
+    def _shown(self, levels: IntArray, axes: list[int]) -> float:
+        """Levels of some axes as a mean share of the highest; 1 of none."""
+        return float(np.mean(levels[axes] / np.maximum(self.space.sizes[axes] - 1, 1))) if axes else 1.0
 
     def _told(self, step: Step) -> list[float]:
         """What the state says of the mode: which decision it is, and the budget."""
@@ -224,20 +234,31 @@ class Walk:
         return self._last[1]
 
     def _find_steps(self) -> tuple[Step, ...]:
-        steps: dict[tuple[int, int, int], Step] = {}
+        found: dict[tuple[int, int, int], Step] = {}
         seen: Counter[tuple[int, str]] = Counter()
-        others: dict[int, dict[str, int]] = {}
-        for index, axis in enumerate(self.space.axes):
-            layer = int(self.space.layers[index])
-            if self.owned_axes[index]:
-                turn = seen[layer, axis.field]
-                seen[layer, axis.field] += 1
-                place = self.owned.index(axis.field) if self.settings.stepwise else 0
-                step = steps.setdefault((layer, turn, place), Step(layer, {}, others.setdefault(layer, {})))
-                step.axes[axis.field] = index
-            else:
-                others.setdefault(layer, {}).setdefault(axis.field, index)
-        return tuple(steps[key] for key in sorted(steps))
+        for index in np.flatnonzero(self.owned_axes).tolist():
+            axis, layer = self.space.axes[index], int(self.space.layers[index])
+            turn = seen[layer, axis.field]
+            seen[layer, axis.field] += 1
+            place = self.owned.index(axis.field) if self.settings.stepwise else 0
+            found.setdefault((layer, turn, place), Step(layer, {}, {})).axes[axis.field] = index
+        steps = tuple(found[key] for key in sorted(found))
+        for index in np.flatnonzero(~self.owned_axes).tolist():
+            axis = self.space.axes[index]
+            for step in self._shown_at(steps, index):
+                step.others.setdefault((axis.kind, axis.field), []).append(index)
+        return steps
+
+    def _shown_at(self, steps: tuple[Step, ...], index: int) -> list[Step]:
+        """The steps whose states show somebody else's axis: at its place, else at the last layer up to its own."""
+        axis, layer = self.space.axes[index], int(self.space.layers[index])
+        before = max((s.layer for s in steps if s.layer <= layer), default=steps[0].layer)
+        there = [s for s in steps if s.layer == before]
+        owned = [[self.space.axes[i] for i in s.axes.values()] for s in there]
+        own = [
+            s for s, of in zip(there, owned, strict=True) if (axis.kind, axis.place) in [(a.kind, a.place) for a in of]
+        ]
+        return own or there
 
     def _count(self) -> None:
         """What no episode changes: in which order axes fall, and the dense model's costs and features."""

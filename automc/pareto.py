@@ -23,10 +23,16 @@ def nondominated(points: FloatArray) -> NDArray[np.bool_]:
     """
     if points.size == 0:
         return np.zeros(len(points), dtype=np.bool_)
-    no_larger = (points[:, None, :] <= points[None, :, :]).all(axis=2)
-    smaller = (points[:, None, :] < points[None, :, :]).any(axis=2)
-    dominated: NDArray[np.bool_] = np.asarray((no_larger & smaller).any(axis=0))
-    return ~dominated
+    keep = np.zeros(len(points), dtype=np.bool_)
+    found = np.empty_like(points)
+    count = 0
+    for row in np.lexsort(points.T[::-1]):  # whoever dominates a row stands before it
+        point, known = points[row], found[:count]
+        keep[row] = not ((known <= point).all(axis=1) & (known < point).any(axis=1)).any()
+        if keep[row]:
+            found[count] = point
+            count += 1
+    return keep
 
 
 def front(evaluations: Sequence[Evaluation], costs: Sequence[str]) -> list[Evaluation]:

@@ -2,10 +2,10 @@
 
 All rewards are made of two numbers: the drop of the score and a cost.
 
-The drop is relative to the dense score, (dense - score) / |dense|, and the same for every kind of score. Likeness to
-the dense model (kl, mse) is about 0 there, which is no scale, so a dense score within 0.001 of 0 takes the difference
-as it is. Past one half the drop bends towards 1, where it stays for whatever is worse: 1 is what a failure is worth,
-and nothing that was scored may be worth less. Gains are negative drops.
+The drop is relative to the dense score, (dense - score) / |dense|, and the same for every kind of score; a dense score
+within 0.001 of 0, which is no scale, takes the difference as it is. Past one half the drop x bends towards 1, as
+1 - 1 / (4 x): 1 is what a failure is worth, nothing that was scored may be worth less, and losses of many times the
+dense one, as cross-entropies have, still differ. Gains are negative drops.
 
 * accuracy: minus the drop. AMC's resource-constrained reward is the accuracy itself (He et al. 2018, section 3.3);
   behind a baseline the constant makes no difference, and this scale suits any score.
@@ -93,7 +93,7 @@ def _drop(evaluation: Evaluation, dense: Dense) -> float:
     """How much of the score is lost, up to 1."""
     assert evaluation.score is not None
     x = (dense.score - evaluation.score) / dense.scale
-    return x if x <= 0.5 else 1.0 - 0.5 * math.exp(1.0 - 2.0 * x)
+    return x if x <= 0.5 else 1.0 - 0.25 / x
 
 
 REWARDS: dict[str, Reward] = {

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from automc.evaluation import Evaluation
 from automc.policy import Policy
@@ -45,6 +45,15 @@ class Searcher(Protocol):
 
     def state_dict(self) -> dict[str, Any]:
         """Tensors and JSON values that describe what was learned, for inspection and transfer."""
+        ...
+
+
+@runtime_checkable
+class ServesBudgets(Searcher, Protocol):
+    """A searcher whose agent was shown many budgets."""
+
+    def policy_for(self, share: float) -> Policy:
+        """What it does, without exploring, with a budget of that share of the dense cost."""
         ...
 
 

@@ -148,22 +148,38 @@ class SearchSpace:
     def plain(self, levels: IntArray) -> IntArray:
         """The point with decisions that change nothing at their first value: equal for equal models.
 
-        What ranks units or weights all of which stay, how a whole layer would be factored, what float weights share.
+        What ranks units or weights all of which stay, how a whole layer would be factored, what float weights share,
+        and everything inside residual blocks that are left out.
         """
         result = levels.copy()
-        for axis, governor in self._governed:
-            if levels[governor] == self.sizes[governor] - 1:
+        for axis, governors in self._governed:
+            if (levels[governors] == self.sizes[governors] - 1).all():
+                result[axis] = 0
+        for axis, blocks in self._inside:
+            if not levels[blocks].any():
                 result[axis] = 0
         return result
 
     @cached_property
-    def _governed(self) -> tuple[tuple[int, int], ...]:
-        """Axes that mean nothing where another one is at its dense value, with that one."""
-        at = {(a.kind, a.place, a.field): i for i, a in enumerate(self.axes)}
+    def _governed(self) -> tuple[tuple[int, list[int]], ...]:
+        """Axes that mean nothing where others, one for each of their places, are at their dense values."""
+        at = {(a.kind, place, a.field): i for i, a in enumerate(self.axes) for place in a.places}
         found = (
-            (i, at.get((a.kind, a.place, f))) for i, a in enumerate(self.axes) for f in _GOVERNORS.get(a.field, ())
+            (i, [at.get((a.kind, place, f), -1) for place in a.places])
+            for i, a in enumerate(self.axes)
+            for f in _GOVERNORS.get(a.field, ())
         )
-        return tuple((axis, governor) for axis, governor in found if governor is not None)
+        return tuple((axis, governors) for axis, governors in found if min(governors) >= 0)
+
+    @cached_property
+    def _inside(self) -> tuple[tuple[int, list[int]], ...]:
+        """Axes all of whose places lie in residual blocks that may be left out, with the axes that say so."""
+        of_block = {
+            place: i for i, a in enumerate(self.axes) if a.kind == "block" and 0 in a.values for place in a.places
+        }
+        home = {layer: of_block[b.name] for b in self.facts.blocks if b.name in of_block for layer in b.layers}
+        found = ((i, [home.get(n, -1) for n in _layers_of(a, self.facts)]) for i, a in enumerate(self.axes))
+        return tuple((axis, blocks) for axis, blocks in found if blocks and min(blocks) >= 0)
 
     def sample(self, rng: np.random.Generator) -> IntArray:
         """A point drawn uniformly, each axis by itself."""
@@ -179,6 +195,16 @@ class SearchSpace:
             else:
                 result[axis] = rng.integers(0, self.sizes[axis])
         return result
+
+
+def _layers_of(axis: Axis, facts: ModelFacts) -> list[str]:
+    """Every layer that a decision about layers or groups touches; none of a decision about blocks."""
+    if axis.kind == "layer":
+        return list(axis.places)
+    if axis.kind == "block":
+        return []
+    groups = [facts.group(place) for place in axis.places]
+    return [name for group in groups for name in (*group.producers, *group.consumers)]
 
 
 def first_layers(facts: ModelFacts) -> dict[str, dict[str, int]]:
@@ -224,6 +250,22 @@ def _check_axes(axes: Sequence[Axis], facts: ModelFacts) -> None:
                     f"A decision must be opened once; {axis.field} of {axis.kind} {place!r} is opened twice: drop one."
                 )
             decided.add((axis.kind, place, axis.field))
+        _check_values(axis)
+
+
+def _check_values(axis: Axis) -> None:
+    """SpaceError unless the values are there once each, the cheapest first, factored in one way."""
+    if not axis.values or len(set(axis.values)) < len(axis.values):
+        raise SpaceError(f"A decision must have values, each once; {axis.key} has {list(axis.values)}: mend the space.")
+    if axis.field == "factorization" and len(axis.values) > 1:
+        raise SpaceError(
+            f"A layer must be factored in one way, since costs differ; {axis.key} has {list(axis.values)}: keep one."
+        )
+    numbers = [v for v in axis.values if not isinstance(v, str)]
+    rising = sorted(numbers, reverse=axis.field == "sparsity")
+    words = sorted((v for v in axis.values if isinstance(v, str)), reverse=True) if axis.field == "codebook" else []
+    if numbers != rising or (words and words != list(axis.values)):
+        raise SpaceError(f"Values must stand with the cheapest first; {axis.key} has {list(axis.values)}: sort them.")
 
 
 def check_policy(policy: Policy, facts: ModelFacts) -> None:

@@ -139,7 +139,9 @@ class Study:
         for evaluation in self._evaluations:
             if str(evaluation.number) == str(which):
                 return evaluation
-        last = max((e.number for e in self._evaluations), default=-1)
+        if not self._evaluations:
+            raise StudyError(f"A study must hold trials to show one; {self.name!r} has none: search first.")
+        last = max(e.number for e in self._evaluations)
         raise StudyError(
             f"A trial must be 'best' or a number from 0 to {last}; {which!r} is neither: see `automc pareto`."
         )

@@ -36,7 +36,7 @@ def activation_bits(facts: ModelFacts, *, levels: Bits = BITS) -> tuple[Axis, ..
 def shared_bits(facts: ModelFacts, *, levels: Bits = BITS, codebooks: Codebooks = CODEBOOKS) -> tuple[Axis, ...]:
     """Weight bits of every layer, and whether their levels are evenly spaced or a codebook."""
     decided = weight_bits(facts, levels=levels)
-    return tuple(axis for a in decided for axis in (a, Axis(a.place, "layer", "codebook", codebooks.root)))
+    return tuple(axis for a in decided for axis in (a, Axis(a.place, "layer", "codebook", codebooks.cheapest_first)))
 
 
 def _opened(

@@ -38,6 +38,14 @@ def _passes(check: Callable[[Any], object]) -> AfterValidator:
     return AfterValidator(validate)
 
 
+def _once(names: tuple[str, ...]) -> tuple[str, ...]:
+    """ValueError for a name that is there twice."""
+    twice = next((n for n in names if names.count(n) > 1), None)
+    if twice is not None:
+        raise ValueError(f"Criteria must be named once; {twice} is there twice: drop one.")
+    return names
+
+
 def _check_share(pattern: str, sparsity: float) -> None:
     """ValueError unless a pattern can have that share of zeros."""
     try:
@@ -77,7 +85,12 @@ class Ranking(RootModel[tuple[Criterion, ...]]):
     """Criteria that may choose the channels of a group."""
 
     model_config = ConfigDict(frozen=True)
-    root: Annotated[tuple[Criterion, ...], Field(min_length=1)] = ("obs", "activation", "fpgm", "l1")
+    root: Annotated[tuple[Criterion, ...], Field(min_length=1), AfterValidator(_once)] = (
+        "obs",
+        "activation",
+        "fpgm",
+        "l1",
+    )
 
 
 class Bits(Options):
@@ -95,6 +108,11 @@ class Codebooks(RootModel[tuple[Literal["uniform", "kmeans"], ...]]):
     model_config = ConfigDict(frozen=True)
     root: Annotated[tuple[Literal["uniform", "kmeans"], ...], Field(min_length=1)] = ("uniform", "kmeans")
 
+    @property
+    def cheapest_first(self) -> tuple[str, ...]:
+        """What is open, in the order of its costs."""
+        return tuple(name for name in ("uniform", "kmeans") if name in self.root)
+
 
 class Zeros(Options):
     """Which shares of a layer's weights may be zero, in which patterns, chosen by which criteria."""
@@ -103,7 +121,7 @@ class Zeros(Options):
     """Eighths, so that N:8 is open at each of them."""
     patterns: Annotated[tuple[StrictStr, ...], Field(min_length=1)] = ("element", "N:8", "1x4", "4x1", "16x1")
     """A layer takes those it has room for."""
-    criteria: Annotated[tuple[Criterion, ...], Field(min_length=1)] = ("obs", "activation", "l1")
+    criteria: Annotated[tuple[Criterion, ...], Field(min_length=1), AfterValidator(_once)] = ("obs", "activation", "l1")
 
     @model_validator(mode="after")
     def _legal(self) -> Self:

@@ -15,6 +15,7 @@ from automc.evaluation import Evaluation
 from automc.policy import Recipe
 from automc.registry import SEARCHERS
 from automc.space import Axis
+from automc.tasks import load_task
 
 
 def net() -> nn.Module:
@@ -150,3 +151,23 @@ def test_a_weight_that_is_not_a_number_is_refused() -> None:
 def test_inspect_gives_groups() -> None:
     facts = api.inspect(task())
     assert [g.units for g in facts.groups] == [8, 12] and facts.traceable
+
+
+def test_the_agent_of_a_study_serves_other_budgets(tmp_path: Path) -> None:
+    study = automc.search(
+        "digits", budget="macs<=60%", searcher="amc-budgets", trials=14, storage=tmp_path / "s.journal"
+    )
+    dense = study.meta["dense"]["costs"]["macs"]
+    costs = []
+    for share in (0.3, 0.5, 0.6):
+        policy = automc.policy_for(tmp_path / "s.journal", share)
+        assert policy == automc.policy_for(study, share)
+        costs.append(automc.cost(automc.apply("digits", policy), load_task("digits").example_inputs)["macs"] / dense)
+        assert share - 0.1 < costs[-1] <= share
+    assert len(study.evaluations) == 14
+
+
+def test_a_study_without_such_an_agent_serves_none(tmp_path: Path) -> None:
+    study = automc.search("digits", budget="macs<=60%", searcher="random", trials=1, storage=tmp_path / "s.journal")
+    with pytest.raises(AutomcError, match="searched by random: search with amc-budgets"):
+        automc.policy_for(study, 0.3)

@@ -1,5 +1,7 @@
 """What a budget may say, and what it answers to everything else."""
 
+from fractions import Fraction
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -70,3 +72,10 @@ def test_an_amount_of_memory(text: str, count: int) -> None:
 def test_no_amount_of_memory(text: str) -> None:
     with pytest.raises(BudgetError, match="500MB or 1GiB"):
         parse_bytes(text)
+
+
+@pytest.mark.parametrize("percent", [58, 29, 57, 0.8, 1.6, 3.1])
+def test_a_percentage_of_the_dense_cost_is_exact(percent: float) -> None:
+    dense = 12_500_000.0
+    limit = Budget.parse(f"macs<={percent}%").resolve({"macs": dense})["macs"]
+    assert limit == float(Fraction(str(percent)) * Fraction(dense) / 100)

@@ -87,8 +87,17 @@ def test_a_search_that_has_begun_takes_no_other_earlier_studies(tmp_path: Path) 
     a, b = made(problem, tmp_path, "a", 3), made(problem, tmp_path, "b", 3)
     study = made(problem, tmp_path, "new")
     recall(joint(problem, 0), "joint", study, [a], problem.space)
-    with pytest.raises(StudyError, match="began with a, given b"):
+    with pytest.raises(StudyError, match=r"began with a .*given b"):
         recall(joint(problem, 0), "joint", study, [b], problem.space)
     begun = made(problem, tmp_path, "begun", 2)
     with pytest.raises(StudyError, match="began with none, given a"):
         recall(joint(problem, 0), "joint", begun, [a], problem.space)
+
+
+def test_an_earlier_study_may_be_spelt_in_another_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    problem = table.problem()
+    made(problem, tmp_path, "a", 4)
+    study = made(problem, tmp_path, "new")
+    for spelt in ("a.journal", "./a.journal", str(tmp_path / "a.journal")):
+        assert recall(joint(problem, 0), "joint", study, [Study.open(spelt)], problem.space) == 4

@@ -61,7 +61,7 @@ def test_the_table_in_the_docstring_counts_the_observation(mode: str | None) -> 
     fixed = sum(len(r.split(",")) for r in rows if r[0].isdigit() and not r.startswith("10"))
     assert rows[fixed - 1 :] == ["10 ...", "10 + A ...", "10 + A + O", "last"]
     settings = env.walk.settings
-    actions, others = env.walk.action_size, len(env.walk.other_fields)
+    actions, others = env.walk.action_size, len(env.walk.others)
     assert env.observation_space.shape == (fixed + actions + others + settings.stepwise + settings.budgeted,)
     assert others == 0 or settings.others
 

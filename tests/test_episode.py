@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from automc.episode import (
     DYNAMIC_FEATURES,
+    RATIOS,
     STATIC_FEATURES,
     Walk,
     WalkSettings,
@@ -294,3 +295,56 @@ def test_a_digest_tells_walks_apart_that_an_agent_must_not_confuse() -> None:
     digests |= {Walk(table.problem("channels")).digest, Walk(table.problem("channels", depth=20)).digest}
     assert len(digests) == len(settings) + 2
     assert Walk(table.problem("channels", "macs<=30%")).digest in digests  # another budget is the same walk
+    assert Walk(table.problem("channels-bits", "size<=30%")).digest not in digests  # features of another cost
+
+
+@pytest.mark.parametrize("space", list(REGISTERED))
+def test_every_decision_of_others_is_shown_at_some_step(space: str) -> None:
+    problem = table.problem(space, "size<=100%")
+    owned = tuple(f for f in RATIOS if f in problem.space.fields)
+    if not owned:
+        return
+    walk = Walk(problem, WalkSettings(owned))
+    lowest = walk.space.smallest
+    before = walk.states(lowest)
+    columns = slice(10 + walk.action_size, 10 + walk.action_size + len(walk.others))
+    for index in np.flatnonzero(~walk.owned_axes & (walk.space.sizes > 1)):
+        other = lowest.copy()
+        other[index] = walk.space.sizes[index] - 1
+        assert not np.array_equal(walk.states(other)[:, columns], before[:, columns]), walk.space.axes[index].key
+
+
+def test_criteria_of_a_group_and_of_a_layer_are_told_apart() -> None:
+    walk = Walk(table.problem("joint", "size<=50%"), WalkSettings(("keep", "sparsity")))
+    assert {("group", "criterion"), ("layer", "criterion")} <= set(walk.others)
+    for step in walk.steps:
+        places = {(walk.space.axes[i].kind, walk.space.axes[i].place) for i in step.axes.values()}
+        for index in (i for indices in step.others.values() for i in indices):
+            axis = walk.space.axes[index]
+            assert (
+                (axis.kind, axis.place) in places
+                or not any(axis.kind == kind for kind, _ in places)
+                or (axis.place not in {walk.space.axes[i].place for s in walk.steps for i in s.axes.values()})
+            )
+
+
+@pytest.mark.parametrize(
+    ("budget", "priced"),
+    [("size<=10MB", "size"), ("size<=10MB,macs<=50%", "macs"), ("macs<=80%,size<=30%", "size"), ("macs<=60%", "macs")],
+)
+def test_a_budget_is_about_the_limit_that_binds_most_and_reaches_no_further_than_the_model(
+    budget: str, priced: str
+) -> None:
+    walk = Walk(table.problem("channels-bits", budget), WalkSettings(budgeted=True))
+    assert walk.priced == priced
+    assert walk.reach[1] <= walk.share(walk.space.largest)
+    top = walk.under(walk.reach[1])
+    assert top.budget == 1.0
+    best, allowed = (p.project(walk.space.largest, fill=True) for p in (top.projector, walk.projector))
+    assert np.array_equal(best, allowed)
+
+
+@pytest.mark.parametrize("share", [np.nan, np.inf])
+def test_a_budget_that_is_no_number_is_refused(share: float) -> None:
+    with pytest.raises(PolicyError, match="must be a share of the dense cost"):
+        MODES["budgeted"].under(share)

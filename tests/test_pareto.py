@@ -93,3 +93,10 @@ def test_dominated_points_change_nothing() -> None:
     keep = nondominated(points)
     assert 0 < keep.sum() < 40
     assert hypervolume(points[keep], np.ones(3)) == pytest.approx(hypervolume(points, np.ones(3)))
+
+
+@given(seed=st.integers(0, 10**6), width=st.integers(1, 4), count=st.integers(0, 40))
+def test_what_is_dominated_is_what_another_row_dominates(seed: int, width: int, count: int) -> None:
+    points = np.random.default_rng(seed).integers(0, 5, (count, width)).astype(float)
+    brute = [not any((q <= p).all() and (q < p).any() for q in points) for p in points]
+    assert nondominated(points).tolist() == brute

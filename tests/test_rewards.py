@@ -2,7 +2,9 @@
 
 import math
 from dataclasses import replace
+from itertools import pairwise
 
+import numpy as np
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
@@ -118,3 +120,10 @@ def test_an_estimate_is_worth_what_its_score_is() -> None:
         assert worth(reward, replace(found, state="pruned", share=0.1), dense("accuracy")) == worth(
             reward, found, dense("accuracy")
         )
+
+
+@pytest.mark.parametrize("name", list(REWARDS))
+def test_losses_of_many_times_the_dense_one_are_told_apart_in_single_precision(name: str) -> None:
+    against = Dense(-0.02, "macs", DENSE_COST)
+    paid = [np.float32(worth(REWARDS[name], of(-0.02 * k, 1e7), against)) for k in (2, 5, 10, 15, 20, 30, 100)]
+    assert all(a > b for a, b in pairwise(paid))

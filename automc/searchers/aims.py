@@ -56,7 +56,8 @@ class Aims:
 
     def spread(self, count: int) -> list[float]:
         """So many budgets from the one asked for down to nearly the tightest, evenly by their logarithm."""
-        return [float(x) for x in np.geomspace(1.0, min(1.0, 1.5 * self.floor), count)]
+        floor = min(self.floor, 1.0)
+        return [float(x) for x in np.geomspace(1.0, min(1.5 * floor, floor**0.5), count)]
 
     def choose(self, history: History, rng: np.random.Generator) -> float:
         """How tight the next proposal is to be."""

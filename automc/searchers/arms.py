@@ -45,7 +45,7 @@ class Switching:
         self._offspring = Offspring(allocation, history)
 
     def point(self, aim: Aim, rng: np.random.Generator) -> IntArray:
-        """A child (see `evolution`); filling it up to the aim's limits spends what its switches saved."""
+        """A child (see `evolution`)."""
         parent = aim.projector.project(aim.best)
         return self._offspring.child(parent, aim.projector, aim.points, aim.scores, rng)
 

@@ -130,8 +130,15 @@ class UniformSearcher:
 
 def uniform_points(problem: Problem, projector: Projector) -> list[IntArray]:
     """The feasible points with the same share of each ordered axis's levels, largest first; criteria at their first
-    value."""
-    points = np.unique(np.floor(_SHARES[:, None] * problem.space.largest).astype(np.int64), axis=0)[::-1]
+    value.
+
+    A residual block, which has two levels, would be gone at any share below 1; points that keep all blocks come first.
+    """
+    space = problem.space
+    points = np.unique(np.floor(_SHARES[:, None] * space.largest).astype(np.int64), axis=0)[::-1]
+    blocks = np.array([a.kind == "block" for a in space.axes], dtype=np.bool_)
+    if blocks.any():
+        points = np.concatenate([np.where(blocks, space.largest, points), points])
     return list(points[projector.fits(points)])
 
 

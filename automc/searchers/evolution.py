@@ -34,6 +34,8 @@ SWITCHES = 3
 """Most places that give up levels."""
 STEPS = 5
 """A step is at most one in so many of an axis's levels."""
+FILLS = 8
+"""Most children that are filled to find one not proposed yet."""
 RISES = 16
 """Most places that may rise before the rest of the budget is filled."""
 
@@ -54,8 +56,7 @@ class EvolutionSearcher:
         if not scored:
             return self.history.propose(uniform_point(problem, problem.projector), rng)
         parent, known = self.history.points[scored[0]], self.history.told(sorted(scored)[-MOST:])
-        point = self._offspring.child(parent, problem.projector, *known, rng)
-        return self.history.propose(problem.projector.project(point, fill=True), rng)
+        return self.history.propose(self._offspring.child(parent, problem.projector, *known, rng), rng)
 
     def tell(self, evaluation: Evaluation) -> None:
         """Adds a possible parent."""
@@ -80,12 +81,21 @@ class Offspring:
         scores: Sequence[float],
         rng: np.random.Generator,
     ) -> IntArray:
-        """The most promising of many children; any, where too few points are scored to tell."""
+        """The most promising of many children, filled up to the limits; any, where too few points are scored to
+        tell."""
         space = self._history.problem.space
         if len(points) < ENOUGH or not space.ordered.any():
-            return children(space, projector, parent, 1, rng).ravel()
+            return projector.project(children(space, projector, parent, 1, rng).ravel(), fill=True)
         model = AdditiveModel.of(space, self._allocation.errors, points, scores, SPREADS)
-        return most_promising(children(space, projector, parent, self._count, rng), model, self._history)
+        means, _ = model.predict(list(found := children(space, projector, parent, self._count, rng)))
+        return self._new(found[np.argsort(-means, kind="stable")], projector)
+
+    def _new(self, found: IntArray, projector: Projector) -> IntArray:
+        """The first point (A,) of some (N, A) that is not proposed yet when it is filled; the first where none is."""
+        filled = [projector.project(found[0], fill=True)]
+        while self._history.seen(filled[-1]) and len(filled) < min(FILLS, len(found)):
+            filled.append(projector.project(found[len(filled)], fill=True))
+        return filled[0] if self._history.seen(filled[-1]) else filled[-1]
 
 
 def children(
@@ -109,13 +119,6 @@ def children(
         rises = projector.fits(risen) & ~lowered[rows, axes]
         found[rises] = risen[rises]
     return found
-
-
-def most_promising(found: IntArray, model: AdditiveModel, history: History) -> IntArray:
-    """Of points (N, A) the one not proposed before that a model of the told scores thinks best."""
-    means, _ = model.predict(list(found))
-    seen = [history.seen(point) for point in found]
-    return np.asarray(found[int(np.where(seen, -np.inf, means).argmax())])
 
 
 def _step(space: SearchSpace, axes: IntArray, rng: np.random.Generator) -> IntArray:

@@ -8,10 +8,10 @@ import numpy as np
 from automc.evaluation import Evaluation
 from automc.policy import Policy
 from automc.searcher import Problem
-from automc.space import FloatArray, IntArray
+from automc.space import IntArray
 
 TRIES = 20
-"""How often a proposal already told is moved to a neighbour before it is proposed again."""
+"""How often a proposal already told is moved before it is proposed again."""
 Settle = Callable[[IntArray, bool], IntArray]
 """From any levels, and whether to spend what is left of the budget, to feasible ones."""
 
@@ -61,7 +61,9 @@ class History:
         for attempt in range(TRIES):
             if not self.seen(chosen):
                 break
-            moved = space.neighbours(point, rng, changes=1 + attempt // 4, reach=1 + attempt // 4)
+            near = attempt < TRIES * 3 // 4  # what is left in a small space may lie anywhere
+            reach = 1 + attempt // 4
+            moved = space.neighbours(point, rng, changes=reach, reach=reach) if near else space.sample(rng)
             # Where few points spend the whole budget, filling leads back to those already told.
             chosen = space.plain(settle(moved, attempt < TRIES // 2))
         self._seen.add(chosen.tobytes())
@@ -80,8 +82,3 @@ class History:
         """Indices of scored points, best first, earlier ones first among equals."""
         scored = [i for i, s in enumerate(self.scores) if not np.isnan(s)]
         return sorted(scored, key=lambda i: -self.scores[i])
-
-    def matrix(self) -> FloatArray:
-        """Told points as shares of their axes' tops (N, A)."""
-        tops = np.maximum(self.problem.space.sizes - 1, 1)
-        return np.array(self.points, dtype=np.float64).reshape(len(self.points), -1) / tops

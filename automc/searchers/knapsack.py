@@ -12,6 +12,7 @@ import numpy as np
 
 from automc.evaluation import Evaluation
 from automc.policy import Policy
+from automc.scoring.screen import MOST
 from automc.searcher import Problem
 from automc.searchers.allocation import Allocation
 from automc.searchers.history import History
@@ -44,7 +45,7 @@ class KnapsackSearcher:
             projector = projector.tightened(float(rng.uniform(0.6, 0.95)))
         around = self.history.points[best[0]]
         if len(best) >= ENOUGH:
-            point = self.allocation.likely(*self.history.told(best), around, projector, rng)
+            point = self.allocation.likely(*self.history.told(sorted(best)[-MOST:]), around, projector, rng)
         else:
             point = self.allocation.solve(self._mutated(around, rng), around, projector)
         return self.history.propose(point, rng)

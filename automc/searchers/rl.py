@@ -8,7 +8,7 @@ the final policy.
 In a budgeted walk each episode has a budget of its own, from the smallest reachable share of the dense cost to the
 given one, in the order of the golden ratio's multiples: however many episodes were run, their budgets lie evenly. They
 are drawn on the scale of the cost, on which fronts are drawn and their hypervolume is measured. One trained agent then
-gives the whole front, by `policy_for`.
+gives the whole front, by `policy_for`; `automc.policy_for` asks the agent of a study.
 """
 
 import contextlib
@@ -110,13 +110,14 @@ class AgentSearcher:
         ready = not self.search.patient or self.agent.episode >= self.search.warmup
         self.learn(point, evaluation, rng, updates=None if own and ready else 0)
 
-    def learn(self, point: IntArray, evaluation: Evaluation, rng: np.random.Generator, updates: int | None) -> None:
-        """Gives the agent one episode of executed actions; not where the score was only predicted."""
+    def learn(self, point: IntArray, evaluation: Evaluation, rng: np.random.Generator, updates: int | None) -> bool:
+        """Gives the agent one episode of executed actions; False where there is none, for a score only predicted."""
         if evaluation.state == "pruned" and not evaluation.scored:
-            return
+            return False
         reward = worth(self._reward, evaluation, self._dense)
         with single_thread():
             self.agent.observe(transitions(self.walk, point, reward), rng, updates=updates)
+        return True
 
     def remember(self, evaluations: Iterable[Evaluation]) -> int:
         """Shows the agent evaluations of earlier studies or of given policies, before the search; returns how many.
@@ -130,8 +131,8 @@ class AgentSearcher:
         for evaluation in evaluations:
             point = space.encode(evaluation.policy)
             if projector.feasible(point):
-                self.learn(point, evaluation, np.random.default_rng((self.history.seed, 2, count)), updates=0)
-                count += 1
+                rng = np.random.default_rng((self.history.seed, 2, count))
+                count += self.learn(point, evaluation, rng, updates=0)
         return count
 
     def state_dict(self) -> dict[str, Any]:

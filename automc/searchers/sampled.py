@@ -28,7 +28,10 @@ class Trials:
     def tell(self, point: IntArray, score: float) -> None:
         """Takes note of a told point; one whose score is NaN is never chosen."""
         params = parameters_at(self._space, point)
-        self._told.append(None if math.isnan(score) else finished_trial(params, self._ranges, [score]))
+        trial = None if math.isnan(score) else finished_trial(params, self._ranges, [score])
+        if trial is not None:
+            trial.number = len(self._told)  # TPE weighs trials by their age
+        self._told.append(trial)
 
     def suggest(self, chosen: Sequence[int], seed: int) -> IntArray:
         """Levels of all axes from a TPE that knows the chosen points alone, by their order of telling."""

@@ -76,6 +76,13 @@ def test_no_number_that_is_not_finite_enters_the_replay(wrong: float) -> None:
     assert torch.equal(agent.online, before) and agent.reward_baseline == baseline
 
 
+def test_a_reward_that_single_precision_cannot_hold_is_refused() -> None:
+    agent, rng = made(), np.random.default_rng(0)
+    with pytest.raises(PolicyError, match="rewards at most"):
+        agent.observe(episode(rng, rng.uniform(size=(3, 1)), 1e39), rng)
+    assert len(agent.replay) == 0
+
+
 def test_an_unknown_knob_is_refused_by_name() -> None:
     with pytest.raises(RegistryError, match="'actor_rat' is none"):
         made(actor_rat=1e-3)

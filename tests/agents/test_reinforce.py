@@ -50,7 +50,7 @@ def test_the_gradient_is_the_advantage_times_the_score_function() -> None:
     before = [shapes(agent, row) for row in range(STEPS)]
     actions = np.array([[0.7], [0.2], [1.0]])
     agent.observe(episode(actions, 2.0), np.random.default_rng(0))
-    advantage = min(1.0 / (0.1 * 1.0) ** 0.5, agent.settings.largest)  # difference 1, spread 0.1 of its square
+    advantage = 1.0  # the first difference is the whole spread
     assert agent.concentration.grad is not None
     for row, (alpha, beta) in enumerate(before):
         x = float(np.clip(actions[row, 0], EDGE, 1 - EDGE))
@@ -80,6 +80,17 @@ def test_the_baseline_is_a_moving_average_and_the_first_episode_teaches_nothing(
     assert agent.baseline == 4.0 and not agent.mode.any()
     agent.observe(episode(rng.uniform(size=(STEPS, 1)), 8.0), rng)
     assert agent.baseline == 5.0 and agent.mode.any()
+
+
+def test_advantages_have_unit_spread_from_the_second_episode_on() -> None:
+    drawn = np.zeros((200, 20))
+    for row, seed in enumerate(range(len(drawn))):
+        agent, rng = made(), np.random.default_rng(seed)
+        for column in range(drawn.shape[1]):
+            agent._episodes += 1
+            drawn[row, column] = agent._advantage(float(rng.normal()))
+    sizes = np.abs(drawn).mean(axis=0)
+    assert sizes[0] == pytest.approx(1.0) and sizes.max() < 1.05 and sizes.min() > 0.6
 
 
 def test_each_step_has_a_policy_of_its_own() -> None:

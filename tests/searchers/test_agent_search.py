@@ -133,3 +133,10 @@ def test_a_score_that_was_only_predicted_is_no_episode() -> None:
     searcher.tell(replace(found, state="pruned", share=0.1, proposer="ddpg"))
     searcher.tell(replace(found, state="failed", score=None, proposer="ddpg"))
     assert searcher.agent.episode == 2
+
+
+def test_what_an_agent_was_not_shown_is_not_counted() -> None:
+    problem = table.problem()
+    found = table.lookup(problem)(problem.space.decode(problem.space.smallest))
+    searcher = AgentSearcher(problem, 0)
+    assert searcher.remember([found, replace(found, state="pruned", share=0.0)]) == searcher.agent.episode == 1

@@ -142,3 +142,14 @@ def test_layers_that_nothing_ranks_give_way_only_where_ranked_ones_do_not_suffic
     assert (point[:2] < problem.space.largest[:2]).any()
     hopeless = replace(problem, thresholds=lambda _: tuple(np.full(6, -np.inf) for _ in range(3)))
     assert problem.projector.feasible(problem.space.encode(GlobalSearcher(hopeless, 0, criteria=("l1",)).ask()))
+
+
+@pytest.mark.parametrize("space", ["depth", "depth-channels", "joint"])
+def test_a_uniform_policy_keeps_residual_blocks_while_it_can(space: str) -> None:
+    blocks = [a.kind == "block" for a in table.problem(space).space.axes]
+    for budget in ("size<=60%", "size<=25%"):
+        problem = table.problem(space, budget)
+        point = uniform_point(problem, problem.projector)
+        assert problem.projector.feasible(point)
+        kept = np.where(blocks, problem.space.largest, problem.space.smallest)
+        assert point[blocks].all() or not problem.projector.feasible(kept)

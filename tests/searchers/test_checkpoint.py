@@ -164,3 +164,15 @@ def test_a_searchers_agent_survives_the_disk(tmp_path: Path) -> None:
     rngs = np.random.default_rng(0), np.random.default_rng(0)
     assert np.array_equal(trained.agent.act(state, rngs[0]), again.agent.act(state, rngs[1]))
     assert len(table.search(again, table.lookup(problem), 3)) == 3
+
+
+@pytest.mark.parametrize("name", ["ddpg", "td3"])
+def test_a_warm_up_goes_with_the_agent(name: str, tmp_path: Path) -> None:
+    if name == "td3":
+        pytest.importorskip("stable_baselines3")
+    first, second = (make_agent(AgentSearch(name, warmup=n), WALK, 0) for n in (2, 50))
+    goes_on(first, 4, 0)
+    checkpoint.save(tmp_path / "agent", first, WALK)
+    checkpoint.load(tmp_path / "agent", second, WALK)
+    state = np.full(WALK.state_size, 0.5)
+    assert np.array_equal(first.act(state, np.random.default_rng(1)), second.act(state, np.random.default_rng(1)))

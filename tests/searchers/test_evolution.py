@@ -1,17 +1,15 @@
 """EvoPress: budget moves from one place to another, the best is the parent, the model picks among offspring."""
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
 
-from automc.scoring.screen import ENOUGH, SPREADS
+from automc.scoring.screen import ENOUGH
 from automc.scoring.surrogate import AdditiveModel
-from automc.searchers import evolution
 from automc.searchers.baselines import uniform_point
-from automc.searchers.coefficients import errors_of
-from automc.searchers.evolution import RISES, STEPS, SWITCHES, EvolutionSearcher, children, most_promising
-from automc.searchers.history import History
+from automc.searchers.evolution import RISES, STEPS, SWITCHES, EvolutionSearcher, children
 from automc.space import IntArray
 from tests.searchers import table
 
@@ -70,27 +68,33 @@ def test_the_model_picks_a_child_that_was_not_proposed_and_scores_well() -> None
     searcher = EvolutionSearcher(problem, 0)
     table.search(searcher, evaluate, 60)
     parent = searcher.history.points[searcher.history.ranked()[0]]
-    found = children(problem.space, problem.projector, parent, 64, rng)
-    scores = np.array([evaluate(problem.space.decode(child)).score for child in found])
-    told = searcher.history
-    model = AdditiveModel.of(problem.space, errors_of(problem), told.points, told.scores, SPREADS)
-    picked = most_promising(found, model, told)
-    assert (scores > float(evaluate(problem.space.decode(picked)).score or 0)).sum() < 8
-    told._seen.add(picked.tobytes())
-    assert not np.array_equal(most_promising(found, model, told), picked)
+    told, limits = searcher.history, problem.projector
+    filled = [limits.project(c, fill=True) for c in children(problem.space, limits, parent, 64, rng)]
+    scores = np.array([evaluate(problem.space.decode(child)).score for child in filled])
+
+    def picked() -> IntArray:
+        rng = np.random.default_rng(5)
+        return searcher._offspring.child(parent, limits, told.points, told.scores, rng)
+
+    first = picked()
+    assert np.array_equal(limits.project(first, fill=True), first)
+    assert (scores > float(evaluate(problem.space.decode(first)).score or 0)).sum() < 12
+    told._seen.add(problem.space.plain(first).tobytes())
+    second = picked()
+    assert not told.seen(second) and not np.array_equal(first, second)
 
 
 def test_nothing_is_predicted_from_a_few_scores(monkeypatch: pytest.MonkeyPatch) -> None:
     problem = table.problem()
-    searcher, offered = EvolutionSearcher(problem, 0), []
+    searcher, known, of = EvolutionSearcher(problem, 0), [], AdditiveModel.of
 
-    def noted(found: IntArray, model: AdditiveModel, history: History) -> IntArray:
-        offered.append((len(found), len(model.scores)))
-        return most_promising(found, model, history)
+    def noted(*arguments: Any) -> AdditiveModel:
+        known.append(len(arguments[3]))
+        return of(*arguments)
 
-    monkeypatch.setattr(evolution, "most_promising", noted)
+    monkeypatch.setattr(AdditiveModel, "of", noted)
     table.search(searcher, table.lookup(problem), ENOUGH + 3)
-    assert offered == [(64, ENOUGH), (64, ENOUGH + 1), (64, ENOUGH + 2)]
+    assert known == [ENOUGH, ENOUGH + 1, ENOUGH + 2]
 
 
 def test_selection_among_offspring_finds_more_than_single_children() -> None:

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from automc.errors import BudgetError
 from automc.evaluation import Evaluation
 from automc.pareto import hypervolume, objectives
 from automc.searchers.aims import Aims
@@ -227,3 +228,24 @@ def test_a_gain_counts_by_its_rank_among_late_ones_whatever_their_scale() -> Non
     for _ in range(10):
         idle.update("a", 0.0)
     assert idle.wins["a"] == 0.0
+
+
+@pytest.mark.parametrize("budget", ["size<=30%", "size<=70%", "macs<=90%"])
+def test_opening_budgets_differ_wherever_the_floor_is(budget: str) -> None:
+    for space in ("channels", "halves", "weight-bits"):
+        try:
+            problem = table.problem(space, budget)
+        except BudgetError:
+            continue
+        aims = Aims(problem)
+        spread = aims.spread(5)
+        assert spread[0] == pytest.approx(1.0) and spread == sorted(spread, reverse=True)
+        assert min(aims.floor, 1.0) <= spread[-1] and (len(set(spread)) == 5 or aims.floor >= 1.0)
+
+
+def test_the_sampler_weighs_told_points_by_age() -> None:
+    problem = table.problem()
+    searcher = joint(problem, 0)
+    table.search(searcher, table.lookup(problem), 30)
+    numbers = [t.number for t in searcher.trials._told if t is not None]
+    assert numbers == list(range(30))

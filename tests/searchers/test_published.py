@@ -57,7 +57,7 @@ def test_amcs_warm_up_is_uniform_over_what_the_clip_allows() -> None:
 def test_amc_owns_one_share_a_layer_and_leaves_the_rest_alone(space: str, field: str) -> None:
     problem = table.problem(space, "size<=70%")
     searcher = amc(problem, 0)
-    assert searcher.walk.owned == (field,) and searcher.walk.other_fields == ()
+    assert searcher.walk.owned == (field,) and searcher.walk.others == ()
     free = ~searcher.walk.owned_axes
     for e in table.search(searcher, table.lookup(problem), 12):
         assert np.array_equal(problem.space.encode(e.policy)[free], problem.space.largest[free])

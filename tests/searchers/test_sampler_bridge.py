@@ -1,14 +1,16 @@
 """Optuna's own suite on `SearcherSampler`, and what it hands to a real study."""
 
 from collections.abc import Callable
+from typing import Any
 
+import numpy as np
 import optuna
 import pytest
 from optuna.samplers import BaseSampler
 from optuna.testing.pytest_samplers import BasicSamplerTestCase, MultiObjectiveSamplerTestCase, RelativeSamplerTestCase
 from optuna.trial import TrialState
 
-from automc.distributions import distributions, levels_of
+from automc.distributions import distributions, levels_of, parameters
 from automc.registry import SEARCHERS
 from automc.searchers.baselines import random_searcher
 from automc.searchers.rl import AgentSearch, AgentSearcher
@@ -80,3 +82,40 @@ def test_a_minimising_study_tells_the_searcher_the_negated_value() -> None:
     study = optuna.create_study(direction="minimize", sampler=SearcherSampler(searcher, problem))
     study.tell(study.ask(distributions(problem.space.axes)), 0.25)
     assert searcher.history.scores == [-0.25]
+
+
+@pytest.mark.parametrize("name", ["evolution", "dp"])
+def test_a_trial_over_a_limit_is_no_example(name: str) -> None:
+    problem = table.problem("channels")
+    evaluate, space = table.lookup(problem), problem.space
+    searcher = SEARCHERS.load(name)(problem, 0)
+    study = optuna.create_study(direction="maximize", sampler=SearcherSampler(searcher, problem, seed=0))
+    study.enqueue_trial(parameters(space.axes, space.largest))
+    ranges = distributions(space.axes)
+
+    def objective(trial: optuna.Trial) -> float:
+        levels = levels_of(space.axes, {n: trial._suggest(n, r) for n, r in ranges.items()})
+        return float(evaluate(space.decode(levels)).score or 0.0)
+
+    study.optimize(objective, n_trials=12)
+    assert study.best_trial.number == 0  # for Optuna, which knows no limits
+    assert len(searcher.history.ranked()) == 11 and np.isnan(searcher.history.scores[0])
+
+
+@pytest.mark.parametrize("name", ["evolution", "dp", "random", "joint"])
+def test_a_study_gone_on_with_proposes_what_an_uninterrupted_one_does(name: str) -> None:
+    problem = table.problem()
+    evaluate, ranges = table.lookup(problem), distributions(problem.space.axes)
+
+    def objective(trial: optuna.Trial) -> float:
+        levels = levels_of(problem.space.axes, {n: trial._suggest(n, r) for n, r in ranges.items()})
+        return float(evaluate(problem.space.decode(levels)).score or 0.0)
+
+    def run(*lengths: int) -> list[dict[str, Any]]:
+        study = optuna.create_study(direction="maximize")
+        for length in lengths:
+            study.sampler = SearcherSampler(SEARCHERS.load(name)(problem, 0), problem, seed=0)
+            study.optimize(objective, n_trials=length)
+        return [t.params for t in study.trials]
+
+    assert run(12) == run(6, 6)

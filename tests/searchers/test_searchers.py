@@ -163,3 +163,12 @@ def test_any_policy_becomes_an_episode_of_executed_actions() -> None:
         assert np.array_equal(before.next_state, after.state)
     keeps = [problem.space.axes[s.axes["keep"]].values[point[s.axes["keep"]]] for s in searcher.walk.steps]
     assert [float(t.action[0]) for t in steps] == [float(k) for k in keeps]
+
+
+@pytest.mark.parametrize("name", ["random", "tpe", "evolution", "dp"])
+def test_one_decision_is_searched_to_its_end(name: str) -> None:
+    whole = table.problem("channels", "macs<=100%")
+    [axis] = [a for a in whole.space.axes if len(a.values) == max(whole.space.sizes)][:1]
+    problem = table.of_space(SearchSpace(whole.space.facts, (axis,)), "macs<=100%")
+    told = table.search(SEARCHERS.load(name)(problem, 0), table.lookup(problem), 3 * len(axis.values))
+    assert len({e.policy.digest for e in told}) >= 0.9 * len(axis.values)
