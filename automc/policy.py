@@ -219,13 +219,14 @@ def _read(kind: type[_Decision], data: Any, where: str) -> _Decision:
     known = {f.name for f in fields(kind)}
     if not isinstance(data, Mapping) or not set(data) <= known:
         raise PolicyError(f"{where} of a policy may hold {sorted(known)}; it holds {data!r}: mend the file.")
-    defaults = kind()
+    defaults, numbers = kind(), dict[str, Any]()
     for name, value in data.items():
         expected = type(getattr(defaults, name))
         fits = isinstance(value, expected) or (expected is float and isinstance(value, int))
         if not fits or isinstance(value, bool):
             raise PolicyError(f"{where}.{name} must be a {expected.__name__}; it is {value!r}: mend the file.")
-    return kind(**data)
+        numbers[name] = float(value) if expected is float else value  # 1 and 1.0 are one policy, with one digest
+    return kind(**numbers)
 
 
 def _check_group(name: str, decision: GroupDecision) -> None:

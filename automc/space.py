@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from automc.errors import PolicyError, SpaceError
 from automc.graph.facts import ModelFacts
 from automc.pattern import family, member
-from automc.policy import BlockDecision, GroupDecision, LayerDecision, Policy, Recipe
+from automc.policy import FULL_BITS, BlockDecision, GroupDecision, LayerDecision, Policy, Recipe
 
 IntArray = NDArray[np.int64]
 FloatArray = NDArray[np.float64]
@@ -283,3 +283,15 @@ def check_policy(policy: Policy, facts: ModelFacts) -> None:
                 raise PolicyError(
                     f"Every decision must name a {kind} of the model; {name!r} is none: see `automc inspect`."
                 )
+    for name, decision in policy.layers:
+        layer = facts.layer(name)
+        if layer.tied and decision.effective != LayerDecision():
+            raise PolicyError(
+                f"A layer must own its weight to be decided on; that of {name!r} is also {layer.tied[0]!r}: leave it "
+                "dense."
+            )
+        if layer.calls > 1 and decision.activation_bits < FULL_BITS:
+            raise PolicyError(
+                f"A layer must run once for its input to be rounded; {name!r} runs {layer.calls} times: leave its "
+                "activation_bits at 32."
+            )

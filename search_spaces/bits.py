@@ -17,19 +17,19 @@ from automc.space import Axis, Field
 def bits(facts: ModelFacts, *, levels: Bits = BITS) -> tuple[Axis, ...]:
     """Weight and activation bits of every layer, of fused layers once."""
     alike = {name: names for names in facts.fused for name in names}
-    places = dict.fromkeys(alike.get(x.name, (x.name,)) for x in facts.layers)
+    places = dict.fromkeys(alike.get(x.name, (x.name,)) for x in facts.weighed)
     return _opened(facts, places, {"weight_bits": levels.weights, "activation_bits": levels.activations}, levels.ends)
 
 
 def weight_bits(facts: ModelFacts, *, levels: Bits = BITS) -> tuple[Axis, ...]:
     """Weight bits of every layer by itself; inputs stay float."""
-    return _opened(facts, [(x.name,) for x in facts.layers], {"weight_bits": levels.weights}, levels.ends)
+    return _opened(facts, [(x.name,) for x in facts.weighed], {"weight_bits": levels.weights}, levels.ends)
 
 
 def activation_bits(facts: ModelFacts, *, levels: Bits = BITS) -> tuple[Axis, ...]:
     """Bits of every layer's input by itself, all layers alike."""
     return _opened(
-        facts, [(x.name,) for x in facts.layers], {"activation_bits": levels.activations}, levels.activations
+        facts, [(x.name,) for x in facts.weighed], {"activation_bits": levels.activations}, levels.activations
     )
 
 
@@ -47,6 +47,8 @@ def _opened(
     axes = []
     for names in places:
         for field, levels in fields.items():
+            if field == "activation_bits" and any(facts.layer(n).calls > 1 for n in names):
+                continue  # what one call gets says nothing of the others, and one range serves them all
             fewer = ends if levels and not outer.isdisjoint(names) else levels
             axes.append(Axis(names[0], "layer", field, tuple(sorted({*fewer, FULL_BITS})), names[1:]))
     return tuple(a for a in axes if len(a.values) > 1)

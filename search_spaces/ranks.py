@@ -13,7 +13,7 @@ def ranks(facts: ModelFacts, *, factors: Factors = FACTORS) -> tuple[Axis, ...]:
     """Every layer the method is defined on, at the shares that leave it rank one; svd makes two factors a layer, fitted
     to its outputs: a bottleneck of fewer channels."""
     axes: list[Axis] = []
-    for layer in facts.layers:
+    for layer in facts.weighed:
         shape = Shape.of(layer)
         if layer.weight_numel < LEAST_ENTRIES or not offered(shape, factors.method):
             continue

@@ -22,7 +22,7 @@ def weights(facts: ModelFacts, *, zeros: Zeros = ZEROS) -> tuple[Axis, ...]:
     none, it stays dense. Models that cannot be traced know of no inputs: magnitude chooses there."""
     criteria = zeros.criteria if facts.traceable else ("l1",)
     axes = []
-    for layer in facts.layers:
+    for layer in facts.weighed:
         patterns = tuple(name for name in zeros.patterns if _fits(layer, name))
         if patterns and any(zeros.sparsities):
             shares = tuple(sorted({*zeros.sparsities, 0.0}, reverse=True))

@@ -72,12 +72,13 @@ class LayerBank:
         recipe: Recipe,
         *,
         targets: Tensor | None = None,
+        code: str = "",
         memory_bytes: int = MEMORY_BYTES,
         folder: Path | None = None,
     ) -> None:
         self.facts, self.model, self.recipe = facts, model, recipe
         self._inputs, self._targets = inputs, targets
-        own = None if folder is None else folder / _key(facts, inputs, recipe)
+        own = None if folder is None else folder / _key(facts, f"{model}\n{code}", inputs, targets, recipe)
         self._store = TensorStore(memory_bytes, own)
         self._of_gradients: dict[Need, Tensors] = {}
         self._noise_gains: dict[str, float] = {}
@@ -139,7 +140,7 @@ class LayerBank:
         return rows[:, self.columns(name, sides.inputs[sides.inputs < each])]
 
     def refit(self, name: str, inputs: IntArray) -> Tensor:
-        """A layer's dense rows refitted on the kept `inputs` channels (out, n'); only for layers of one conv-group."""
+        """A layer's dense rows refitted on the kept `inputs` channels (out, n')."""
         sides = Sides(inputs, np.arange(self.facts.layer(name).out_channels))
         return self.regression(name, sides).solve(self.recipe.ridge)
 
@@ -402,10 +403,14 @@ def _sound(name: str, found: Moments, rows: int) -> Moments:
     return found
 
 
-def _key(facts: ModelFacts, inputs: Inputs, recipe: Recipe) -> str:
-    """A folder name for what is known of one model, on this calibration data, under these settings."""
-    digest = hashlib.sha256(f"{facts.fingerprint}\0{recipe}\0".encode())
-    for x in inputs:
+def _key(facts: ModelFacts, words: str, inputs: Inputs, targets: Tensor | None, recipe: Recipe) -> str:
+    """A folder name for what is known of one model, on this calibration data, under these settings.
+
+    `words` are the modules' and the graph's: what is computed without weights, such as an activation, is in no
+    fingerprint.
+    """
+    digest = hashlib.sha256(f"{facts.fingerprint}\0{recipe}\0{words}\0".encode())
+    for x in (*inputs, *(() if targets is None else (targets,))):
         digest.update(f"{x.dtype}\0{tuple(x.shape)}\0".encode())
         digest.update(x.detach().contiguous().cpu().numpy().tobytes())
     return digest.hexdigest()[:32]

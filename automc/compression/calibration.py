@@ -137,10 +137,10 @@ def moments(rows: Tensor) -> Moments:
 def watched(model: nn.Module, names: tuple[str, ...], see: Callable[[str, nn.Module, Tensor], None]) -> Iterator[None]:
     """While open, `see(name, layer, input)` is called before each named layer runs."""
 
-    def watch(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
-        return lambda module, args: see(name, module, args[0])
+    def watch(name: str) -> Callable[[nn.Module, tuple[Tensor, ...], dict[str, Tensor]], None]:
+        return lambda module, args, options: see(name, module, args[0] if args else options["input"])
 
-    handles = [model.get_submodule(name).register_forward_pre_hook(watch(name)) for name in names]
+    handles = [model.get_submodule(name).register_forward_pre_hook(watch(name), with_kwargs=True) for name in names]
     try:
         yield
     finally:

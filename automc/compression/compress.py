@@ -6,6 +6,9 @@ One pass over the calibration data does everything behind the first arrow (see `
 traced has no channel groups; its weights are masked and rounded and its activation ranges observed, without a refit.
 """
 
+import copy
+from collections.abc import Callable
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -70,7 +73,7 @@ class Compressor:
             _round_untraced(small, self.model, policy, self.inputs(policy.recipe), self.graph.facts)
         else:
             self._fit(small, policy, structure)
-        _check_finite(small)
+        _check_finite(small, self.model)
         units = {g.name: g.units for g in self.graph.facts.groups}
         return provenance.attach(small, policy, structure, units, self.task.example_inputs)
 
@@ -103,6 +106,7 @@ class Compressor:
                 self.inputs(recipe),
                 recipe,
                 targets=self._targets(recipe),
+                code=str(self.graph.graph),
                 folder=self._cache,
                 memory_bytes=self._memory,
             )
@@ -130,7 +134,18 @@ class Compressor:
         """The calibration samples a recipe uses."""
         largest = max((4 * x.positions * x.out_channels for x in self.graph.facts.layers), default=1)
         samples = min(recipe.images, max(64, ACTIVATION_BYTES // largest))
-        return tuple(channels_last(x) for x in self.task.calibration_inputs(samples))
+        return tuple(self._laid_out(x) for x in self.task.calibration_inputs(samples))
+
+    @cached_property
+    def _laid_out(self) -> Callable[[Tensor], Tensor]:
+        """Channels last, where the model runs on it: `view` asks for tensors as they usually lie."""
+        model = copy.deepcopy(self.model).eval()
+        try:
+            with torch.no_grad():
+                model(*(channels_last(x) for x in self.graph.inputs))
+        except RuntimeError:
+            return lambda x: x
+        return channels_last
 
     def _targets(self, recipe: Recipe) -> Tensor | None:
         """Labels of the calibration samples, where the task has them."""
@@ -171,9 +186,13 @@ def _round_untraced(
             small(*inputs)
 
 
-def _check_finite(small: nn.Module) -> None:
+def _check_finite(small: nn.Module, dense: nn.Module) -> None:
+    """Raises GraphError for a number that is not finite; what the dense model has of them, as in a mask, stays."""
+    given = dense.state_dict()
     for name, tensor in small.state_dict().items():
-        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+        if not tensor.is_floating_point() or bool(torch.isfinite(tensor).all()):
+            continue
+        if name not in given or bool(torch.isfinite(given[name]).all()):
             raise GraphError(
                 f"Compressed weights must be finite; {name} is not: raise the recipe's ridge or its images."
             )

@@ -5,6 +5,7 @@ then happens to its weights is in `settle`; the shift of the mean goes to an int
 """
 
 import itertools
+from collections import Counter
 from collections.abc import Sequence
 from functools import cached_property
 
@@ -59,6 +60,9 @@ class FittingPass:
         self.cuts = keys(module.graph, worthwhile(module.graph, facts), facts, policy, structure)
         """Places where the pass may begin, and digests of what was decided before each."""
         self.nodes = {n.name: n for n in module.graph.nodes}
+        calls = Counter(str(n.target) for n in module.graph.nodes if n.op == "call_module")
+        self.lone = {name for name, count in calls.items() if count == 1}
+        """Modules that run once: several calls share statistics that are none of theirs, and stay as they are."""
         self.settled: set[str] = set()
         """Layers fitted and norms that took their intercept."""
 
@@ -119,7 +123,8 @@ class FittingPass:
         return own or self._narrowed(name)
 
     def _narrowed(self, name: str) -> bool:
-        return self.layers[name].groups == 1 and len(self.channels[name].inputs) < self.layers[name].in_channels
+        """Whether a layer has lost inputs; a depthwise one's leave with its outputs."""
+        return not self.layers[name].depthwise and len(self.channels[name].inputs) < self.layers[name].in_channels
 
     def _fits_here(self, name: str) -> bool:
         return name in self.layers or (name in self.norms and absorbs(self.module.get_submodule(name)))
@@ -137,12 +142,14 @@ class FittingPass:
         if name in self.layers:
             self.settled.add(name)
             self._fit(name, source)
-        elif self.recipe.batchnorm == "reestimate":
+        elif self.recipe.batchnorm == "reestimate" and name in self.lone:
             dense = self.bank.spreads[name].of_channels(torch.from_numpy(self.norms[name]))
             reestimate(self.module.get_submodule(name), self.data.spread(source), dense)
 
     def _fit(self, name: str, source: fx.Node) -> None:
         place = self._place(name)
+        if place.facts.tied:
+            return  # its weight is also that of others
         quantizer, *inner = place.quantizers
         if quantizer is not None:
             quantizer.calibrate(self.data.observed(source), self.recipe.activation_range)

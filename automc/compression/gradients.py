@@ -37,7 +37,9 @@ def hessian_gradient(model: nn.Module, layers: Sequence[str], inputs: Inputs, ta
     work, weights = _working_copy(model, layers)
     for chunk, target in _chunks(inputs, labels):
         loss = F.cross_entropy(_scores(work(*chunk)), target, reduction="sum") / len(labels)
-        first = torch.autograd.grad(loss, list(weights.values()), create_graph=True)
+        first = torch.autograd.grad(
+            loss, list(weights.values()), create_graph=True, allow_unused=True, materialize_grads=True
+        )
         product = torch.stack([(g * gradient[n]).sum() for g, n in zip(first, weights, strict=True)]).sum()
         product.backward()  # type: ignore[no-untyped-call]
     return _grads(weights)
@@ -91,9 +93,10 @@ def output_sensitivity(model: nn.Module, layers: Sequence[str], inputs: Inputs) 
         outputs = _scores(work(*(x[i : i + 1] for x in inputs)))[0]
         for k, output in enumerate(outputs):
             keep = k + 1 < len(outputs)
-            for n, g in zip(
-                weights, torch.autograd.grad(output, list(weights.values()), retain_graph=keep), strict=True
-            ):
+            found = torch.autograd.grad(
+                output, list(weights.values()), retain_graph=keep, allow_unused=True, materialize_grads=True
+            )
+            for n, g in zip(weights, found, strict=True):
                 totals[n] += g.abs()
             count += 1
     return {n: t.detach() / count for n, t in totals.items()}

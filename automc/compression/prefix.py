@@ -176,10 +176,13 @@ def cuts(graph: fx.Graph) -> list[fx.Node]:
 
 
 def worthwhile(graph: fx.Graph, facts: ModelFacts) -> list[fx.Node]:
-    """Those cuts that save enough work to hold a value for."""
+    """Those cuts that save enough work to hold a value for, none of them before a batch norm: a layer's fit settles
+    the norm behind it, too."""
+    norms = {norm.name for norm in facts.norms}
     macs = {layer.name: layer.macs for layer in facts.layers}
     before = dict(zip(graph.nodes, itertools.accumulate(macs.get(str(n.target), 0) for n in graph.nodes), strict=True))
-    return [node for node in cuts(graph) if before[node] >= LEAST_WORK * sum(macs.values())]
+    least = LEAST_WORK * sum(macs.values())
+    return [n for n in cuts(graph) if before[n] >= least and not any(str(u.target) in norms for u in n.users)]
 
 
 def spread(found: Sequence[T]) -> list[T]:

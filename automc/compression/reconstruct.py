@@ -21,7 +21,7 @@ from automc.compression.regression import absorbs
 from automc.compression.segments import SegmentedRun
 from automc.compression.targets import Targets
 from automc.graph.blocks import ADDITIONS
-from automc.graph.facts import ModelFacts
+from automc.graph.facts import LayerFacts, ModelFacts
 from automc.policy import Recipe
 from automc.task import Inputs
 
@@ -60,8 +60,9 @@ def fit_points(graph: fx.Graph, model: nn.Module, facts: ModelFacts) -> dict[str
     points = {}
     for layer in facts.layers:
         nodes = calls.get(layer.name, [])
-        if len(nodes) == 1 and not layer.tied and refittable(model.get_submodule(layer.name)):
-            points[layer.name] = _fit_point(nodes[0], model, order)
+        read = len(nodes) == 1 and bool(nodes[0].users)
+        if read and not layer.tied and refittable(model.get_submodule(layer.name)):
+            points[layer.name] = _fit_point(nodes[0], model, order, layer)
     return points
 
 
@@ -113,10 +114,10 @@ def reestimate(norm: nn.Module, now: Spread, dense: Spread) -> None:
     norm.running_var *= ratio  # type: ignore[operator]
 
 
-def _fit_point(node: fx.Node, model: nn.Module, order: Mapping[fx.Node, int]) -> FitPoint:
+def _fit_point(node: fx.Node, model: nn.Module, order: Mapping[fx.Node, int], layer: LayerFacts) -> FitPoint:
     at, norm = node, None
     user = _only_user(at)
-    if user is not None and _is_lone_norm(user, model, order):
+    if user is not None and layer.normable and _is_lone_norm(user, model, order):
         at, norm = user, str(user.target)
         user = _only_user(at)
     other = _other_operand(user, at) if user is not None else None

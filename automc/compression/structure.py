@@ -111,7 +111,10 @@ def _lost(facts: ModelFacts, kept: Mapping[str, IntArray]) -> Iterator[tuple[Mem
 
 
 def replace_module(root: nn.Module, path: str, module: nn.Module) -> None:
-    """Puts a module at a path, in the root's mode."""
-    parent, _, child = path.rpartition(".")
+    """Puts a module at a path, and wherever else the same one stood, in the root's mode."""
+    before = root.get_submodule(path)
+    paths = [name for name, found in root.named_modules(remove_duplicate=False) if found is before]
     module.train(root.training)
-    setattr(root.get_submodule(parent), child, module)
+    for name in paths:
+        parent, _, child = name.rpartition(".")
+        setattr(root.get_submodule(parent), child, module)

@@ -10,6 +10,7 @@ model's size is its tensors alone, so that a percentage is never easier to meet 
 import numpy as np
 
 from automc.costs.table import CostTable, FloatArray, Shapes
+from automc.policy import FULL_BITS
 
 
 class _Size:
@@ -17,28 +18,32 @@ class _Size:
 
     def layers(self, table: CostTable, shapes: Shapes) -> FloatArray:
         bits, sparsity = shapes.candidates.weight_bits, shapes.candidates.sparsity
-        dense = np.ceil(shapes.weights * bits / 8)
+        item = table.facts.item_bytes
+        stored_bits = np.where(bits < FULL_BITS, bits, 8 * item)
+        dense = np.ceil(shapes.weights * stored_bits / 8)
         kept = shapes.weights - np.floor(shapes.weights * sparsity)
-        sparse = np.ceil(shapes.weights / 8) + np.ceil(kept * bits / 8)
-        weights = np.where(sparsity > 0, np.minimum(dense, sparse), dense)
+        sparse = np.ceil(shapes.weights / 8) + np.ceil(kept * stored_bits / 8)
+        weights = np.where((sparsity > 0) & (stored_bits <= FULL_BITS), np.minimum(dense, sparse), dense)
         # Counted whether or not the layer is quantized: otherwise float could cost less than 8 bits on tiny layers.
         # A codebook counts as no smaller than scales, so that k-means never costs less than evenly spaced levels.
         factored = (shapes.candidates.rank < 1) & (shapes.out > 0)
         centroids = np.maximum(2.0 ** np.minimum(bits, 8) * (1 + factored), shapes.rows)
         levels = np.where(shapes.candidates.shared > 0, centroids, shapes.rows)
-        scales_and_range = 4 * levels + 8
+        scales_and_range = item * levels + 8
         headers = np.where(factored, table.factor_bytes, 0.0)
-        stored: FloatArray = weights * table.owns_weight + headers + scales_and_range + 4 * shapes.out * table.has_bias
+        stored: FloatArray = (
+            weights * table.owns_weight + headers + scales_and_range + item * shapes.out * table.has_bias
+        )
         return stored
 
     def rest(self, table: CostTable, shapes: Shapes) -> FloatArray:
         norms = shapes.norm @ (table.norm_parameters + table.norm_buffers)
         others = shapes.parameters.sum(axis=1) + table.constant_parameters - shapes.dropped
-        stored: FloatArray = 4 * (norms + others) + table.constant_bytes + table.header_bytes
+        stored: FloatArray = table.facts.item_bytes * (norms + others) + table.constant_bytes + table.header_bytes
         return stored
 
     def dense(self, table: CostTable) -> float:
-        return float(4 * table.facts.params + table.facts.buffer_bytes)
+        return float(table.facts.item_bytes * table.facts.params + table.facts.buffer_bytes)
 
 
 SIZE = _Size()

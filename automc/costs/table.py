@@ -186,7 +186,7 @@ class CostTable:
         biases = float(self._out @ self.has_bias)
         counted = weights + biases + self._norm @ self.norm_parameters + self._parameter.sum()
         self.constant_parameters = facts.params - float(counted)
-        self.constant_bytes = float(facts.buffer_bytes - 4 * self._norm @ self.norm_buffers)
+        self.constant_bytes = float(facts.buffer_bytes - facts.item_bytes * self._norm @ self.norm_buffers)
         self.header_bytes = header_bound(facts)
         self.factor_bytes = np.array([factor_bound(x.name) for x in facts.layers])
 

@@ -1,7 +1,8 @@
 """Criteria that look at the inputs a layer reads, on calibration data.
 
 * activation: |w| times the norm of the input it multiplies (Sun et al. 2023, Wanda, eq. 1), the root of the Gram
-  matrix's diagonal.
+  matrix's diagonal. Wanda compares the weights of one output with each other; here, as by every criterion, it is all
+  weights of a layer that are ranked, or what a pattern puts together.
 * mean_activation: the mean of the input, in absolute value (Molchanov et al. 2017, section 2.2, "activation").
 * apoz: how often the input is not zero, one minus the average percentage of zeros (Hu et al. 2016, eq. 1).
 

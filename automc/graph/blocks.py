@@ -100,7 +100,9 @@ def _block(
     bare = {str(n.target) for n in branch if n.op == "get_attr"}
     inside = tuple(x.name for x in layers if x.name in targets)
     tied = any(x.tied for x in layers if x.name in targets)
-    if targets & elsewhere or tied or bare & {p.name for p in parameters}:
+    pruned = {p.name for p in parameters}
+    held = {f"{n}.{name}" for n in targets for name, _ in model.get_submodule(n).named_parameters()}
+    if targets & elsewhere or tied or (bare | held) & pruned:
         return None
     batch_norms = tuple(x.name for x in norms if x.name in targets)
     rest = targets - set(inside) - set(batch_norms)

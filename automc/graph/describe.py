@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
 import torch
@@ -27,9 +27,16 @@ class Seen:
 
 
 def check_finite(model: nn.Module) -> None:
-    """Raises GraphError naming the first state tensor with a NaN or an infinity."""
+    """Raises GraphError naming the first parameter with a NaN or an infinity, or buffer with a NaN.
+
+    Buffers may hold infinities, as masks do, but for batch norms' statistics.
+    """
+    parameters = dict(model.named_parameters(remove_duplicate=False))
     for name, tensor in model.state_dict().items():
-        if isinstance(tensor, Tensor) and tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+        if not isinstance(tensor, Tensor) or not tensor.is_floating_point():
+            continue
+        strict = name in parameters or name.rpartition(".")[2] in ("running_mean", "running_var")
+        if bool(tensor.isnan().any()) or (strict and not bool(torch.isfinite(tensor).all())):
             raise GraphError(f"Weights must be finite; {name!r} holds NaN or infinity: load a sound checkpoint.")
 
 
@@ -61,7 +68,7 @@ def watch(model: nn.Module, inputs: tuple[Tensor, ...]) -> Run:
     handles = []
     for name, module in model.named_modules():
         if as_layer(module) is not None or as_norm(module) is not None:
-            handles.append(module.register_forward_hook(_hook(seen, read, name, batch)))
+            handles.append(module.register_forward_hook(_hook(seen, read, name, batch), with_kwargs=True))
     try:
         with torch.no_grad(), counted(inputs) as macs:
             model(*inputs)
@@ -84,15 +91,30 @@ def layer_facts(model: nn.Module, seen: Mapping[str, Seen], norms: Mapping[str, 
     facts = []
     for name, record in seen.items():
         layer = as_layer(model.get_submodule(name))
-        if layer is not None:
-            tied = tuple(path for path in names[id(layer.weight)] if path != f"{name}.weight")
+        if layer is not None and opaque(model, name) is None:
+            own = (path for path in names[id(layer.weight)] if path != f"{name}.weight")
+            tied = tuple(path for path in own if model.get_submodule(path.rpartition(".")[0]) is not layer)
             facts.append(_layer(name, layer, record, norms.get(name), tied))
     return tuple(facts)
 
 
+def opaque(model: nn.Module, name: str) -> str | None:
+    """The first of torch's own modules around a layer or norm: what runs inside cannot be followed or replaced."""
+    parts = name.split(".")[:-1]
+    paths = (".".join(parts[:n]) for n in range(1, len(parts) + 1))
+    return next((path for path in paths if _is_torchs(model.get_submodule(path))), None)
+
+
+def _is_torchs(module: nn.Module) -> bool:
+    """Whether a module is one of torch's that does more than hold others."""
+    holds = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
+    return type(module).__module__.startswith("torch.nn.modules") and not isinstance(module, holds)
+
+
 def norm_facts(model: nn.Module, seen: Mapping[str, Seen]) -> tuple[NormFacts, ...]:
     """Facts of every batch norm that was called."""
-    found: list[tuple[str, Norm | None]] = [(name, as_norm(model.get_submodule(name))) for name in seen]
+    open_to = [name for name in seen if opaque(model, name) is None]
+    found: list[tuple[str, Norm | None]] = [(name, as_norm(model.get_submodule(name))) for name in open_to]
     return tuple(NormFacts(name, n.num_features, n.affine, n.track_running_stats) for name, n in found if n is not None)
 
 
@@ -131,7 +153,7 @@ def buffer_bytes(model: nn.Module) -> int:
 def _layer(name: str, layer: Layer, seen: Seen, norm: str | None, tied: tuple[str, ...]) -> LayerFacts:
     out, fan_in, groups = sizes(layer)
     linear = isinstance(layer, nn.Linear)
-    return LayerFacts(
+    facts = LayerFacts(
         name=name,
         kind="linear" if linear else "conv",
         in_channels=fan_in,
@@ -146,7 +168,9 @@ def _layer(name: str, layer: Layer, seen: Seen, norm: str | None, tied: tuple[st
         tied=tied,
         output_size=seen.output_size,
         reads=seen.reads,
+        calls=seen.calls,
     )
+    return facts if facts.normable else replace(facts, norm=None)
 
 
 Read: TypeAlias = tuple[Tensor, int]
@@ -156,15 +180,16 @@ other tensor takes its place in memory."""
 
 def _hook(
     seen: dict[str, Seen], read: dict[str, Read], name: str, batch: int
-) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
-    def note(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
+) -> Callable[[nn.Module, tuple[Tensor, ...], dict[str, Tensor], Tensor], None]:
+    def note(module: nn.Module, args: tuple[Tensor, ...], options: dict[str, Tensor], output: Tensor) -> None:
+        x = args[0] if args else options["input"]
         record = seen.setdefault(name, Seen())
         linear = isinstance(module, nn.Linear)
         record.positions += max(1, output.numel() // (batch * output.shape[-1 if linear else 1]))
         if not record.calls:
-            record.input_size = tuple(args[0].shape[1:-1] if linear else args[0].shape[2:])
+            record.input_size = tuple(x.shape[1:-1] if linear else x.shape[2:])
             record.output_size = tuple(output.shape[1:-1] if linear else output.shape[2:])
-            read[name] = args[0], 0 if args[0].is_inference() else args[0]._version
+            read[name] = x, 0 if x.is_inference() else x._version
         record.calls += 1
 
     return note

@@ -34,11 +34,13 @@ class LayerFacts:
     norm: str | None
     """The batch norm that alone consumes this layer's output, if there is one."""
     tied: tuple[str, ...] = ()
-    """Other parameters that are this layer's weight."""
+    """Other parameters that are this layer's weight, of other layers; such a layer decides nothing by itself."""
     output_size: tuple[int, ...] = ()
     """Spatial size of the output per sample; empty for plain linear."""
     reads: str = ""
     """The tensor it reads, named after the first layer that does; empty for a shared module, which reads several."""
+    calls: int = 1
+    """How often it runs in a forward pass."""
 
     @property
     def weight_numel(self) -> int:
@@ -49,6 +51,11 @@ class LayerFacts:
     def macs(self) -> int:
         """Multiply-accumulates per sample."""
         return self.positions * self.weight_numel
+
+    @property
+    def normable(self) -> bool:
+        """Whether a batch norm behind it is about its channels; of (batch, tokens, features) it is about the tokens."""
+        return self.kind == "conv" or not self.output_size
 
     @property
     def depthwise(self) -> bool:
@@ -167,6 +174,8 @@ class ModelFacts:
     """Entries of all parameters, tied ones once."""
     buffer_bytes: int
     """Bytes of all persistent buffers."""
+    item_bytes: int = 4
+    """Of a float parameter: 4, or 8 where any is of double precision."""
     parameters: tuple[ParameterFacts, ...] = ()
     """Parameters outside layers and norms that groups prune."""
     other_tensors: tuple[str, ...] = ()
@@ -189,6 +198,11 @@ class ModelFacts:
             if layer.kind == "linear" and layer.reads:
                 readers.setdefault(layer.reads, []).append(layer.name)
         return tuple(tuple(names) for names in readers.values() if len(names) > 1)
+
+    @property
+    def weighed(self) -> tuple[LayerFacts, ...]:
+        """Layers whose weights serve no other layer: those that take decisions of their own."""
+        return tuple(x for x in self.layers if not x.tied)
 
     def layer(self, name: str) -> LayerFacts:
         """One layer by name; GraphError for an unknown one."""

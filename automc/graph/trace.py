@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.utils._pytree import tree_leaves
 
 from automc.errors import GraphError
 from automc.graph import describe
@@ -20,6 +21,7 @@ from automc.graph.channels import Classes, Lane, Lanes
 from automc.graph.facts import ModelFacts, Refusal
 from automc.graph.groups import form_groups
 from automc.graph.holders import as_layer, as_norm
+from automc.graph.inplace import ChangeTracer, follow_changes_
 from automc.graph.model_graph import ModelGraph
 from automc.graph.propagate import Follower, Propagation
 from automc.graph.verify import TOLERANCE, build_bench, verify_group
@@ -43,10 +45,13 @@ def trace_model(
     try:
         recorded = _Tracer().trace(work, _absent_arguments(work, len(inputs)))
         _restore_argument_names_(recorded, work)
-        traced = fx.GraphModule(work, recorded)
+        _place_inputs_(recorded)
     except Exception as error:  # torch.fx and user code raise whatever they like
         return _ungrouped(model, blank, inputs, "torch.fx cannot trace it", error)
     try:
+        follow_changes_(recorded, work)
+        traced = fx.GraphModule(work, recorded)
+        _check_same(traced, work, inputs)
         found = Follower(traced, work).follow(inputs)
     except Exception as error:  # an operation called in a way no rule foresees must cost the groups, not the run
         return _ungrouped(model, blank, inputs, "its channels cannot be followed", error)
@@ -61,7 +66,7 @@ def batch_of_two(example_inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
     return tuple(torch.cat([x, x])[:2].detach() if x.dim() and x.shape[0] == batch else x for x in example_inputs)
 
 
-class _Tracer(fx.Tracer):
+class _Tracer(ChangeTracer):
     """Layers and norms of the user's own subclasses stay whole as long as they keep torch's forward."""
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
@@ -104,15 +109,20 @@ def _absent_arguments(model: nn.Module, given: int) -> dict[str, Any] | None:
 def _blank_facts(model: nn.Module, run: describe.Run) -> ModelFacts:
     """All facts but groups, as far as they can be had without a graph."""
     layers = describe.layer_facts(model, run.seen, {})
+    shut = [path for name in run.seen if (path := describe.opaque(model, name)) is not None]
     return ModelFacts(
         fingerprint=describe.fingerprint(model),
         layers=layers,
         norms=describe.norm_facts(model, run.seen),
         groups=(),
-        refused=(),
+        refused=tuple(
+            Refusal(path, type(model.get_submodule(path)).__name__, "layers inside run where nothing can replace them")
+            for path in dict.fromkeys(shut)
+        ),
         traceable=False,
         params=sum(p.numel() for p in model.parameters()),
         buffer_bytes=describe.buffer_bytes(model),
+        item_bytes=max([4, *(p.element_size() for p in model.parameters())]),
         other_tensors=describe.other_tensors(model, layers),
         other_macs=max(0.0, run.macs - sum(x.macs for x in layers)),
     )
@@ -122,7 +132,7 @@ def _ungrouped(
     model: nn.Module, blank: ModelFacts, inputs: tuple[Tensor, ...], reason: str, error: Exception
 ) -> ModelGraph:
     refusal = Refusal("", type(model).__name__, f"{reason} ({_first_line(error)})")
-    return ModelGraph(replace(blank, refused=(refusal,)), None, inputs)
+    return ModelGraph(replace(blank, refused=(*blank.refused, refusal)), None, inputs)
 
 
 def _assemble(
@@ -134,14 +144,17 @@ def _assemble(
     inputs: tuple[Tensor, ...],
 ) -> ModelGraph:
     grouping = form_groups(found.holders, found.classes)
+    read = _read_in_the_end(graph)
+    groups = tuple(g for g in grouping.groups if not g.producers or read & _nodes(found, g.producers))
+    unread = (Refusal(g.name, "output", "nothing reads what it makes") for g in grouping.groups if g not in groups)
     layers = describe.layer_facts(model, seen, describe.folded_norms(graph, found.calls))
-    parameters = describe.parameter_facts(model, grouping.groups)
+    parameters = describe.parameter_facts(model, groups)
     facts = replace(
         blank,
         layers=layers,
-        groups=grouping.groups,
+        groups=groups,
         parameters=parameters,
-        refused=(*found.refused, *grouping.refused),
+        refused=(*blank.refused, *found.refused, *grouping.refused, *unread),
         traceable=True,
         blocks=residual_blocks(graph, found.lanes, found.macs, model, layers, blank.norms, parameters),
     )
@@ -155,6 +168,37 @@ def _assemble(
         unit_classes=grouping.classes,
         class_count=found.classes.count,
     )
+
+
+def _check_same(traced: nn.Module, model: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+    """GraphError where a trace computes something else than the model: its forward looks at values, or keeps state."""
+    outputs = []
+    for module in (model, traced):
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            outputs.append([x for x in tree_leaves(module(*(x.clone() for x in inputs))) if isinstance(x, Tensor)])
+    if len(outputs[0]) != len(outputs[1]) or not all(
+        x.shape == y.shape and torch.allclose(x.double(), y.double(), rtol=1e-3, atol=1e-5, equal_nan=True)
+        for x, y in zip(*outputs, strict=True)
+    ):
+        raise GraphError("its trace computes something else")
+
+
+def _read_in_the_end(graph: fx.Graph) -> set[str]:
+    """Names of the nodes that the output depends on."""
+    found: set[fx.Node] = set()
+    waiting = [node for node in graph.nodes if node.op == "output"]
+    while waiting:
+        node = waiting.pop()
+        if node not in found:
+            found.add(node)
+            waiting.extend(node.all_input_nodes)
+    return {node.name for node in found}
+
+
+def _nodes(found: Propagation, layers: Sequence[str]) -> set[str]:
+    """Names of the nodes that call these layers."""
+    return {node for name in layers for node in found.calls.get(name, ())}
 
 
 class _Settled:
@@ -186,6 +230,13 @@ def _restore_argument_names_(graph: fx.Graph, model: nn.Module) -> None:
     for node, name in zip((n for n in graph.nodes if n.op == "placeholder"), names, strict=False):
         if not str(node.target).startswith("*"):
             node.target = name
+
+
+def _place_inputs_(graph: fx.Graph) -> None:
+    """Calls of modules with their input by name, as torch's layers call it, get it by place."""
+    for node in graph.nodes:
+        if node.op == "call_module" and not node.args and set(node.kwargs) == {"input"}:
+            node.args, node.kwargs = (node.kwargs["input"],), {}
 
 
 def _verified(graph: ModelGraph, model: nn.Module, seed: int) -> ModelGraph:

@@ -217,7 +217,9 @@ class Evaluator:
     def _forward(self, module: nn.Module) -> Forward:
         """A module, with the dense model's graph where automc made it from that."""
         graph, made = self.compressor.graph, provenance.known(module)
-        if made is None or graph.graph is None or made.policy.fingerprint != graph.facts.fingerprint:
+        if graph.graph is None:
+            return Forward(module, module, opaque=True)
+        if made is None or made.policy.fingerprint != graph.facts.fingerprint:
             return Forward(module, module)
         return Forward(module, interpretable(graph, module))
 

@@ -8,6 +8,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from automc.compression.quantize import ActivationQuantizer
 from automc.compression.structure import replace_module
+from automc.graph.inplace import ChangeTracer, follow_changes_
 
 _PAIRS = ((nn.Conv1d, nn.BatchNorm1d), (nn.Conv2d, nn.BatchNorm2d), (nn.Conv3d, nn.BatchNorm3d))
 
@@ -33,7 +34,9 @@ def traced(module: nn.Module) -> nn.Module:
     if isinstance(module, fx.GraphModule):
         return module
     try:
-        return fx.GraphModule(module, _Tracer().trace(module))
+        graph = _Tracer().trace(module)
+        follow_changes_(graph, module)
+        return fx.GraphModule(module, graph)
     except Exception:  # a model's own forward may raise anything when it is given proxies
         return module
 
@@ -54,7 +57,7 @@ def behind(module: fx.GraphModule, begin: str | None, keep: Sequence[str]) -> fx
     return fx.GraphModule(module, graph)
 
 
-class _Tracer(fx.Tracer):
+class _Tracer(ChangeTracer):
     """Sees layers inside of automc's own modules, but takes a quantizer as one operation."""
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:

@@ -5,6 +5,7 @@ Python between its layers; any other runs in torch, channels last, in chunks tha
 begin at a cut of its graph, with the values another model with the same decisions up to there has left (`prefix`).
 """
 
+import copy
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -62,7 +63,12 @@ class Samples:
     @cached_property
     def chunks(self) -> tuple[tuple[Tensor, ...], ...]:
         """Inputs, channels last."""
-        columns = [[channels_last(x).split(CHUNK) for x in inputs] for inputs, _ in self._batches]  # type: ignore[no-untyped-call]
+        return tuple(tuple(channels_last(x) for x in chunk) for chunk in self.plain)
+
+    @cached_property
+    def plain(self) -> tuple[tuple[Tensor, ...], ...]:
+        """Inputs as they came."""
+        columns = [[x.split(CHUNK) for x in inputs] for inputs, _ in self._batches]  # type: ignore[no-untyped-call]
         return tuple(chunk for column in columns for chunk in zip(*column, strict=True))
 
 
@@ -75,13 +81,15 @@ class Forward:
     """The same model as a graph of its layers, or itself where it has none."""
     prefix: Prefix | None = None
     """Only for a graph whose nodes it names."""
+    opaque: bool = False
+    """Whether no trace says what the module computes; it runs as it is."""
     _programs: dict[Shape, Lowering | None] = field(init=False, repr=False, default_factory=dict)
 
     @torch.no_grad()
     def outputs(self, samples: Samples) -> list[Any]:
         """What the model gives, chunk by chunk."""
         program = None if samples.shape is None else self._program(samples.shape)
-        run: _Run = _Torch(self._prepared, samples) if program is None else _Compiled(program, samples)
+        run: _Run = self._in_torch(samples) if program is None else _Compiled(program, samples)
         if self.prefix is None:
             return run.outputs(run.values(None, ())[-1])
         memory, kind = self.prefix.memory, f"{run.kind} {samples.name}"
@@ -99,12 +107,24 @@ class Forward:
 
     def _program(self, shape: Shape) -> Lowering | None:
         if shape not in self._programs:
-            self._programs[shape] = lowered(traced(self.graph), shape)
+            self._programs[shape] = None if self.opaque else lowered(traced(self.graph), shape)
         return self._programs[shape]
+
+    def _in_torch(self, samples: Samples) -> "_Torch":
+        """Channels last, where the model runs on it: `view` asks for tensors as they usually lie."""
+        try:
+            self._prepared(*(x[:1] for x in samples.chunks[0]))
+        except RuntimeError:
+            return _Torch(self._plain, samples.plain, samples)
+        return _Torch(self._prepared, samples.chunks, samples)
 
     @cached_property
     def _prepared(self) -> nn.Module:
-        return prepared(self.graph)
+        return _last(self._plain)
+
+    @cached_property
+    def _plain(self) -> nn.Module:
+        return copy.deepcopy(self.graph).eval() if self.opaque else folded(self.graph)
 
 
 def _fitting(names: Sequence[str], run: "_Run", limit: int) -> dict[str, int]:
@@ -168,12 +188,12 @@ class _Compiled:
 
 
 class _Torch:
-    """By torch, channels last."""
+    """By torch, on chunks of inputs."""
 
     kind = "chunks"
 
-    def __init__(self, module: nn.Module, samples: Samples) -> None:
-        self.module, self.samples = module, samples
+    def __init__(self, module: nn.Module, chunks: Sequence[tuple[Tensor, ...]], samples: Samples) -> None:
+        self.module, self.chunks, self.samples = module, chunks, samples
 
     def holds(self, name: str) -> bool:
         return isinstance(self.module, fx.GraphModule) and any(n.name == name for n in self.module.graph.nodes)
@@ -182,16 +202,16 @@ class _Torch:
         if not names:
             return {}
         assert isinstance(self.module, fx.GraphModule)  # it holds no node otherwise
-        first = behind(self.module, None, names)(*(x[:1] for x in self.samples.chunks[0]))
+        first = behind(self.module, None, names)(*(x[:1] for x in self.chunks[0]))
         count = sum(len(x) for x in self.samples.targets)
         return {name: int(value.nbytes) * count for name, value in zip(names, first, strict=False)}
 
     def values(self, begin: tuple[str, Sequence[Tensor]] | None, keep: Sequence[str]) -> list[list[Any]]:
         if begin is None and not keep:
-            return [[self.module(*inputs) for inputs in self.samples.chunks]]
+            return [[self.module(*inputs) for inputs in self.chunks]]
         assert isinstance(self.module, fx.GraphModule)  # it holds no node otherwise
         part = behind(self.module, None if begin is None else begin[0], keep)
-        inputs = self.samples.chunks if begin is None else [(x,) for x in begin[1]]
+        inputs = self.chunks if begin is None else [(x,) for x in begin[1]]
         return [list(column) for column in zip(*(part(*chunk) for chunk in inputs), strict=True)]
 
     def outputs(self, value: list[Any]) -> list[Any]:
@@ -200,4 +220,9 @@ class _Torch:
 
 def prepared(module: nn.Module) -> nn.Module:
     """A copy as torch runs it fastest: batch norms folded, channels last."""
-    return nn.Module.to(folded(module), memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
+    return _last(folded(module))
+
+
+def _last(module: nn.Module) -> nn.Module:
+    """A copy with its weights channels last."""
+    return nn.Module.to(copy.deepcopy(module), memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
