@@ -1,11 +1,12 @@
 """Scores candidates in stages and stops those that clearly lose to what the study holds already.
 
 `racing` is the test, `stages` the samples, `incumbents` whom a candidate runs against. A candidate that survives every
-stage has the score `Evaluator.evaluate` gives, to the last bit. The score of one that is stopped is an estimate: the
-incumbent's mean over all samples plus the mean paired difference seen. That is a control variate (the incumbent's mean
-is known exactly): where both stumble over the same samples it varies less than the mean seen. It lies below the
-incumbent's score, at no lower cost: to a searcher as well, a stopped candidate is dominated. Taken where a candidate
-looked bad enough to be stopped, estimates are on average a little low.
+stage has the score `Evaluator.evaluate` gives, to the last bit. The score of one that is stopped is an estimate, by
+regression on the incumbent's scores, whose mean over all samples is known (Cochran 1977, Sampling Techniques, section
+7.1): the mean seen, moved by as much as the incumbent's samples were off, in the proportion in which both go up and
+down together. Where they stumble over the same samples it varies less than the mean seen, where they do not, no more.
+It is no higher than the incumbent's score, at no lower cost: to a searcher as well, a stopped candidate is dominated.
+Taken where a candidate looked bad enough to be stopped, estimates are on average a little low.
 """
 
 from collections.abc import Mapping, Sequence
@@ -110,8 +111,11 @@ class Race:
             found.append(self.evaluator.stage_scores(forward, stage))
             if rival is None or len(found) == len(self.evaluator.stages):
                 continue
-            looked = self._look(found, rival)
-            passed.append((looked.seen, float(rival.scores.mean()) + looked.mean))
+            seen = np.concatenate([scores.score.numpy() for scores in found])
+            beside = np.concatenate([rival.scores[s.rows.numpy()] for s in self.evaluator.stages[: len(found)]])
+            risk = self._risk / (len(self.evaluator.stages) - 1)
+            looked = compare(seen - beside, len(rival.scores), risk)
+            passed.append((looked.seen, estimated(seen, beside, float(rival.scores.mean()))))
             if looked.lost:
                 return self._stopped(policy, costs, found, passed, rival, looked)
         scores, metrics = (self.evaluator.joined(x) for x in zip(*found, strict=True))
@@ -119,12 +123,6 @@ class Race:
         score = float(scores.mean())
         done = ((len(scores), score),) if rival is not None else ()
         return Evaluation(policy, "ok", score, costs, metric=float(metrics.mean()), stages=(*passed, *done))
-
-    def _look(self, found: Sequence[SampleScores], rival: _Rival) -> Comparison:
-        """Compares on all samples seen so far."""
-        pairs = zip(found, self.evaluator.stages, strict=False)
-        differences = [f.score.numpy() - rival.scores[stage.rows.numpy()] for f, stage in pairs]
-        return compare(np.concatenate(differences), len(rival.scores), self._risk / (len(self.evaluator.stages) - 1))
 
     def _stopped(
         self,
@@ -141,8 +139,9 @@ class Race:
             f"trial {rival.evaluation.number}'s, which costs no more."
         )
         share = looked.seen / looked.population
+        score = min(passed[-1][1], float(rival.scores.mean()))
         return Evaluation(
-            policy, "pruned", passed[-1][1], costs, share=share, reason=reason, metric=metric, stages=tuple(passed)
+            policy, "pruned", score, costs, share=share, reason=reason, metric=metric, stages=tuple(passed)
         )
 
     def _remember(self, policy: Policy, scores: Scores) -> None:
@@ -164,3 +163,11 @@ class Race:
                 self.incumbents.discard(chosen)
                 return None
         return _Rival(chosen, self._scores[digest])
+
+
+def estimated(seen: Scores, beside: Scores, mean: float) -> float:
+    """The mean over all samples of scores (n,) of some, beside another's there, whose mean over all is known."""
+    around = beside - beside.mean()
+    spread = float(around @ around)
+    slope = float(np.clip((seen - seen.mean()) @ around / spread, 0.0, 1.0)) if spread > 0 else 0.0
+    return float(seen.mean()) + slope * (mean - float(beside.mean()))

@@ -17,7 +17,7 @@ from automc.registry import SEARCHERS
 from automc.scoring import race as race_module
 from automc.scoring.evaluator import Evaluator
 from automc.scoring.forward import Forward
-from automc.scoring.race import Race
+from automc.scoring.race import Race, estimated
 from automc.study import Study
 from tests.scoring import tiny
 
@@ -101,7 +101,10 @@ def test_stopped_candidates_truly_lose_and_their_estimates_are_what_was_seen(sco
         ours, theirs = (setting.evaluator.searched_scores(p).numpy() for p in (policy, rival.policy))
         assert ours.mean() < theirs.mean()
         rows = torch.cat([s.rows for s in setting.evaluator.stages[: STAGES.index(seen) + 1]]).numpy()
-        assert found.score == pytest.approx(theirs.mean() + (ours - theirs)[rows].mean(), rel=1e-12)
+        together = np.cov(ours[rows], theirs[rows])
+        slope = float(np.clip(together[0, 1] / max(together[1, 1], 1e-300), 0, 1))
+        expected = ours[rows].mean() + slope * (theirs.mean() - theirs[rows].mean())
+        assert found.score == pytest.approx(min(expected, theirs.mean()), rel=1e-9)
     assert stopped >= 3
 
 
@@ -113,8 +116,9 @@ def test_estimates_are_nearer_to_the_truth_than_the_means_seen(score: str) -> No
     for raced in (e for e in run(Race(setting.evaluator, ("macs",)), tiny.policies(setting, 40)) if e.stages):
         scores = setting.evaluator.searched_scores(raced.policy).numpy()
         errors.append((raced.stages[0][1] - scores.mean(), scores[rows].mean() - scores.mean()))
-    estimated, plain = np.sqrt(np.square(errors).mean(axis=0))
-    assert len(errors) > 20 and estimated < 0.95 * plain
+    found, plain = np.sqrt(np.square(errors).mean(axis=0))
+    # Random networks are right and wrong on samples of their own: accuracy has next to nothing in common there.
+    assert len(errors) > 20 and found < (1.05 if score == "metric" else 0.95) * plain
 
 
 def test_each_sample_runs_once_and_none_after_the_stop(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -277,3 +281,27 @@ def test_a_race_that_cannot_be_run_is_refused_before_anything_is_done(
     assert not (tmp_path / "r.journal").exists()
     with pytest.raises(TaskError, match="A risk must lie"):
         Race(tiny.setting(tiny.task(), STAGES).evaluator, ("macs",), risk=0.7)
+
+
+def test_an_estimate_follows_the_incumbent_as_far_as_both_go_together() -> None:
+    rng = np.random.default_rng(0)
+    beside = rng.normal(size=4000)
+    for share in (0.0, 0.5, 1.0):
+        seen = share * beside + (1.0 - share) * rng.normal(size=4000)
+        moved = estimated(seen, beside, float(beside.mean()) + 0.3) - seen.mean()
+        assert moved == pytest.approx(0.3 * share, abs=0.02)
+    assert estimated(-beside, beside, 5.0) == pytest.approx(float(-beside.mean()))  # a chance, not a law
+    assert estimated(seen, np.ones(4000), 7.0) == pytest.approx(float(seen.mean()))
+
+
+@pytest.mark.parametrize("likeness", [0.0, 0.5, 0.95])
+def test_estimates_have_no_more_error_than_plain_means_and_less_where_scores_are_alike(likeness: float) -> None:
+    rng, errors = np.random.default_rng(1), []
+    for _ in range(400):
+        rival = (rng.random(2000) < 0.9).astype(float)
+        own = np.where(rng.random(2000) < likeness, rival, rng.random(2000) < 0.8).astype(float)
+        rows = rng.choice(2000, 150, replace=False)
+        plain = own[rows].mean()
+        errors.append((estimated(own[rows], rival[rows], rival.mean()) - own.mean(), plain - own.mean()))
+    found, plain = np.sqrt(np.square(errors).mean(axis=0))
+    assert found < 1.02 * plain and (likeness < 0.9 or found < 0.6 * plain)
