@@ -4,6 +4,7 @@ A task is given as a `Task`, or as a reference: a registered name, `path/to/file
 """
 
 import copy
+import logging
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -40,6 +41,7 @@ from automc.study import Study
 from automc.task import Task
 from automc.tasks import load_task
 
+_log = logging.getLogger("automc")
 SLACK = 0.005
 """Share of a limit by which one trial may cost more than another that it stops."""
 _BITS_PAY = {"bops": "channels-bops", "size": "channels-bits"}
@@ -75,21 +77,23 @@ def search(
     or bops. `score` says what is searched: the task's "metric", or likeness to the dense model's outputs, "kl" or "mse"
     (see `automc.scoring.soft`); the metric is recorded in any case. `stages` such as (256, 1024) are numbers of
     validation samples after which a candidate is stopped if it is clearly worse than the `keep`-th best of the trials
-    that cost no more (see `automc.scoring.race`); none, the default, scores every candidate on all samples, and so does
-    a task with an `evaluate` of its own. With `screen` a candidate whose predicted score is that much worse is not even
-    compressed (`automc.scoring.screen`). `storage` is a journal file or a database URL; by default
-    `runs/<study>.journal`. `earlier` studies of the same model, or where they lie, show their trials to the searcher's
-    agent before it begins (see `automc.earlier`). `cache` is a folder where what is computed once per layer is kept,
-    `memory_bytes` bounds how much of it is held in memory. `progress` shows a bar, or is called with each recorded
-    evaluation.
+    that cost no more (see `automc.scoring.race`); none, the default, scores every candidate on all samples, and so do
+    stages that leave none unseen and a task with an `evaluate` of its own, both with a logged warning. With `screen` a
+    candidate whose predicted score is that much worse is not even compressed (`automc.scoring.screen`). `storage` is a
+    journal file or a database URL; by default `runs/<study>.journal`. `earlier` studies of the same model, or where
+    they lie, show their trials to the searcher's agent before it begins (see `automc.earlier`). `cache` is a folder
+    where what is computed once per layer is kept, `memory_bytes` bounds how much of it is held in memory. `progress`
+    shows a bar, or is called with each recorded evaluation.
     """
     limits = Budget.parse(budget) if isinstance(budget, str) else budget
     chosen, build = find_space(space, limits)
     SEARCHERS.check(searcher)
     check_score(score)
-    race = {"stages": list(check_stages(stages)), "keep": check_keep(keep), "screen": screen}
+    check_stages(stages)
+    check_keep(keep)
     shown = [s if isinstance(s, Study) else Study.open(s) for s in earlier]
     setting = prepare(task, limits, build, recipe, cache, memory_bytes, score, stages=stages, seed=seed)
+    race = {"stages": list(_looks(setting, stages)), "keep": keep, "screen": screen}
     words = chosen if score == "metric" else f"{chosen}-{score}"
     name = study or study_name(setting.task.name, limits, words, searcher, seed)
     meta = _meta(setting, limits, chosen, searcher, seed) | {"score": score, "race": race}
@@ -345,6 +349,18 @@ def _versions() -> dict[str, str]:
     from importlib.metadata import version
 
     return {"python": platform.python_version()} | {n: version(n) for n in ("torch", "optuna", "numpy")}
+
+
+def _looks(setting: Setting, stages: Sequence[int]) -> tuple[int, ...]:
+    """After how many samples candidates may be stopped; that all of `stages` do nothing is said, and is no error."""
+    found = setting.evaluator.looks
+    if stages and not found:
+        needed = "must leave validation samples unseen"
+        if setting.task.evaluate is not None:
+            needed = "need scores by sample, which a task with an evaluate of its own has not"
+        numbers = ", ".join(map(str, stages))
+        _log.warning("Stages %s; %s stop nobody here, and every candidate is scored in full.", needed, numbers)
+    return found
 
 
 def _uniform(setting: Setting, seed: int) -> dict[str, Any] | None:

@@ -5,9 +5,11 @@ percentage of the dense model or a number with an optional suffix: K, M, G (thou
 `size` also B, KB, MB, GB (powers of 1000) and KiB, MiB, GiB (powers of 1024).
 """
 
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from decimal import Decimal
 from fractions import Fraction
 
 from automc.errors import BudgetError
@@ -46,8 +48,9 @@ class Limit:
     relative: bool
 
     def __str__(self) -> str:
-        amount = f"{100 * self.amount:g}%" if self.relative else f"{self.amount:g}"
-        return f"{self.metric}<={amount}"
+        """The limit in the grammar above; read again, it is this very limit."""
+        amount = Decimal(repr(self.amount))
+        return f"{self.metric}<=" + (f"{_shortest(100 * amount)}%" if self.relative else _shortest(amount))
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +81,12 @@ class Budget:
         return ",".join(str(limit) for limit in self.limits)
 
 
+def _shortest(amount: Decimal) -> str:
+    """An amount in six digits where these say all of it, otherwise in full."""
+    short = f"{float(amount):g}"
+    return short if Decimal(short) == amount else f"{amount.normalize():f}"
+
+
 def _share(share: float, of: float) -> float:
     """A decimal share, exactly: in floats 58 % of 12.5 million are a little less than what costs just as much."""
     return float(Fraction(repr(share)) * Fraction(of))
@@ -92,21 +101,22 @@ def _parse_limit(term: str) -> Limit:
     metric, unit = match["metric"].lower(), match["unit"].lower()
     _check_metric(metric)
     number = float(match["number"])
-    if number <= 0:
-        raise BudgetError(f"A limit must be above zero; {term.strip()!r} is not: give a positive amount.")
+    if not 0 < number < math.inf:
+        raise BudgetError(f"A limit must be above zero and finite; {term.strip()!r} is not: give a positive amount.")
+    exact = Decimal(match["number"])  # in floats 4.1 times a million is less than 4100000
     if unit == "%":
         if number > 100:
             raise BudgetError(
                 f"A percentage of the dense model must be at most 100; {term.strip()!r} is above: lower it."
             )
-        return Limit(metric, number / 100, relative=True)
+        return Limit(metric, float(exact / 100), relative=True)
     units = _BYTE_UNITS if metric == "size" else _COUNT_UNITS
     if unit not in units:
         raise BudgetError(
             f"The unit of {metric} must be %, {', '.join(u for u in units if u)} or none; {unit!r} is none of them: "
             f"rewrite {term.strip()!r}."
         )
-    return Limit(metric, number * units[unit], relative=False)
+    return Limit(metric, float(exact * Decimal(units[unit])), relative=False)
 
 
 def _check_metric(metric: str) -> None:

@@ -6,6 +6,7 @@ inside the commands, so that help and typing errors answer at once.
 
 import os
 import re
+import shlex
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -45,14 +46,22 @@ CacheOption = Annotated[
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
-@app.callback()
-def root(version: Annotated[bool, typer.Option("--version", help="Print the version and stop.")] = False) -> None:
-    """Search, layer by layer, how to compress a PyTorch model within a budget."""
-    if version:
+def _version(wanted: bool) -> None:
+    if wanted:
         from automc import __version__
 
         print(__version__)
         raise typer.Exit
+
+
+VersionOption = Annotated[  # eager, since it needs no command
+    bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and stop.")
+]
+
+
+@app.callback()
+def root(version: VersionOption = False) -> None:
+    """Search, layer by layer, how to compress a PyTorch model within a budget."""
 
 
 @app.command()
@@ -91,7 +100,9 @@ def search(
     stages: Annotated[
         str | None, typer.Option(metavar="N,N", help="Validation samples after which clear losers stop: 256,1024.")
     ] = None,
-    keep: Annotated[int, typer.Option(min=1, help="With --stages: the best so many are never stopped.")] = 1,
+    keep: Annotated[
+        int, typer.Option(min=1, help="With --stages or --screen: the best so many are never stopped or skipped.")
+    ] = 1,
     screen: Annotated[bool, typer.Option("--screen", help="Skip what is predicted to lose by a surrogate.")] = False,
     trials: Annotated[int, typer.Option(min=1, help="Trials of the study in all, earlier ones counted.")] = 100,
     time: Annotated[str | None, typer.Option(metavar="DURATION", help="Stop after this long: 90s, 10m, 2h.")] = None,
@@ -212,11 +223,14 @@ def apply(
     """Compress the model by one trial's policy, measure it, and save it."""
     found = open_study(study, name)
     chosen = _chosen(found, trial, max_drop)
+    reference = _reference(task or found.meta.get("task"))
+    from automc.files import check_folder
+
+    check_folder(out)  # before minutes of work that could not be kept
     from automc import api
     from automc.report import summary
     from automc.tasks import load_task
 
-    reference = _reference(task or found.meta.get("task"))
     loaded = load_task(reference)
     small = api.apply(loaded, chosen.policy, cache=cache)
     if distill:
@@ -224,6 +238,7 @@ def apply(
     origin = {"reference": reference, "study": found.name, "trial": chosen.number, "validation_score": chosen.score}
     origin["validation_metric"] = chosen.metric
     origin["distilled_epochs"] = distill
+    api.save(small, out, report=origin)  # whatever becomes of the report, what was trained is kept
     report = summary.report(loaded, small, origin)
     size = api.save(small, out, report=report)
     for line in summary.lines(report):
@@ -320,7 +335,7 @@ def open_study(reference: str, name: str | None) -> "Study":
     from automc.study import Study
 
     direct = "://" in reference or Path(reference).is_file()
-    return Study.open(reference if direct else named, name or (None if direct else reference))
+    return Study.open(reference, name) if direct else Study.open(named, name, usual=reference)
 
 
 def _chosen(study: "Study", trial: str, max_drop: float | None) -> "Evaluation":
@@ -385,9 +400,9 @@ def _conclude(study: "Study") -> None:
     costs = text.costs_line(best, dense["costs"], study.costs)
     print(f"best: trial {best.number}, {text.scores_line(best, study.meta)} at {costs}")
     usual = Path("runs", f"{study.name}.journal") == Path(study.storage)
-    reference = study.name if usual else f"{study.storage} --study {study.name}"
+    reference = shlex.join([study.name] if usual else [study.storage, "--study", study.name])
     print(f"results: {study.storage}\nnext:\n  automc pareto {reference} --html front.html\n  automc show {reference}")
-    print(f"  automc apply {reference} --out compressed/\n  optuna-dashboard {study.storage}")
+    print(f"  automc apply {reference} --out compressed/\n  optuna-dashboard {shlex.quote(study.storage)}")
 
 
 def _print_json(document: Any) -> None:

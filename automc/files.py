@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import os
+import tempfile
 from pathlib import Path
 
 from automc.errors import ArtifactError
@@ -23,6 +24,18 @@ def write_atomic(path: Path, data: bytes) -> None:
             temporary.unlink()
         raise ArtifactError(
             f"{path} must be writable; the system says {error.strerror}: free space or choose another place."
+        ) from error
+
+
+def check_folder(path: Path) -> None:
+    """Makes a folder where there is none, and a file in it for a moment; ArtifactError where either cannot be."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path):
+            pass
+    except OSError as error:
+        raise ArtifactError(
+            f"{path} must be a folder that can be written to; the system says {error.strerror}: choose another place."
         ) from error
 
 

@@ -54,20 +54,37 @@ def _database(url: str) -> BaseStorage:
 
 
 def _file(where: str) -> Path | None:
-    """The file behind a storage; None for a server."""
+    """The file behind a storage; None for a server, StudyError for SQLite in memory, which no later command finds."""
     if "://" not in where:
         return Path(where)
-    return Path(where.partition(":///")[2]) if where.startswith("sqlite") else None
+    if not where.startswith("sqlite"):
+        return None
+    path = where.partition(":///")[2]
+    if not path.partition("?")[0] or ":memory:" in path or "mode=memory" in path:
+        raise StudyError(
+            f"A study must be kept in a file or on a server; {where} is gone with its process: give a journal file or "
+            "sqlite:///name.db."
+        )
+    return Path(path)
 
 
-def only_name(storage: BaseStorage, where: str) -> str:
-    """The name of the one study a storage holds; StudyError where there are none or several."""
+def find_name(storage: BaseStorage, where: str, name: str | None = None, usual: str | None = None) -> str:
+    """The name of a study in a storage: `name`, or else `usual` where there is such a one, or else the only one.
+
+    StudyError, with the names there are, where that is none.
+    """
     names = [s.study_name for s in storage.get_all_studies()]
-    if len(names) == 1:
-        return names[0]
     if not names:
         raise StudyError(f"A study must exist; {where} holds none: run `automc search` first.")
-    raise StudyError(f"A study must be named where there are several; {where} holds {', '.join(names)}: give --study.")
+    if name is None and len(names) > 1 and usual not in names:
+        raise StudyError(
+            f"A study must be named where there are several; {where} holds {', '.join(names)}: give --study."
+        )
+    if name is not None and name not in names:
+        raise StudyError(
+            f"A study must exist; {where} holds {', '.join(names)} and no {name!r}: give one of these by --study."
+        )
+    return name or (usual if usual in names else None) or names[0]
 
 
 @contextlib.contextmanager
@@ -97,8 +114,6 @@ def readable_errors(where: str) -> Iterator[None]:
             f"{error.filename or where} must be readable and writable; the system says {error.strerror or error}: free "
             "space or mend its rights, then repeat the command (nothing recorded is lost)."
         ) from error
-    except KeyError as error:
-        raise StudyError(f"A study must exist; {where} has none of that name: see its names with --study.") from error
     except (SQLAlchemyError, optuna.exceptions.OptunaError, ImportError, *journal.BROKEN) as error:
         text = " ".join(str(error.__cause__ or error).split())[:200]
         raise StudyError(

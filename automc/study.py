@@ -23,13 +23,20 @@ from automc.distributions import distributions
 from automc.errors import StudyError
 from automc.evaluation import Evaluation
 from automc.space import Axis, Value
-from automc.storage import only_name, open_storage, owned, quiet, readable_errors
+from automc.storage import find_name, open_storage, owned, quiet, readable_errors
 
-_SETTLED = ("fingerprint", "budget", "axes", "recipe", "score")
+_SETTLED = ("fingerprint", "limits", "axes", "recipe", "score", "metric")
 """What may not change when a search goes on: scores or costs would no longer compare.
 
-Stages of a race may: fronts and the best compare full scores alone, and what a full score is does not depend on them.
-So may `keep` and `screen`, which only say who is scored in full.
+Limits, not the budget's words: 1MiB and 1048576 bytes are one. Stages of a race may change: fronts and the best compare
+full scores alone, and what a full score is does not depend on them. So may `keep` and `screen`, which only say who is
+scored in full.
+"""
+_SAME_SCORE = 1e-4
+"""How far apart, relatively, scores of the dense model by the same metric and data may lie.
+
+Another processor or number of threads moves outputs by a few parts in ten million, and the mean of scores hardly more;
+of other samples or labels one among thousands is seen.
 """
 _RESERVED = "automc"
 
@@ -53,7 +60,7 @@ class Study:
         """The study of that name, made if it is new; `meta` says what is searched and must fit what is there.
 
         `meta` holds at least fingerprint, budget, recipe, and limits (absolute, by cost); a study of another model,
-        budget, space or recipe raises StudyError.
+        budget, space, recipe or metric, or with another score of the dense model, raises StudyError.
         """
         where = str(storage) if storage is not None else str(default_path(name))
         meta = json.loads(json.dumps({**meta, "axes": [_written(a) for a in axes]}))
@@ -66,12 +73,12 @@ class Study:
         return cls(found, where, axes)
 
     @classmethod
-    def open(cls, storage: str | Path, name: str | None = None) -> "Study":
-        """An existing study; `name` may be left out where the storage holds one."""
+    def open(cls, storage: str | Path, name: str | None = None, *, usual: str | None = None) -> "Study":
+        """An existing study; `name` may be left out where the storage holds one, or one that is called `usual`."""
         where = str(storage)
         with readable_errors(where), quiet():
             backend = open_storage(where, create=False)
-            found = optuna.load_study(study_name=name or only_name(backend, where), storage=backend)
+            found = optuna.load_study(study_name=find_name(backend, where, name, usual), storage=backend)
             if _RESERVED not in found.user_attrs:
                 raise StudyError(f"A study must be automc's; {found.study_name!r} in {where} is not: name another.")
             axes = [_read(entry) for entry in found.user_attrs["axes"]]
@@ -251,16 +258,35 @@ def _describe(study: optuna.Study, meta: Mapping[str, Any]) -> None:
 
 
 def _check_same(known: Mapping[str, Any], meta: Mapping[str, Any], name: str, where: str) -> None:
+    """StudyError unless trials of a search described by `meta` compare with those of the study that is `known`."""
     for key in _SETTLED:
-        if known.get(key, meta.get(key)) != meta.get(key):  # what an older automc did not write down is no difference
-            what = {"axes": "space", "fingerprint": "model"}.get(key, key)
-            was, now = _short(known.get(key)), _short(meta.get(key))
-            if key == "axes":
-                was, now = "other decisions", "these"
-            raise StudyError(
-                f"A search must go on with the {what} it began with; study {name!r} in {where} has {was}, given {now}: "
-                "repeat the first command, or give another --study name."
-            )
+        before, after = known.get(key, meta.get(key)), meta.get(key)  # what an older automc left out is the same
+        if before == after and (key != "limits" or list(before) == list(after)):  # costs are objectives, in order
+            continue
+        what = {"axes": "space", "fingerprint": "model", "limits": "budget"}.get(key, key)
+        if key == "limits" and known.get("budget") != meta.get("budget"):
+            before, after = known.get("budget"), meta.get("budget")
+        was, now = ("other decisions", "these") if key == "axes" else (_short(before), _short(after))
+        raise StudyError(
+            f"A search must go on with the {what} it began with; study {name!r} in {where} has {was}, given {now}: "
+            "repeat the first command, or give another --study name."
+        )
+    _check_dense(known.get("dense", {}), meta.get("dense", {}), name, where)
+
+
+def _check_dense(known: Mapping[str, Any], now: Mapping[str, Any], name: str, where: str) -> None:
+    """StudyError where the dense model scores otherwise than it did; its likeness to itself says nothing of the data,
+    so that the metric counts as well.
+    """
+    for key in ("score", "metric"):
+        before, after = known.get(key), now.get(key)
+        if before is None or after is None or math.isclose(before, after, rel_tol=_SAME_SCORE, abs_tol=1e-9):
+            continue
+        raise StudyError(
+            f"A search must go on with the metric and validation data it began with; the dense model's {key} was "
+            f"{before:.6g} in study {name!r} in {where} and is {after:.6g} now: give the first ones, the same at every "
+            "start, or another --study name."
+        )
 
 
 def _short(value: Any) -> str:

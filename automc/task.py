@@ -1,9 +1,11 @@
 """The task: what the user brings.
 
 A batch is `(inputs, targets)`; `inputs` is a tensor, or a tuple of tensors for a model with several inputs.
-Calibration batches may come without targets, as bare inputs.
+Calibration batches may come without targets, as bare inputs; two of them in a tuple would be inputs and targets, so
+that a model with two inputs is calibrated on `((x, y), None)`.
 """
 
+import inspect
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -39,7 +41,7 @@ class Task:
     metric: str | Metric = "accuracy"
     """A name, or a callable from (outputs, targets) to per-sample scores (B,), higher is better."""
     evaluate: Callable[[nn.Module], float] | None = None
-    """Replaces metric and validation for scores that are no mean over samples."""
+    """Replaces metric and validation for scores that are no mean over samples; given a copy in eval mode."""
     train: Sequence[Any] | None = None
     test: Sequence[Any] | None = None
     """Batches the report is made on, once; the search never sees them."""
@@ -56,13 +58,12 @@ class Task:
             raise TaskError(
                 f"A task's model must be an nn.Module; it is a {type(self.model).__name__}: pass the module."
             )
-        items = list(self.calibration)
-        object.__setattr__(self, "calibration", items)
-        object.__setattr__(self, "labelled", all(_split(item)[1] is not None for item in items))
         for name in ("calibration", "validation", "train", "test"):
             object.__setattr__(self, name, _batches(getattr(self, name), name))
+        object.__setattr__(self, "labelled", all(targets.numel() for _, targets in self.calibration))
         if not self.calibration:
             raise TaskError("A task must have calibration batches; it has none: pass a few hundred unlabelled samples.")
+        _check_inputs(self.model, self.calibration[0][0])
         if not self.validation and self.evaluate is None:
             raise TaskError("A task must have validation batches or an evaluate callable; it has neither: pass one.")
         if isinstance(self.metric, str) and self.metric not in METRICS:
@@ -98,6 +99,19 @@ class Task:
         return tuple(torch.cat(column) for column in zip(*parts, strict=True))
 
 
+def _check_inputs(model: nn.Module, inputs: Inputs) -> None:
+    """TaskError unless the model's forward can be called with so many inputs."""
+    try:
+        inspect.signature(model.forward).bind(*inputs)
+    except ValueError:  # not every forward is Python
+        return
+    except TypeError as error:
+        raise TaskError(
+            f"A calibration batch must hold what forward takes; given {len(inputs)} it answers {error}: write "
+            " two without targets as ((x, y), None), since a bare pair is read as (inputs, targets)."
+        ) from error
+
+
 def _batches(data: Iterable[Any] | None, name: str) -> tuple[Batch, ...] | None:
     """Every batch as (tuple of input tensors, targets); the loader is read once."""
     if data is None:
@@ -106,7 +120,7 @@ def _batches(data: Iterable[Any] | None, name: str) -> tuple[Batch, ...] | None:
 
 
 def _split(item: Any) -> tuple[Any, Any]:
-    """Inputs and targets of a batch; None for targets it has not."""
+    """Inputs and targets of a batch; None for targets it has not. Any two things are inputs and targets."""
     return tuple(item) if isinstance(item, (tuple, list)) and len(item) == 2 else (item, None)
 
 
@@ -114,9 +128,17 @@ def _batch(item: Any, name: str) -> Batch:
     inputs, targets = _split(item)
     inputs = tuple(inputs) if isinstance(inputs, (tuple, list)) else (inputs,)
     if targets is None and name == "calibration":
-        targets = torch.zeros(len(inputs[0]))
+        targets = torch.empty(0)  # none still where `dataclasses.replace` hands the batch on
     if not isinstance(targets, Tensor) or not all(isinstance(x, Tensor) for x in inputs):
         raise TaskError(
-            f"A {name} batch must be (inputs, targets), tensors both; it is {type(item).__name__}: convert it."
+            f"A {name} batch must be (inputs, targets), tensors both; it is {_kind(item)}: convert it, and put several "
+            "inputs in a tuple of their own."
         )
     return inputs, targets
+
+
+def _kind(item: Any) -> str:
+    """What a batch is made of."""
+    if not isinstance(item, (tuple, list)):
+        return type(item).__name__
+    return f"{type(item).__name__} of {', '.join(type(x).__name__ for x in item) or 'nothing'}"

@@ -39,6 +39,7 @@ def test_limits_are_absolute_in_the_end(text: str, limits: dict[str, float]) -> 
         ("macs<=half", "must read metric<=amount"),
         ("macs<=-5%", "must read metric<=amount"),
         ("macs<=0", "must be above zero"),
+        ("macs<=1e999", "must be above zero and finite"),
         ("macs<=120%", "at most 100"),
         ("macs<=5MB", "unit of macs"),
         ("speed<=5", "'speed' is none of them"),
@@ -54,10 +55,31 @@ def test_anything_else_is_refused_in_a_sentence(text: str, said: str) -> None:
 @given(st.dictionaries(st.sampled_from(list(COSTS)), st.floats(1e-3, 100), min_size=1))
 def test_what_is_printed_reads_back(shares: dict[str, float]) -> None:
     budget = Budget.parse(",".join(f"{name}<={share}%" for name, share in shares.items()))
-    again = Budget.parse(str(budget))
-    assert again.metrics == budget.metrics
-    for name, value in budget.resolve(DENSE).items():
-        assert again.resolve(DENSE)[name] == pytest.approx(value, rel=1e-5)
+    assert Budget.parse(str(budget)) == budget
+
+
+@given(st.floats(1.0, 1e15), st.sampled_from(["", "K", "M", "G"]))
+def test_an_amount_that_is_printed_reads_back(amount: float, unit: str) -> None:
+    budget = Budget.parse(f"bops<={amount}{unit}")
+    assert Budget.parse(str(budget)) == budget
+
+
+@pytest.mark.parametrize(
+    ("text", "printed"),
+    [
+        ("macs<=50%", "macs<=50%"),
+        ("params<=0.4M, size<=1MB", "params<=400000,size<=1e+06"),
+        ("params<=4.1M", "params<=4.1e+06"),
+        ("macs<=33.3%", "macs<=33.3%"),
+        ("macs<=0.25G,size<=512KiB", "macs<=2.5e+08,size<=524288"),
+        ("size<=1MiB", "size<=1048576"),  # these were cut to six digits
+        ("macs<=12345678", "macs<=12345678"),
+        ("macs<=33.3333333%", "macs<=33.3333333%"),
+        ("size<=1048576.5", "size<=1048576.5"),
+    ],
+)
+def test_a_budget_is_printed_in_full_and_short_where_that_is_all(text: str, printed: str) -> None:
+    assert str(Budget.parse(text)) == printed
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from rich.table import Table
 
 from automc.policy import FULL_BITS, LayerDecision, Policy
+from automc.report import text
 
 _WIDTH = 24
 
@@ -15,7 +16,8 @@ def tables(policy: Policy) -> list[Table]:
 def _groups(policy: Policy) -> Table:
     result = Table("group", "kept", "", "criterion", title="channels", title_justify="left")
     for name, decision in policy.groups:
-        result.add_row(name, f"{100 * decision.keep:.0f}%", _bar(decision.keep), decision.criterion)
+        share, criterion = f"{100 * decision.keep:.0f}%", text.plain(decision.criterion)
+        result.add_row(text.plain(name), share, _bar(decision.keep), criterion)
     return result
 
 
@@ -27,14 +29,15 @@ def _layers(policy: Policy) -> Table:
             stored = decision.rank * min(decision.weight_bits, 8) / 8 * (1 - decision.sparsity)
             zeros = f"{100 * decision.sparsity:.0f}% {_chosen(decision)}" if decision.sparsity else "-"
             factors = f"{decision.factorization} {100 * decision.rank:.0f}%" if decision.rank < 1 else "-"
-            result.add_row(name, _weights(decision), _bar(stored), _bits(decision.activation_bits), zeros, factors)
+            weights, activations = _weights(decision), _bits(decision.activation_bits)
+            result.add_row(text.plain(name), weights, _bar(stored), activations, text.plain(zeros), factors)
     return result
 
 
 def _blocks(policy: Policy) -> Table:
     result = Table("block", "", title="residual blocks", title_justify="left")
     for name, decision in policy.blocks:
-        result.add_row(name, "stays" if decision.keep else "left out")
+        result.add_row(text.plain(name), "stays" if decision.keep else "left out")
     return result
 
 

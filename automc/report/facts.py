@@ -32,14 +32,15 @@ def _layers(facts: ModelFacts) -> Table:
         kernel = "x".join(map(str, x.kernel)) or "-"
         kind = "depthwise" if x.depthwise else x.kind
         numbers = (text.amount("macs", x.macs), text.share(x.macs, facts.macs), text.amount("params", x.weight_numel))
-        table.add_row(x.name, kind, str(x.in_channels), str(x.out_channels), kernel, *numbers)
+        table.add_row(text.plain(x.name), kind, str(x.in_channels), str(x.out_channels), kernel, *numbers)
     return table
 
 
 def _groups(facts: ModelFacts) -> Table:
     table = Table("group", "units", "made by", "read by", title="groups of channels", title_justify="left")
     for group in facts.groups:
-        table.add_row(group.name, str(group.units), _names(group.producers), _names(group.consumers))
+        made, read = (text.plain(_names(names)) for names in (group.producers, group.consumers))
+        table.add_row(text.plain(group.name), str(group.units), made, read)
     return table
 
 

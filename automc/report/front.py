@@ -18,15 +18,15 @@ def table(study: Study, costs: Sequence[str]) -> Table:
     dense, uniform = meta["dense"], meta.get("uniform")
     names = tuple(dict.fromkeys((*costs, *dense["costs"])))
     shown = ("score", "metric") if text.soft(meta) else ("score",)
-    result = Table(title=f"{study.name}: {meta['budget']}", title_justify="left")
+    result = Table(title=text.plain(f"{study.name}: {meta['budget']}", "table.title"), title_justify="left")
     for column in ("trial", *(meta["metric"] if n == "metric" else n for n in shown), "drop", *names, "proposed by"):
-        result.add_column(column, justify="left" if column == "proposed by" else "right")
+        result.add_column(text.plain(column), justify="left" if column == "proposed by" else "right")
 
     def row(label: str, found: Mapping[str, Any], by: str = "", style: str = "dim") -> None:
         values, reference = found["costs"], shown[-1]
         drop = "-" if found[reference] is None else f"{dense[reference] - found[reference]:+.4f}"
         cells = [f"{text.amount(n, values[n])} {text.share(values[n], dense['costs'][n])}" for n in names]
-        result.add_row(label, *(text.score(found[n]) for n in shown), drop, *cells, by, style=style)
+        result.add_row(label, *(text.score(found[n]) for n in shown), drop, *cells, text.plain(by), style=style)
 
     row("dense", dense)
     if uniform:

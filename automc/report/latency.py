@@ -22,9 +22,7 @@ _ROUNDS, _LEAST, _SECONDS = 15, 5, 5.0
 
 
 @torch.no_grad()
-def compare(
-    modules: Mapping[str, nn.Module], example: Inputs, batches: tuple[int, ...] = (1, 32, 128)
-) -> dict[str, Any]:
+def compare(modules: Mapping[str, nn.Module], example: Inputs, batches: tuple[int, ...] = _BATCHES) -> dict[str, Any]:
     """Seconds per batch of each module, by batch size, with the form that was fastest and the threads used."""
     forms = {f"{name}/{form}": m for name, module in modules.items() for form, m in _forms(module).items()}
     measured: dict[str, Any] = {

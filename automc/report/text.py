@@ -3,17 +3,25 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from rich.text import Text
+
 from automc.evaluation import Evaluation
 from automc.policy import FULL_BITS, LayerDecision, Policy
+
+
+def plain(name: str, style: str = "") -> Text:
+    """A name in a table: as a bare string its square brackets would be rich's markup, and its colons emoji."""
+    return Text(name, style=style)
 
 
 def amount(metric: str, value: float) -> str:
     """A cost with its unit: 12.3M, 45.6 KB."""
     space = " " if metric == "size" else ""
+    rounded = float(f"{value:.3g}")  # 999600 is a million
     for scale, suffix in ((1e9, "G"), (1e6, "M"), (1e3, "K")):
-        if value >= scale:
-            return f"{value / scale:.3g}{space}{suffix}{'B' if space else ''}"
-    return f"{value:.3g}{' B' if space else ''}"
+        if rounded >= scale:
+            return f"{rounded / scale:g}{space}{suffix}{'B' if space else ''}"
+    return f"{rounded:g}{' B' if space else ''}"
 
 
 def share(value: float, dense: float) -> str:
@@ -54,11 +62,11 @@ def counts_line(evaluations: Sequence[Evaluation]) -> str:
 
 
 def surrogate_line(evaluations: Sequence[Evaluation]) -> str:
-    """How well scores were predicted before they were known; nothing where hardly any was."""
+    """How well scores were predicted before they were known; nothing where hardly any was, or all are equal."""
     from scipy.stats import kendalltau
 
     pairs = [(e.predicted, e.score) for e in evaluations if e.scored and e.predicted is not None]
-    if len(pairs) < 5:
+    if len(pairs) < 5 or any(len(set(column)) == 1 for column in zip(*pairs, strict=True)):
         return ""
     tau = float(kendalltau(*zip(*pairs, strict=True)).statistic)
     return f"Surrogate: Kendall's tau {tau:.2f} between {len(pairs)} scores and what was predicted of them."
@@ -109,6 +117,8 @@ def as_json(evaluation: Evaluation) -> dict[str, Any]:
         "metric": evaluation.metric,
         "share": evaluation.share,
         "stages": evaluation.stages,
+        "predicted": evaluation.predicted,
+        "reason": evaluation.reason,
         "costs": dict(evaluation.costs),
         "proposer": evaluation.proposer,
         "seconds": evaluation.seconds,

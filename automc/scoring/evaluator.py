@@ -5,11 +5,13 @@ Searched is the task's metric, or how near the outputs are to the dense model's 
 """
 
 import contextlib
+import copy
 import numbers
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property
+from itertools import accumulate
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -92,7 +94,14 @@ class Evaluator:
     @property
     def staged(self) -> bool:
         """Whether there is a stage before the last one."""
-        return self.task.evaluate is None and len(self.stages) > 1
+        return bool(self.looks)
+
+    @property
+    def looks(self) -> tuple[int, ...]:
+        """Numbers of samples after which a race may stop: of those asked for, the ones that leave some unseen."""
+        if self.task.evaluate is not None:
+            return ()
+        return tuple(accumulate(len(stage.rows) for stage in self.stages))[:-1]
 
     def costs(self, policy: Policy) -> Costs:
         """Every cost of a policy."""
@@ -138,9 +147,10 @@ class Evaluator:
         return score, metric if self.task.evaluate is None else self.score(forward.module)
 
     def score(self, module: nn.Module, split: Split = "validation") -> float:
-        """The task's metric of a module: the mean over samples, or what the task's own `evaluate` says."""
+        """The task's metric of a module: the mean over samples, or what the task's own `evaluate` says of a copy."""
         if self.task.evaluate is not None:
-            return _number(self.task.evaluate(module))
+            # Theirs to do anything with: statistics that a pass in training mode moves would make it another model.
+            return _number(self.task.evaluate(copy.deepcopy(module).eval()))
         return float(self.sample_scores(module, split).mean())
 
     def sample_scores(self, module: nn.Module, split: Split = "validation") -> Tensor:

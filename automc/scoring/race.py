@@ -39,9 +39,10 @@ class Race:
     """Evaluates for a loop that tells it every recorded evaluation.
 
     The search's `limited` costs say who may stop whom (`slack`: see `incumbents`), `keep` how many of the best are safe
-    from being stopped, `risk` how often a candidate that is no worse is stopped nevertheless: over all stages, and once
-    more by the `screen`, which stops it before it is compressed, on what is predicted of its score. Without stages, or
-    where a task's own `evaluate` gives no scores by sample, every candidate that is compressed is scored in full.
+    from being stopped, `risk` how often a candidate that is no worse is stopped nevertheless (each by right and wrong,
+    on average by other scores: see `racing`): over all stages, and once more by the `screen`, which stops it before it
+    is compressed, on what is predicted of its score. Without stages, or where a task's own `evaluate` gives no scores
+    by sample, every candidate that is compressed is scored in full.
 
     What it does depends on the recorded evaluations alone. Scores by sample are held in memory, at most `MOST` times
     the number of samples; after a resume they are computed again, once each, when first needed.

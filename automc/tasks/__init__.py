@@ -4,11 +4,14 @@ The attribute is a Task, or a callable without arguments that returns one. A fil
 because the user named it.
 """
 
+import contextlib
 import difflib
 import hashlib
 import importlib
 import importlib.util
 import sys
+import traceback
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
@@ -54,20 +57,29 @@ def _load_file(path: Path) -> ModuleType:
     assert spec is not None and spec.loader is not None  # the suffix is .py
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module  # dataclasses in the file look their module up by name
-    sys.path.insert(0, str(path.resolve().parent))  # the file may import its neighbours, as when it is run
     try:
-        spec.loader.exec_module(module)
+        with _importing_from(path.resolve().parent):  # the file may import its neighbours, as when it is run
+            spec.loader.exec_module(module)
     except Exception as error:
         del sys.modules[name]
         raise TaskError(f"A task file must run; {path} stopped with {_reason(error)}: mend it.") from error
-    finally:
-        sys.path.remove(str(path.resolve().parent))
     return module
+
+
+@contextlib.contextmanager
+def _importing_from(folder: Path) -> Iterator[None]:
+    """While modules are first looked for in a folder."""
+    sys.path.insert(0, str(folder))
+    try:
+        yield
+    finally:
+        sys.path.remove(str(folder))
 
 
 def _load_module(target: str) -> ModuleType:
     try:
-        return importlib.import_module(target)
+        with _importing_from(Path.cwd()):  # as `python -m` has it; a console script has its own folder there
+            return importlib.import_module(target)
     except Exception as error:
         raise TaskError(
             f"A task's module must be importable; {target!r} is not ({_reason(error)}): "
@@ -103,9 +115,8 @@ def _task(found: Any, reference: str, *, default_name: str) -> Task:
 
 
 def _reason(error: Exception) -> str:
-    """An exception on one line, with the line of code it came from."""
+    """An exception on one line, with the line of code it came from, if that is anybody's but Python's and ours."""
     text = " ".join(str(error).split())
-    trace, line = error.__traceback__, 0
-    while trace is not None:
-        line, trace = trace.tb_lineno, trace.tb_next
-    return f"{type(error).__name__}: {text} (line {line})"
+    frames = traceback.extract_tb(error.__traceback__)
+    lines = [f.lineno for f in frames if f.filename != __file__ and "importlib" not in f.filename]
+    return f"{type(error).__name__}: {text}" + (f" (line {lines[-1]})" if lines else "")

@@ -4,6 +4,7 @@ import json
 import os
 import random
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+import automc
 from automc.study import Study
 from tests.cli.conftest import Run
 from tests.cli.tiny import TASK
@@ -134,6 +136,61 @@ def test_inspect_names_layers_and_groups(run: Run) -> None:
     status, out, _ = run("inspect", "my_task.py:task")
     assert status == 0
     assert "groups of channels" in out and "3 layers, 2 groups" in out
+
+
+def test_the_version_needs_no_command(run: Run) -> None:
+    assert run("--version") == (0, f"{automc.__version__}\n", "")
+
+
+def test_names_are_printed_as_they_stand_whatever_brackets_they_hold(run: Run) -> None:
+    for name in ("x[test]", "run[/a] [bold]x", "a:smile:b"):
+        status, out, err = run(*SEARCH[:-1], name, "--trials", "2")
+        assert status == 0, err
+        (following,) = (line for line in out.splitlines() if "automc show" in line)
+        assert shlex.split(following) == ["automc", "show", name]
+        for command in ("pareto", "show"):
+            status, _, err = run(command, name)
+            assert status == 0, err
+        assert f"{name}: macs<=60%" in run("pareto", name)[1]
+
+
+def test_the_only_study_of_a_file_is_taken_whatever_its_name(run: Run) -> None:
+    run(*SEARCH, "--trials", "2", "--storage", "runs/moved.journal")
+    assert json.loads(run("pareto", "moved", "--json")[1])["study"] == "tiny"
+    run(*SEARCH[:-1], "moved", "--trials", "1", "--storage", "runs/moved.journal")
+    assert json.loads(run("pareto", "moved", "--json")[1])["study"] == "moved"
+    status, _, err = run("pareto", "moved", "--study", "tinny")
+    assert status == 2 and "holds tiny, moved and no 'tinny': give one of these by --study" in err
+
+
+def test_what_was_trained_is_on_disk_before_the_report_is_made(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object) -> None:
+        raise RuntimeError("the test data is gone")
+
+    run(*SEARCH, "--trials", "2")
+    with monkeypatch.context() as patch:
+        patch.setattr("automc.report.summary.report", broken)
+        status, _, err = run("apply", "tiny", "--out", "small", "--distill", "1")
+        assert status == 2 and "the test data is gone" in err
+    kept = (tmp_path / "small" / "model.safetensors").read_bytes()
+    assert run("evaluate", "small")[0] == 0
+    assert run("apply", "tiny", "--out", "again", "--distill", "1")[0] == 0
+    assert (tmp_path / "again" / "model.safetensors").read_bytes() == kept
+
+
+def test_stages_that_stop_nobody_are_said_and_not_recorded(run: Run, caplog: pytest.LogCaptureFixture) -> None:
+    for task, said in (("task", "must leave validation samples unseen; 60, 200"), ("own", "need scores by sample")):
+        caplog.clear()
+        command = (SEARCH[0], f"my_task.py:{task}", *SEARCH[2:-1], task, "--trials", "1")
+        assert run(*command, "--stages", "60,200")[0] == 0
+        (message,) = caplog.messages
+        assert said in message and "every candidate is scored in full" in message
+        assert Study.open(f"runs/{task}.journal").meta["race"]["stages"] == []
+    caplog.clear()
+    run(SEARCH[0], "my_task.py:many", *SEARCH[2:], "--trials", "1", "--stages", "60,2000")
+    assert not caplog.messages and Study.open("runs/tiny.journal").meta["race"]["stages"] == [60]
 
 
 def test_tasks_are_listed(run: Run) -> None:

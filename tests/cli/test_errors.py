@@ -112,6 +112,20 @@ def test_a_study_that_does_not_fit_is_refused_and_kept(run: Run) -> None:
     refused(run("pareto", "tiny", "--html", "/proc/nowhere/x.html"), "/proc/nowhere/x.html")
 
 
+def test_a_folder_that_cannot_be_written_is_refused_before_anything_is_computed(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(*SEARCH)
+    Path("file").write_text("")
+
+    def apply(*_: object, **__: object) -> None:
+        raise AssertionError("too late")
+
+    monkeypatch.setattr("automc.api.apply", apply)
+    for out in ("file", "file/small", "/proc/nowhere"):
+        refused(run("apply", "tiny", "--out", out), f"{out} must be a folder that can be written to")
+
+
 def test_a_damaged_artifact_is_refused_by_name(run: Run, tmp_path: Path) -> None:
     run(*SEARCH)
     assert run("apply", "tiny", "--out", "small")[0] == 0

@@ -50,6 +50,13 @@ def many():
     return automc.Task(found.model, calibration=found.calibration, validation=[(images, targets)], factory=net)
 
 
+def own():
+    found = task()
+    return automc.Task(
+        found.model, calibration=found.calibration, validation=[], evaluate=lambda model: 0.5, factory=net
+    )
+
+
 def blind():
     return automc.Task(net(), calibration=task().calibration, validation=[])
 

@@ -8,8 +8,9 @@ import torch
 from rich.console import Console
 from torch import nn
 
+import automc
 from automc.policy import BlockDecision, GroupDecision, LayerDecision, Policy
-from automc.report import decisions, front, latency, text
+from automc.report import decisions, facts, front, latency, text
 from automc.report.progress import Bar
 from automc.study import Study
 from tests.study import lab
@@ -66,6 +67,7 @@ def test_trials_stopped_early_are_shown_as_what_they_are(tmp_path: Path) -> None
     assert text.scores_line(found, meta).endswith("(dense 0.9000), estimated from 5% of the samples")
     assert "estimated" not in text.scores_line(study.evaluations[0], meta)
     as_json = text.as_json(found)
+    assert as_json["reason"] == "Stopped." and as_json["predicted"] is None
     assert as_json["state"] == "pruned" and as_json["share"] == 0.05 and as_json["stages"] == found.stages
     figure = front.figure(study)
     assert [t.name for t in figure.data] == ["stopped early", "trials", "front", "dense", "uniform"] * 2
@@ -132,3 +134,26 @@ def test_latency_names_the_form_and_the_threads_of_each_module() -> None:
 def test_amounts_read_as_budgets_write_them() -> None:
     assert [text.amount("macs", v) for v in (7.0, 1234.0, 5.6e6, 2e9)] == ["7", "1.23K", "5.6M", "2G"]
     assert text.amount("size", 1_500_000) == "1.5 MB"
+    near = {999.4: "999", 999.6: "1K", 999_400: "999K", 999_600: "1M", 999_999_999: "1G", 5.12e12: "5120G", 0.0: "0"}
+    assert {value: text.amount("macs", value) for value in near} == near
+
+
+def test_how_well_scores_were_predicted_is_only_said_where_it_can_be_told() -> None:
+    rng = np.random.default_rng(0)
+    found = [replace(lab.lookup(lab.draw(rng)), predicted=0.1 * i) for i in range(6)]
+    assert "Kendall's tau" in text.surrogate_line(found)
+    for change in ({"score": 0.5}, {"predicted": 0.5}):
+        assert text.surrogate_line([replace(e, **change) for e in found]) == ""  # type: ignore[arg-type]
+
+
+def test_names_stand_in_tables_as_they_are_with_brackets_and_colons() -> None:
+    name = "x[/a] [bold]y:smile:"
+    policy = Policy("f", ((name, GroupDecision(0.5)),), ((name, LayerDecision(4)),), blocks=((name, BlockDecision(0)),))
+    for table in decisions.tables(policy):
+        assert name in printed(table)
+    net = nn.Sequential(nn.ReLU())
+    net.register_module("in[/a]", nn.Linear(4, 8))
+    net.register_module("[bold]out", nn.Linear(8, 2))
+    task = automc.Task(net, calibration=[torch.randn(4, 4)], validation=[(torch.randn(4, 4), torch.zeros(4).long())])
+    shown = "".join(printed(t) for t in facts.tables(automc.inspect(task)))
+    assert shown.count("in[/a]") == 3 and shown.count("[bold]out") == 2

@@ -1,5 +1,6 @@
 """Metrics, models and data that misbehave: a failed trial with its reason, and the search goes on."""
 
+import copy
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 import automc
 from automc.errors import AutomcError, TaskError
 from automc.evaluation import Evaluation
+from automc.report.summary import report
 from automc.scoring.race import Race
 from automc.study import Study
 from tests.scoring import tiny
@@ -259,3 +261,37 @@ def test_a_failed_candidate_stops_nobody_and_is_stopped_by_nobody() -> None:
     race = Race(setting.evaluator, ("macs",))
     race.learn(Evaluation(policies[0], "failed", None, setting.evaluator.costs(policies[0]), number=0))
     assert race.incumbents.held == () and race.evaluate(policies[1]).stages == ()
+
+
+class Careless(nn.Module):
+    """Its statistics change whenever it runs in training mode."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.norm, self.head = nn.Conv2d(3, 6, 3, padding=1), nn.BatchNorm2d(6), nn.Linear(6, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(torch.relu(self.norm(self.first(x))).mean((2, 3)))
+
+
+def test_what_an_own_evaluate_does_to_a_model_is_done_to_a_copy_in_eval_mode(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    x, model, modes = torch.randn(96, 3, 8, 8), Careless(), []
+
+    def own(module: nn.Module) -> float:
+        modes.append(module.training)
+        with torch.no_grad():
+            module.train()
+            return float(module(x).std())
+
+    task = automc.Task(model, calibration=[x[:64]], validation=[], evaluate=own, name="careless")
+    before = copy.deepcopy(model.state_dict())
+    study = search(tmp_path, task, trials=2)
+    assert len(search(tmp_path, task, trials=3).evaluations) == 3  # the same fingerprint still
+    small = automc.apply(task, study.best.policy)
+    left = copy.deepcopy(small.state_dict())
+    found = report(task, small)
+    assert found["compressed"]["score"] == study.best.score and found["dense"]["score"] == study.meta["dense"]["score"]
+    assert model.training and not small.training and not any(modes)
+    for now, then in ((model.state_dict(), before), (small.state_dict(), left)):
+        assert all(torch.equal(now[name], then[name]) for name in then)

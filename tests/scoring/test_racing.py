@@ -165,3 +165,35 @@ def test_pairing_and_the_finite_population_both_stop_sooner() -> None:
     unpaired = hardness - 0.02 - rng.permutation(hardness)
     assert not compare(unpaired, 100_000, 0.01).lost
     assert compare(d, 700, 0.01).upper < compare(d, 100_000, 0.01).upper
+
+
+def wrong_looks(size: int, seen: int, risk: float, wins: int) -> float:
+    """The exact chance to stop a candidate that wins as many samples as it loses, by one look."""
+    likely = range(int(scipy.stats.hypergeom.ppf(1 - 1e-7, size, wins, seen)) + 1)
+    chance, losses = 0.0, 1
+    for won in likely:
+        losses = max(losses, won + 1)
+        while losses <= min(wins, seen - won) and not compare(signs(seen, won, losses), size, risk).lost:
+            losses += 1
+        here = scipy.stats.hypergeom.pmf(won, size, wins, seen)
+        chance += here * scipy.stats.hypergeom.sf(losses - 1, size - wins, wins, seen - won)
+    return float(chance)
+
+
+def signs(seen: int, won: int, lost: int) -> Floats:
+    return np.repeat([1.0, -1.0, 0.0], [won, lost, seen - won - lost])
+
+
+@pytest.mark.parametrize(("size", "seen", "risk"), [(1000, 256, 0.005), (5000, 256, 0.005), (5000, 60, 0.01)])
+def test_right_and_wrong_keep_the_risk_in_every_population_by_enumeration(size: int, seen: int, risk: float) -> None:
+    populations = sorted({int(w) for w in np.geomspace(1, 0.3 * size, 30)})
+    assert max(wrong_looks(size, seen, risk, wins) for wins in populations) <= 1.2 * risk
+
+
+def test_wins_too_rare_to_be_seen_are_beyond_the_test() -> None:
+    """What the docstring owns up to."""
+    rng = np.random.default_rng(0)
+    population = rng.permutation(np.r_[np.full(25, 1.0), rng.normal(-0.005, 0.002, 4975)])
+    d = population - population.mean()
+    stopped = sum(compare(rng.permutation(d)[:256], len(d), RISK / 2).lost for _ in range(1000))
+    assert stopped == pytest.approx(1000 * 0.995**256, rel=0.2)

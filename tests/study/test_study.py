@@ -1,6 +1,7 @@
 """What a study keeps, and what it refuses."""
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -90,18 +91,40 @@ def test_an_evaluation_cannot_be_recorded_twice(tmp_path: Path) -> None:
     ("change", "said"),
     [
         ({"fingerprint": "a" * 64}, "the model it began with.*has ffffffffffff, given aaaaaaaaaaaa"),
-        ({"budget": "macs<=10%"}, "the budget it began with.*given macs<=10%"),
+        ({"budget": "macs<=10%", "limits": {"macs": 100.0, "size": 3000.0}}, "the budget it began.*given macs<=10%"),
+        ({"limits": {"macs": 700.0, "size": 3000.5}}, "the budget it began with.*3000.0}, given .*3000.5}"),
+        ({"limits": {"size": 3000.0, "macs": 700.0}}, "the budget it began with"),
         ({"recipe": {"seed": 1}}, "the recipe it began with"),
+        ({"metric": "f1"}, "the metric it began with.*has accuracy, given f1"),
+        ({"dense": {"score": 0.9897}}, "metric and validation data.* score was 0.99 .* and is 0.9897 now"),
+        ({"dense": {"score": 0.99, "metric": 0.8}}, "metric and validation data.* metric was 0.7 .* and is 0.8 now"),
     ],
 )
 def test_going_on_with_something_else_is_refused_and_changes_nothing(
     tmp_path: Path, change: dict[str, Any], said: str
 ) -> None:
-    filled(tmp_path / "lab.journal", 2)
+    lab.study(tmp_path / "lab.journal", metric="accuracy", dense={"score": 0.99, "metric": 0.7})
     before = (tmp_path / "lab.journal").read_bytes()
     with pytest.raises(StudyError, match=said):
-        lab.study(tmp_path / "lab.journal", **change)
+        lab.study(tmp_path / "lab.journal", **{"metric": "accuracy"} | change)
     assert (tmp_path / "lab.journal").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"budget": "size<=3KB,macs<=0.7K"},  # other words for the same limits
+        {"dense": {"score": 0.99 + 2e-5, "metric": 0.7 - 2e-5}},  # another processor
+        {"metric": "accuracy"},
+    ],
+)
+def test_what_an_older_record_lacks_other_words_and_rounding_are_no_difference(
+    tmp_path: Path, change: dict[str, Any]
+) -> None:
+    lab.study(tmp_path / "lab.journal", dense={"score": 0.99, "metric": 0.7})
+    assert lab.study(tmp_path / "lab.journal", **change).meta["budget"] == lab.meta()["budget"]
+    lab.study(tmp_path / "old.journal", dense={})
+    lab.study(tmp_path / "old.journal", **change)
 
 
 def test_another_space_is_refused(tmp_path: Path) -> None:
@@ -135,8 +158,20 @@ def test_opening_what_is_no_study_says_so(tmp_path: Path) -> None:
     lab.study(tmp_path / "two.journal", "two")
     with pytest.raises(StudyError, match="holds one, two: give --study"):
         Study.open(tmp_path / "two.journal")
-    with pytest.raises(StudyError, match="must exist"):
+    with pytest.raises(StudyError, match=r"holds one, two and no 'three': give one of these by --study"):
         Study.open(tmp_path / "two.journal", "three")
+    assert Study.open(tmp_path / "two.journal", usual="two").name == "two"
+    with pytest.raises(StudyError, match="holds one, two: give --study"):
+        Study.open(tmp_path / "two.journal", usual="three")
+
+
+@pytest.mark.parametrize("where", ["sqlite://", "sqlite:///", "sqlite:///:memory:", "sqlite+pysqlite:///:memory:"])
+def test_a_database_in_memory_is_refused_by_name(where: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for call in (Study.open, lab.study):
+        with pytest.raises(StudyError, match=f"on a server; {re.escape(where)} is gone with its process"):
+            call(where)
+    assert not list(tmp_path.iterdir())
 
 
 def test_an_unknown_trial_is_refused_with_the_range(tmp_path: Path) -> None:

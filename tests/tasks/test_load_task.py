@@ -69,6 +69,19 @@ def test_a_task_in_an_importable_module_is_found(file, monkeypatch):
     assert isinstance(load_task("small:task"), automc.Task)
 
 
+def test_a_module_in_the_current_folder_is_found_by_the_console_script_too(file, monkeypatch):
+    import sys
+
+    package = file.parent / "mine_of_tests"
+    package.mkdir()
+    file.rename(package / "small.py")
+    monkeypatch.chdir(file.parent)
+    monkeypatch.setattr(sys, "path", [p for p in sys.path if p not in ("", str(file.parent))])
+    before = list(sys.path)
+    assert isinstance(load_task("mine_of_tests.small:task"), automc.Task)
+    assert sys.path == before
+
+
 def test_a_file_may_import_its_neighbours_and_leaves_the_path_as_it_was(file):
     import sys
 
@@ -104,7 +117,14 @@ def test_a_missing_attribute_is_answered_with_the_nearest(file):
 
 
 def test_a_module_that_cannot_be_imported_is_named():
-    assert "'no_such_package.tasks' is not (ModuleNotFoundError" in message("no_such_package.tasks:task")
+    said = "'no_such_package.tasks' is not (ModuleNotFoundError: No module named 'no_such_package'): install it"
+    assert said in message("no_such_package.tasks:task")
+
+
+def test_an_import_that_fails_in_a_file_is_found_by_its_own_line(tmp_path):
+    path = tmp_path / "imports.py"
+    path.write_text("import torch\n\nimport no_such_package\n")
+    assert "ModuleNotFoundError: No module named 'no_such_package' (line 3): mend it" in message(f"{path}:task")
 
 
 def test_a_file_that_stops_says_why_and_where(tmp_path):
@@ -137,3 +157,8 @@ def test_a_registered_task_wins_over_the_file_form(monkeypatch):
     monkeypatch.setitem(TASKS.table, "temporary", "automc.tasks.temporary:task")
     monkeypatch.setattr(type(TASKS), "load", lambda self, name: found)
     assert load_task("temporary").name == "temporary"
+
+
+def test_a_task_that_is_given_its_file_s_name_has_no_labels_it_had_not(file):
+    task = load_task(f"{file}:task")
+    assert task.name == "small" and not task.labelled and task.calibration_targets(4) is None
