@@ -261,7 +261,7 @@ def _check_same(known: Mapping[str, Any], meta: Mapping[str, Any], name: str, wh
     """StudyError unless trials of a search described by `meta` compare with those of the study that is `known`."""
     for key in _SETTLED:
         before, after = known.get(key, meta.get(key)), meta.get(key)  # what an older automc left out is the same
-        if before == after and (key != "limits" or list(before) == list(after)):  # costs are objectives, in order
+        if _alike(before, after):
             continue
         what = {"axes": "space", "fingerprint": "model", "limits": "budget"}.get(key, key)
         if key == "limits" and known.get("budget") != meta.get("budget"):
@@ -272,6 +272,17 @@ def _check_same(known: Mapping[str, Any], meta: Mapping[str, Any], name: str, wh
             "repeat the first command, or give another --study name."
         )
     _check_dense(known.get("dense", {}), meta.get("dense", {}), name, where)
+
+
+def _alike(before: Any, after: Any) -> bool:
+    """Whether two descriptions are the same; limits to rounding, and in order, since costs are objectives."""
+    if isinstance(before, Mapping) and isinstance(after, Mapping) and list(before) == list(after):
+        pairs = zip(before.values(), after.values(), strict=True)
+        return all(
+            a == b or (isinstance(a, float) and isinstance(b, (int, float)) and math.isclose(a, b, rel_tol=1e-12))
+            for a, b in pairs
+        )
+    return bool(before == after) and not isinstance(before, Mapping)
 
 
 def _check_dense(known: Mapping[str, Any], now: Mapping[str, Any], name: str, where: str) -> None:

@@ -4,10 +4,11 @@ Taking turns makes a slow moment of the machine hit both. A speed-up over a slow
 flatter, so every module is timed as it is, in channels-last, and with batch norms folded; its best form counts.
 """
 
+import contextlib
 import copy
 import statistics
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -24,7 +25,7 @@ _ROUNDS, _LEAST, _SECONDS = 15, 5, 5.0
 @torch.no_grad()
 def compare(modules: Mapping[str, nn.Module], example: Inputs, batches: tuple[int, ...] = _BATCHES) -> dict[str, Any]:
     """Seconds per batch of each module, by batch size, with the form that was fastest and the threads used."""
-    forms = {f"{name}/{form}": m for name, module in modules.items() for form, m in _forms(module).items()}
+    forms = {f"{name}/{form}": m for name, module in modules.items() for form, m in _forms(module, example)}
     measured: dict[str, Any] = {
         "threads": torch.get_num_threads(),
         "rounds": f"{_LEAST} to {_ROUNDS}",
@@ -36,10 +37,15 @@ def compare(modules: Mapping[str, nn.Module], example: Inputs, batches: tuple[in
     return measured
 
 
-def _forms(module: nn.Module) -> dict[str, nn.Module]:
+def _forms(module: nn.Module, example: Inputs) -> Iterator[tuple[str, nn.Module]]:
+    """A module in every form that it runs in: `view` asks for tensors as they usually lie."""
     plain = copy.deepcopy(module).eval()
+    yield "plain", plain
     last = copy.deepcopy(plain).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    return {"plain": plain, "channels-last": last, "fused channels-last": prepared(module).eval()}
+    for name, form in (("channels-last", last), ("fused channels-last", prepared(module).eval())):
+        with contextlib.suppress(RuntimeError):
+            form(*_last(example))
+            yield name, form
 
 
 def _batch(example: Inputs, size: int) -> Inputs:
@@ -47,8 +53,13 @@ def _batch(example: Inputs, size: int) -> Inputs:
     return tuple(torch.cat([x] * -(-size // len(x)))[:size] for x in example)
 
 
+def _last(inputs: Inputs) -> Inputs:
+    """Images channels last, anything else as it is."""
+    return tuple(x.contiguous(memory_format=torch.channels_last) if x.dim() == 4 else x for x in inputs)
+
+
 def _medians(forms: Mapping[str, nn.Module], inputs: Inputs) -> dict[str, float]:
-    last = tuple(x.contiguous(memory_format=torch.channels_last) if x.dim() == 4 else x for x in inputs)
+    last = _last(inputs)
     times: dict[str, list[float]] = {name: [] for name in forms}
     begin = time.perf_counter()
     for turn in range(_ROUNDS + 2):
