@@ -35,7 +35,7 @@ def parse_bytes(text: str) -> int:
     match = re.fullmatch(r"\s*([0-9]*\.?[0-9]+)\s*([A-Za-z]*)\s*", text)
     if match is None or match[2].lower() not in _BYTE_UNITS:
         raise BudgetError(f"An amount of memory must read like 500MB or 1GiB; {text!r} does not: rewrite it.")
-    return int(float(match[1]) * _BYTE_UNITS[match[2].lower()])
+    return int(Decimal(match[1]) * Decimal(_BYTE_UNITS[match[2].lower()]))
 
 
 @dataclass(frozen=True, slots=True)

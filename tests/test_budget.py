@@ -101,3 +101,7 @@ def test_a_percentage_of_the_dense_cost_is_exact(percent: float) -> None:
     dense = 12_500_000.0
     limit = Budget.parse(f"macs<={percent}%").resolve({"macs": dense})["macs"]
     assert limit == float(Fraction(str(percent)) * Fraction(dense) / 100)
+
+
+def test_an_amount_of_memory_is_exact() -> None:
+    assert parse_bytes("4.1MB") == 4_100_000 and parse_bytes("0.29GB") == 290_000_000

@@ -21,6 +21,7 @@ def made(problem: Problem, where: Path, name: str, trials: int = 0, **changes: A
         "limits": problem.projector.limits,
         "recipe": {},
         "score": "metric",
+        "metric": "accuracy",
     }
     study = Study.create(where / f"{name}.journal", name, meta | changes, problem.space.axes)
     for evaluation in table.search(SEARCHERS.load("random")(problem, trials), table.lookup(problem), trials):
@@ -64,7 +65,8 @@ def test_trials_of_another_space_are_taken_as_far_as_they_have_its_words(tmp_pat
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"), [({"score": "mse"}, "same score"), ({"fingerprint": "f" * 64}, "same model")]
+    ("changes", "said"),
+    [({"score": "mse"}, "same score"), ({"fingerprint": "f" * 64}, "same model"), ({"metric": "f1"}, "same metric")],
 )
 def test_a_study_of_something_else_is_refused(tmp_path: Path, changes: dict[str, Any], said: str) -> None:
     problem = table.problem()
