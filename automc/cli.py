@@ -258,12 +258,13 @@ def evaluate(
     reference = _reference(task or saved.get("reference"))
     from automc import api
     from automc.report import summary, text
+    from automc.setting import evaluator_of
     from automc.tasks import load_task
 
     loaded = load_task(reference)
     module = api.load(directory, loaded)
     split = summary.split_of(loaded)
-    score = api.evaluator_of(loaded).score(module, split)
+    score = evaluator_of(loaded).score(module, split)
     before = saved.get("compressed", {}).get("score")
     print(f"score on {split}: {text.score(score)} (when saved: {text.score(before)})")
     for metric, value in api.cost(module, loaded.example_inputs).items():

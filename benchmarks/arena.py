@@ -29,13 +29,13 @@ from results import FOLDER, write
 from scipy.stats import wilcoxon
 
 from automc import loop
-from automc.api import Setting, prepare
 from automc.budget import Budget
 from automc.evaluation import Evaluation
 from automc.pareto import hypervolume, objectives
 from automc.policy import Policy, Recipe
 from automc.projection import within
 from automc.registry import SEARCHERS
+from automc.setting import Setting, prepare
 from automc.study import Study
 from automc.tasks import load_task
 

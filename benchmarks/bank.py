@@ -13,9 +13,9 @@ import time
 import numpy as np
 from results import write
 
-from automc.api import evaluator_of
 from automc.compression.bank import LayerBank
 from automc.policy import Recipe
+from automc.setting import evaluator_of
 from automc.tasks import load_task
 
 CRITERIA = ("obs", "l1")

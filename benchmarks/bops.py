@@ -18,13 +18,13 @@ from typing import Any
 from results import write
 
 import automc
-from automc.api import evaluator_of
 from automc.errors import BudgetError
 from automc.graph.facts import ModelFacts
 from automc.policy import Policy
 from automc.projection import within
 from automc.registry import SPACES
 from automc.scoring.evaluator import Evaluator
+from automc.setting import evaluator_of
 from automc.space import Axis
 from automc.study import Study
 from automc.tasks import load_task

@@ -20,10 +20,10 @@ from results import write
 from scipy.stats import wilcoxon
 
 from automc import loop
-from automc.api import Setting
 from automc.evaluation import Evaluation
 from automc.registry import SEARCHERS
 from automc.searcher import Problem
+from automc.setting import Setting
 from automc.study import Study
 
 RUNS = Path("runs") / "budgets"

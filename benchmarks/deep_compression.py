@@ -22,10 +22,10 @@ from results import write
 from torch import nn
 
 import automc
-from automc.api import evaluator_of
 from automc.policy import LayerDecision, Policy, Recipe
 from automc.recovery.finetune import finetune, prune_gradually
 from automc.recovery.optimize import Schedule
+from automc.setting import evaluator_of
 from automc.task import Task
 from automc.tasks import mnist
 

@@ -17,9 +17,9 @@ from typing import Any
 from results import write
 
 import automc
-from automc.api import evaluator_of
 from automc.recovery.distill import Distillation
 from automc.recovery.optimize import Schedule
+from automc.setting import evaluator_of
 from automc.tasks import load_task
 
 IMAGES = 2048

@@ -19,13 +19,13 @@ import torch
 from results import write
 from scipy.stats import kendalltau
 
-from automc.api import evaluator_of
 from automc.budget import Budget
 from automc.compression.prefix import PassMemory
 from automc.policy import GroupDecision, Policy, Recipe
 from automc.projection import Projector
 from automc.registry import SPACES
 from automc.scoring.evaluator import Evaluator
+from automc.setting import evaluator_of
 from automc.space import SearchSpace
 from automc.tasks import load_task
 

@@ -22,12 +22,12 @@ from typing import Any
 from results import write
 
 import automc
-from automc.api import evaluator_of
 from automc.evaluation import Evaluation
 from automc.policy import Policy
 from automc.projection import within
 from automc.report import latency
 from automc.scoring.evaluator import Evaluator
+from automc.setting import evaluator_of
 from automc.study import Study
 from automc.tasks import load_task
 

@@ -18,13 +18,13 @@ import torch
 from results import FOLDER, write
 from scipy.stats import kendalltau, pearsonr
 
-from automc.api import evaluator_of
 from automc.budget import Budget
 from automc.projection import Projector
 from automc.recovery.finetune import finetune
 from automc.recovery.optimize import Schedule
 from automc.registry import SPACES
 from automc.scoring.evaluator import Evaluator
+from automc.setting import evaluator_of
 from automc.space import SearchSpace
 from automc.task import Batch
 from automc.tasks import load_task

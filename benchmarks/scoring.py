@@ -41,7 +41,6 @@ from amc_procedure import AmcProcedure, evaluate
 from results import write
 from scipy.stats import kendalltau
 
-from automc.api import prepare
 from automc.budget import Budget
 from automc.evaluation import Evaluation
 from automc.policy import LayerDecision, Policy, Recipe
@@ -49,6 +48,7 @@ from automc.scoring.evaluator import Costs, Evaluator, SampleScores
 from automc.scoring.forward import Forward, prepared
 from automc.scoring.stages import Stage
 from automc.scoring.tournament import Tournament, cheaper
+from automc.setting import prepare
 from automc.tasks import load_task
 
 RECIPES = {"sequential": Recipe(), "layerwise": Recipe(reconstruct="layerwise", batchnorm="keep")}

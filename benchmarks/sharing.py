@@ -17,10 +17,10 @@ from results import write
 from torch import nn
 from torch.nn.utils import parametrize
 
-from automc.api import evaluator_of
 from automc.compression.codebook import Codebook, SharedWeight, hashed, kmeans
 from automc.recovery.finetune import finetune
 from automc.recovery.optimize import Schedule
+from automc.setting import evaluator_of
 from automc.tasks import mnist
 
 BITS = (4, 2)

@@ -14,10 +14,10 @@ from typing import Any
 
 from results import write
 
-from automc.api import evaluator_of
 from automc.pattern import parse
 from automc.policy import LayerDecision, Policy, Recipe
 from automc.scoring.evaluator import Evaluator
+from automc.setting import evaluator_of
 from automc.tasks import load_task
 
 CRITERIA = ("l1", "activation", "obd", "sparsegpt", "obs")

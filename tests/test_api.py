@@ -14,6 +14,7 @@ from automc.errors import AutomcError, BudgetError, RegistryError, StudyError, T
 from automc.evaluation import Evaluation
 from automc.policy import Recipe
 from automc.registry import SEARCHERS
+from automc.setting import evaluator_of
 from automc.space import Axis
 from automc.tasks import load_task
 
@@ -56,7 +57,7 @@ def test_every_trial_meets_the_budget_and_the_best_one_is_what_apply_builds() ->
     counted = automc.cost(small, found.example_inputs)
     assert counted["macs"] == study.best.cost("macs") <= 0.6 * dense["macs"]
     assert counted["params"] == study.best.cost("params") < dense["params"]
-    assert api.evaluator_of(found).score(small) == study.best.score
+    assert evaluator_of(found).score(small) == study.best.score
 
 
 def test_what_is_saved_comes_back_equal_with_a_factory_or_the_task(tmp_path: Path) -> None:

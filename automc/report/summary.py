@@ -6,9 +6,10 @@ from typing import Any
 from torch import nn
 
 from automc import artifact
-from automc.api import cost, evaluator_of
+from automc.api import cost
 from automc.report import latency, text
 from automc.scoring.evaluator import Split
+from automc.setting import evaluator_of
 from automc.task import Task
 
 

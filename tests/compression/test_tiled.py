@@ -7,7 +7,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from automc.api import prepare
 from automc.budget import Budget
 from automc.compression import quantize
 from automc.compression.compress import Compressor
@@ -16,6 +15,7 @@ from automc.compression.tiled import TiledRun, _observed
 from automc.graph.trace import trace_model
 from automc.kernels.tiles import lanes, to_tiles
 from automc.policy import GroupDecision, LayerDecision, Policy, Recipe
+from automc.setting import prepare
 from automc.task import Task
 from automc.tasks.resnet import ResNet
 

@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import automc
-from automc.api import prepare
 from automc.budget import Budget
 from automc.errors import AutomcError, StudyError, TaskError
 from automc.policy import Policy
 from automc.scoring.soft import SOFT, kl, mse
+from automc.setting import prepare
 from automc.task import Task
 
 

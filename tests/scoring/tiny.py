@@ -7,12 +7,12 @@ import torch
 from torch import Tensor, nn
 
 import automc
-from automc.api import Setting, prepare
 from automc.budget import Budget
 from automc.evaluation import Evaluation
 from automc.policy import Policy
 from automc.searcher import Problem
 from automc.searchers.history import History
+from automc.setting import Setting, prepare
 
 SAMPLES = 1500
 

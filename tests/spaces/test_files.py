@@ -6,7 +6,6 @@ from typing import Any
 import pytest
 
 import automc
-from automc import api
 from automc.budget import Budget
 from automc.errors import AutomcError, SpaceError, TaskError
 from automc.graph.facts import ModelFacts
@@ -16,6 +15,7 @@ from automc.search_spaces.bits import bits
 from automc.search_spaces.channels import channels
 from automc.search_spaces.files import FileSpace, preset
 from automc.search_spaces.options import Bits, Widths
+from automc.setting import find_space
 from automc.space import Axis, SearchSpace
 from tests.spaces import models
 from tests.test_api import task
@@ -137,7 +137,7 @@ def test_a_file_that_cannot_be_read_is_refused_in_one_sentence(path: str, said: 
     Path("folder.yaml").mkdir()
     Path("latin.yml").write_bytes("# Größe".encode("latin-1"))
     with pytest.raises(SpaceError, match=said):
-        api.find_space(path, Budget.parse("macs<=50%"))
+        find_space(path, Budget.parse("macs<=50%"))
 
 
 def test_options_and_sections_reach_what_is_open() -> None:
@@ -268,13 +268,13 @@ def test_a_search_takes_a_file_or_a_preset_and_notes_which(monkeypatch: pytest.M
     ],
 )
 def test_auto_opens_as_little_as_the_budget_needs(budget: str, name: str) -> None:
-    assert api.find_space("auto", Budget.parse(budget)) == (name, SPACES.load(name))
+    assert find_space("auto", Budget.parse(budget)) == (name, SPACES.load(name))
 
 
 def test_a_function_is_a_space_under_its_own_name() -> None:
     def nothing(facts: ModelFacts) -> tuple[Axis, ...]:
         return ()
 
-    assert api.find_space(nothing, Budget.parse("macs<=50%")) == ("nothing", nothing)
-    assert api.find_space(preset("amc"), Budget.parse("macs<=50%"))[0] == "amc"
+    assert find_space(nothing, Budget.parse("macs<=50%")) == ("nothing", nothing)
+    assert find_space(preset("amc"), Budget.parse("macs<=50%"))[0] == "amc"
     assert Policy(RESNET.fingerprint) == SearchSpace(RESNET, nothing(RESNET)).decode([])

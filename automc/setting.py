@@ -1,0 +1,160 @@
+"""What a search works with: task, traced model, open space, projection and evaluator, before anything is scored."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from automc.budget import Budget
+from automc.compression.bank import MEMORY_BYTES
+from automc.compression.compress import Compressor
+from automc.errors import TaskError
+from automc.graph.trace import ModelGraph, trace_model
+from automc.policy import Recipe
+from automc.projection import Costing, Projector
+from automc.registry import SPACE_FILES, SPACES
+from automc.scoring.evaluator import Evaluator
+from automc.scoring.screen import Screen
+from automc.searcher import Problem
+from automc.space import SearchSpace, SpaceBuilder
+from automc.task import Task
+from automc.tasks import load_task
+
+_BITS_PAY = {"bops": "channels-bops", "size": "channels-bits"}
+"""Limits that fewer bits help to meet, and what `auto` opens for them."""
+
+
+@dataclass(frozen=True, eq=False)
+class Setting:
+    """Everything a search works with."""
+
+    task: Task
+    reference: str | None
+    """How the task was named; None for an object."""
+    graph: ModelGraph
+    evaluator: Evaluator
+    problem_parts: tuple[SearchSpace, Projector]
+
+    @cached_property
+    def problem(self) -> Problem:
+        """What a searcher is given; scores the dense model on first use."""
+        space, projector = self.problem_parts
+        compressor = self.evaluator.compressor
+        return Problem(
+            space,
+            projector,
+            self.evaluator.dense_score,
+            lambda: compressor.errors(space),
+            lambda criterion: compressor.thresholds(space, criterion),
+        )
+
+    @property
+    def screen(self) -> Screen:
+        """What predicts scores from layers' errors, told nothing yet."""
+        space = self.problem_parts[0]
+        return Screen(space, lambda: self.evaluator.compressor.errors(space))
+
+
+def prepare(
+    task: Task | str,
+    budget: Budget,
+    space: str | SpaceBuilder,
+    recipe: Recipe | None = None,
+    cache: str | Path | None = None,
+    memory_bytes: int = MEMORY_BYTES,
+    score: str = "metric",
+    *,
+    stages: Sequence[int] = (),
+    seed: int = 0,
+) -> Setting:
+    """Traces the model, opens the space and refuses a budget that cannot be met; nothing is scored yet."""
+    name, build = find_space(space, budget)
+    found = found_task(task)
+    graph = trace_model(found.model, found.example_inputs)
+    opened = SearchSpace(graph.facts, build(graph.facts), recipe or Recipe())
+    if not opened.axes:
+        raise TaskError(
+            f"A search must have something to decide; {name} opens nothing in {found.name!r}: try --space joint."
+        )
+    projector = Projector(opened, budget)
+    half = memory_bytes // 2  # for what is known of layers and fitting passes; the other for scoring passes
+    compressor = Compressor(graph, found.model, found, cache, half)
+    evaluator = Evaluator(found, compressor, projector.costing, score, stages=stages, seed=seed, memory_bytes=half)
+    return Setting(found, _portable(task), graph, evaluator, (opened, projector))
+
+
+def evaluator_of(task: Task, score: str = "metric") -> Evaluator:
+    """An evaluator outside a search, for reports."""
+    graph = trace_model(task.model, task.example_inputs, verify=False)
+    return Evaluator(task, Compressor(graph, task.model, task), Costing(SearchSpace(graph.facts, ())), score)
+
+
+def find_space(space: str | SpaceBuilder, budget: Budget) -> tuple[str, SpaceBuilder]:
+    """Name and builder of a space: of a registered one, of a YAML file, of "auto", or of a function."""
+    if space == "auto":
+        space = next((name for metric, name in _BITS_PAY.items() if metric in budget.metrics), "criteria")
+    if isinstance(space, str) and Path(space).suffix.lower() not in SPACE_FILES:
+        return space, SPACES.load(space)
+    build: Any = SPACE_FILES.load(Path(space).suffix.lower())(Path(space)) if isinstance(space, str) else space
+    return str(getattr(build, "name", None) or getattr(build, "__name__", "custom")), build
+
+
+def study_name(task: str, budget: Budget, space: str, searcher: str, seed: int) -> str:
+    """The default name, always the same for the same search, so that a repeated command goes on."""
+    words = f"{task}-{str(budget).replace('<=', '')}-{space}-{searcher}-{seed}"
+    return re.sub(r"[^a-z0-9.]+", "-", words.lower()).strip("-")
+
+
+def metric_name(task: Task) -> str:
+    """What the task's metric is called in reports."""
+    if task.evaluate is not None:
+        return str(getattr(task.evaluate, "__name__", "evaluate"))
+    return task.metric if isinstance(task.metric, str) else str(getattr(task.metric, "__name__", "metric"))
+
+
+def found_task(task: Task | str) -> Task:
+    """A task, looked up where it is named."""
+    return load_task(task) if isinstance(task, str) else task
+
+
+def _portable(task: Task | str) -> str | None:
+    """A reference that means the same from another directory."""
+    if not isinstance(task, str) or ".py:" not in task:
+        return task if isinstance(task, str) else None
+    path, _, attribute = task.rpartition(":")
+    return f"{Path(path).resolve()}:{attribute}"
+
+
+def described(setting: Setting, budget: Budget, space: str, searcher: str, seed: int) -> dict[str, Any]:
+    """What a study says of its search."""
+    space_, projector = setting.problem_parts
+    return {
+        "fingerprint": setting.graph.facts.fingerprint,
+        "task": setting.reference,
+        "task_name": setting.task.name,
+        "budget": str(budget),
+        "limits": projector.limits,
+        "space": space,
+        "searcher": searcher,
+        "seed": seed,
+        "recipe": asdict(space_.recipe),
+        "metric": metric_name(setting.task),
+        "dense": {
+            "score": setting.evaluator.dense_score,
+            "metric": setting.evaluator.dense_metric,
+            "costs": projector.costing.dense(),
+        },
+        "threads": torch.get_num_threads(),
+        "versions": _versions(),
+    }
+
+
+def _versions() -> dict[str, str]:
+    import platform
+    from importlib.metadata import version
+
+    return {"python": platform.python_version()} | {n: version(n) for n in ("torch", "optuna", "numpy")}
