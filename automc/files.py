@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import os
 import tempfile
+import uuid
 from pathlib import Path
 
 from automc.errors import ArtifactError
@@ -11,7 +12,7 @@ from automc.errors import ArtifactError
 
 def write_atomic(path: Path, data: bytes) -> None:
     """Writes to a temporary name, syncs, renames; on failure the old file stays and ArtifactError names the path."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")  # processes of other hosts share numbers
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with temporary.open("wb") as file:

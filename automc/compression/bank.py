@@ -244,7 +244,7 @@ class LayerBank:
         self.model.eval()
         try:
             with torch.no_grad(), watched(self.model, (*layers, *norms), see):
-                self.model(*self._inputs)
+                self.model(*(x.clone() for x in self._inputs))  # a model may change its input
         finally:
             self.model.train(training)
         return found

@@ -142,7 +142,7 @@ class Compressor:
         model = copy.deepcopy(self.model).eval()
         try:
             with torch.no_grad():
-                model(*(channels_last(x) for x in self.graph.inputs))
+                model(*(channels_last(x.clone()) for x in self.graph.inputs))
         except RuntimeError:
             return lambda x: x
         return channels_last
@@ -183,7 +183,7 @@ def _round_untraced(
 
     if observed:
         with torch.no_grad(), watched(small, observed, see):
-            small(*inputs)
+            small(*(x.clone() for x in inputs))
 
 
 def _check_finite(small: nn.Module, dense: nn.Module) -> None:

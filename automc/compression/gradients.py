@@ -116,7 +116,7 @@ def _working_copy(model: nn.Module, layers: Sequence[str]) -> tuple[nn.Module, M
 def _chunks(inputs: Inputs, labels: Tensor) -> Iterator[tuple[Inputs, Tensor]]:
     for start in range(0, len(inputs[0]), CHUNK):
         stop = start + CHUNK
-        yield tuple(x[start:stop] for x in inputs), labels[start:stop]
+        yield tuple(x[start:stop].clone() for x in inputs), labels[start:stop]
 
 
 def _labels(targets: Tensor | None) -> Tensor:

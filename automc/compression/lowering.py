@@ -111,6 +111,8 @@ class Lowering:
         self._inner |= set(nodes[:-1])
 
     def _module(self, node: fx.Node, module: Any) -> None:
+        if not node.args:
+            raise UnsupportedError("an input by name")
         source = _args(node)[0]
         x, flat = self.value(source), source in self._flat
         if isinstance(module, FactoredLayer):
@@ -150,7 +152,7 @@ class Lowering:
         self._cover(tail.covered, self._layer(x, conv, tail), flat=False)
 
     def _linear(self, node: fx.Node, x: int, linear: nn.Linear, flat: bool) -> None:
-        if self.program.shapes[x][:2] != (1, 1) and not flat:
+        if not flat:
             raise UnsupportedError("a linear layer over the last of several dimensions")
         tail = self._tail(node, (1, 1, linear.out_features), nn.BatchNorm1d)
         self._cover(tail.covered, self._layer(x, linear, tail), flat=True)
@@ -378,6 +380,8 @@ def lowered(module: nn.Module, shape: Shape, *, dry: bool = False) -> Lowering |
     step."""
     if not isinstance(module, fx.GraphModule) or not all(_plain(x) for x in module.parameters()):
         return None
+    if any(x._forward_hooks or x._forward_pre_hooks for x in module.modules()):
+        return None  # a step would compute the layer alone
     nodes = list(module.graph.nodes)
     inputs = [node for node in nodes if node.op == "placeholder"]
     if len(inputs) != 1:
@@ -425,7 +429,8 @@ def _scale_and_shift(norm: Any) -> tuple[Tensor, Tensor]:
 
 
 def _pair(value: Any) -> Pair:
-    return (value, value) if isinstance(value, int) else (int(value[0]), int(value[1]))
+    numbers = (value,) if isinstance(value, int) else tuple(value)
+    return int(numbers[0]), int(numbers[-1])
 
 
 def _window(conv: nn.Conv2d) -> Window:

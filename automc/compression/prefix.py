@@ -21,6 +21,7 @@ from torch import Tensor, fx, nn
 from automc.compression.bounded import Bounded
 from automc.compression.structure import Structure
 from automc.graph.facts import ModelFacts
+from automc.graph.propagate import ONE_TENSOR
 from automc.policy import LayerDecision, Policy
 
 T = TypeVar("T")
@@ -182,7 +183,8 @@ def worthwhile(graph: fx.Graph, facts: ModelFacts) -> list[fx.Node]:
     macs = {layer.name: layer.macs for layer in facts.layers}
     before = dict(zip(graph.nodes, itertools.accumulate(macs.get(str(n.target), 0) for n in graph.nodes), strict=True))
     least = LEAST_WORK * sum(macs.values())
-    return [n for n in cuts(graph) if before[n] >= least and not any(str(u.target) in norms for u in n.users)]
+    found = (n for n in cuts(graph) if before[n] >= least and n.meta.get(ONE_TENSOR, True))
+    return [n for n in found if not any(str(u.target) in norms for u in n.users)]
 
 
 def spread(found: Sequence[T]) -> list[T]:

@@ -82,7 +82,7 @@ class SegmentedRun(DeferredRun):
     def __init__(self, module: fx.GraphModule, inputs: Sequence[Tensor], chunk: int = CHUNK) -> None:
         super().__init__(module)
         self._interpreter = fx.Interpreter(module)
-        columns = [x.split(chunk) for x in inputs]  # type: ignore[no-untyped-call]
+        columns = [x.clone().split(chunk) for x in inputs]  # type: ignore[no-untyped-call]
         self.chunks = len(columns[0])
         placeholders = [n for n in module.graph.nodes if n.op == "placeholder"]
         self._values = [

@@ -19,7 +19,7 @@ def forward_macs(model: nn.Module, inputs: tuple[Tensor, ...]) -> float:
     was_training = model.training
     try:
         with torch.no_grad(), counted(inputs) as macs:
-            model.eval()(*inputs)
+            model.eval()(*(x.clone() for x in inputs))
     finally:
         model.train(was_training)
     return macs()

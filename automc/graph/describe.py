@@ -71,7 +71,7 @@ def watch(model: nn.Module, inputs: tuple[Tensor, ...]) -> Run:
             handles.append(module.register_forward_hook(_hook(seen, read, name, batch), with_kwargs=True))
     try:
         with torch.no_grad(), counted(inputs) as macs:
-            model(*inputs)
+            model(*(x.clone() for x in inputs))
     finally:
         for handle in handles:
             handle.remove()

@@ -27,6 +27,9 @@ from automc.graph.operations import (
     rule_for,
 )
 
+ONE_TENSOR = "one tensor"
+"""In a node's notes: whether its value is a single tensor, and not several, as of `chunk`, or a number."""
+
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Propagation:
@@ -59,7 +62,7 @@ class Follower(fx.Interpreter):
     def follow(self, inputs: tuple[Tensor, ...]) -> Propagation:
         """Runs the model on inputs of batch 2."""
         with torch.no_grad(), counted(inputs) as self._macs:
-            self.run(*inputs)
+            self.run(*(x.clone() for x in inputs))  # a model may change its input
         self.seen.refused.extend(self._holders.refused)
         return self.seen
 
@@ -69,6 +72,7 @@ class Follower(fx.Interpreter):
         before = self._macs()
         result = super().run_node(n)
         self.seen.macs[n.name] = self._macs() - before
+        n.meta[ONE_TENSOR] = isinstance(result, Tensor)
         call = Call(n.name, lambda *_: None, args, kwargs, result)
         if n.op == "call_module":
             lanes = self._module(n, self.fetch_attr(str(n.target)), call)

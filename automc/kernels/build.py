@@ -1,8 +1,9 @@
 """Compiles C sources for this processor at first use and keeps what came out.
 
 The compiled file's name holds a digest of source, flags, compiler and processor, so that a folder shared between
-machines never hands out the wrong one. The folder is $AUTOMC_KERNELS, by default ~/.cache/automc/kernels; "off" turns
-compiled kernels off. Where there is no compiler, or it fails, there is no library, and torch does the work.
+machines never hands out the wrong one. A file is loaded only if it is whole: its own digest lies beside it, since a
+torn library kills the process that runs it. The folder is $AUTOMC_KERNELS, by default ~/.cache/automc/kernels; "off"
+turns compiled kernels off. Where there is no compiler, or it fails, there is no library, and torch does the work.
 """
 
 import contextlib
@@ -15,6 +16,9 @@ import subprocess
 import tempfile
 from functools import cache
 from pathlib import Path
+
+from automc.errors import ArtifactError
+from automc.files import write_atomic
 
 SOURCES = Path(__file__).parent / "csrc"
 FLAGS = ("-O3", "-march=native", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math", "-shared", "-fPIC")
@@ -32,12 +36,12 @@ def compiled(name: str) -> ctypes.CDLL | None:
     source = SOURCES / f"{name}.c"
     try:
         path = folder / f"{name}-{_digest(source, compiler)}.so"
-        if path.exists():
+        if _whole(path):
             with contextlib.suppress(OSError):  # a broken file is made anew
                 return ctypes.CDLL(str(path))
         _compile(compiler, source, path)
         return ctypes.CDLL(str(path))
-    except (OSError, subprocess.SubprocessError):
+    except (OSError, subprocess.SubprocessError, ArtifactError):
         return None
 
 
@@ -46,8 +50,13 @@ def folder_named() -> Path | None:
     named = os.environ.get("AUTOMC_KERNELS")
     if named == "off":
         return None
-    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return Path(named) if named else home / "automc" / "kernels"
+    if named:
+        return Path(named)
+    try:
+        home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    except RuntimeError:  # nobody's home: a user without an entry, in a container
+        return None
+    return home / "automc" / "kernels"
 
 
 def _compiler() -> str | None:
@@ -79,4 +88,21 @@ def _compile(compiler: str, source: Path, path: Path) -> None:
         made = Path(scratch) / path.name
         command = [compiler, *FLAGS, str(source), "-o", str(made)]
         subprocess.run(command, capture_output=True, timeout=SECONDS, check=True)
-        os.replace(made, path)
+        data = made.read_bytes()
+    with contextlib.suppress(FileNotFoundError):
+        _seal(path).unlink()  # which speaks of the file that leaves
+    write_atomic(path, data)
+    write_atomic(_seal(path), hashlib.sha256(data).hexdigest().encode())
+
+
+def _whole(path: Path) -> bool:
+    """Whether a compiled file is as it was written."""
+    try:
+        return _seal(path).read_text() == hashlib.sha256(path.read_bytes()).hexdigest()
+    except (OSError, ValueError):
+        return False
+
+
+def _seal(path: Path) -> Path:
+    """Where a compiled file's digest lies."""
+    return path.with_suffix(".sha256")

@@ -200,7 +200,9 @@ class Evaluator:
         if graph.graph is None:
             return forward
         with torch.no_grad():
-            small(*self.task.example_inputs)  # the graph would not notice that the model's own forward raises
+            small(
+                *(x.clone() for x in self.task.example_inputs)
+            )  # the graph would not notice that the model's own forward raises
         return replace(forward, prefix=Prefix(self._digests(policy, made.structure), self._prefixes))
 
     def _chain(self, policy: Policy) -> Chain:

@@ -42,18 +42,23 @@ def traced(module: nn.Module) -> nn.Module:
 
 
 def behind(module: fx.GraphModule, begin: str | None, keep: Sequence[str]) -> fx.GraphModule:
-    """What lies behind a node that is given, or the whole; it gives the values of some nodes and then the output."""
+    """What lies behind a node that is given, or the whole; it gives the values of some nodes and then the output.
+
+    Values that are given or kept are copied, since what reads them may work in place.
+    """
     nodes = {node.name: node for node in module.graph.nodes}
     order = list(module.graph.nodes)
-    graph, copied = fx.Graph(), {}
+    graph, copied, kept = fx.Graph(), dict[fx.Node, fx.Node](), dict[str, fx.Node]()
     if begin is not None:
-        copied[nodes[begin]] = graph.placeholder(begin)
+        copied[nodes[begin]] = graph.call_method("clone", (graph.placeholder(begin),))
         order = order[order.index(nodes[begin]) + 1 :]
     for node in order:
         if node.op == "output":
-            graph.output((*(copied[nodes[name]] for name in keep), fx.node.map_arg(node.args[0], copied.__getitem__)))
+            graph.output((*(kept[name] for name in keep), fx.node.map_arg(node.args[0], copied.__getitem__)))
         else:
             copied[node] = graph.node_copy(node, copied.__getitem__)
+            if node.name in keep:
+                kept[node.name] = graph.call_method("clone", (copied[node],))
     return fx.GraphModule(module, graph)
 
 

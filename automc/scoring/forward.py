@@ -5,9 +5,11 @@ Python between its layers; any other runs in torch, channels last, in chunks tha
 begin at a cut of its graph, with the values another model with the same decisions up to there has left (`prefix`).
 """
 
+import contextlib
 import copy
+import io
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Protocol
@@ -49,8 +51,9 @@ class Samples:
 
     @cached_property
     def shape(self) -> Shape | None:
-        """Height, width and channels, where all samples are one float image or vector of the same shape."""
-        if not lanes() or any(len(inputs) != 1 for inputs, _ in self._batches):
+        """Height, width and channels, where all samples are one float image or vector of the same shape, and each has a
+        target."""
+        if not lanes() or any(len(inputs) != 1 or len(inputs[0]) != len(targets) for inputs, targets in self._batches):
             return None
         shapes = {shape_of(x) for (x,), _ in self._batches}
         return shapes.pop() if len(shapes) == 1 else None
@@ -113,7 +116,8 @@ class Forward:
     def _in_torch(self, samples: Samples) -> "_Torch":
         """Channels last, where the model runs on it: `view` asks for tensors as they usually lie."""
         try:
-            self._prepared(*(x[:1] for x in samples.chunks[0]))
+            with contextlib.redirect_stderr(io.StringIO()):  # where torch.fx prints what the model raises
+                self._prepared(*(x[:1].clone() for x in samples.chunks[0]))
         except RuntimeError:
             return _Torch(self._plain, samples.plain, samples)
         return _Torch(self._prepared, samples.chunks, samples)
@@ -202,20 +206,24 @@ class _Torch:
         if not names:
             return {}
         assert isinstance(self.module, fx.GraphModule)  # it holds no node otherwise
-        first = behind(self.module, None, names)(*(x[:1] for x in self.chunks[0]))
+        first = behind(self.module, None, names)(*(x[:1].clone() for x in self.chunks[0]))
         count = sum(len(x) for x in self.samples.targets)
         return {name: int(value.nbytes) * count for name, value in zip(names, first, strict=False)}
 
     def values(self, begin: tuple[str, Sequence[Tensor]] | None, keep: Sequence[str]) -> list[list[Any]]:
         if begin is None and not keep:
-            return [[self.module(*inputs) for inputs in self.chunks]]
+            return [[self.module(*inputs) for inputs in self._copies()]]
         assert isinstance(self.module, fx.GraphModule)  # it holds no node otherwise
         part = behind(self.module, None if begin is None else begin[0], keep)
-        inputs = self.chunks if begin is None else [(x,) for x in begin[1]]
+        inputs = self._copies() if begin is None else ((x,) for x in begin[1])
         return [list(column) for column in zip(*(part(*chunk) for chunk in inputs), strict=True)]
 
     def outputs(self, value: list[Any]) -> list[Any]:
         return value
+
+    def _copies(self) -> Iterator[tuple[Tensor, ...]]:
+        """The inputs, chunk by chunk; a model may change them."""
+        return (tuple(x.clone() for x in chunk) for chunk in self.chunks)
 
 
 def prepared(module: nn.Module) -> nn.Module:

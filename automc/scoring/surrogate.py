@@ -60,7 +60,8 @@ class AdditiveModel:
         features, target = features - means[0], target - means[1]
         ordered = int(space.ordered.sum())
         ones = np.concatenate([np.ones(ordered), np.zeros(features.shape[1] - ordered)])
-        common = _slope(features @ ones, target)
+        reach = sum(float(np.ptp(error)) for error, o in zip(errors, space.ordered, strict=True) if o)
+        common = _slope(features @ ones, target, reach)
         return cls(features, target, ones * common, common, space, tuple(errors), means, spreads)
 
     def predict(self, points: Sequence[IntArray]) -> tuple[FloatArray, FloatArray]:
@@ -131,9 +132,11 @@ def _features(space: SearchSpace, errors: Sequence[FloatArray], points: IntArray
     return np.stack(columns, axis=1)
 
 
-def _slope(total: FloatArray, target: FloatArray) -> float:
-    """Score per unit of total error; from the deviations where they do not go together."""
+def _slope(total: FloatArray, target: FloatArray, reach: float) -> float:
+    """Score per unit of total error; from the deviations where they do not go together, from how far errors `reach`
+    where all totals are equal."""
     spread = float(total @ total)
     slope = float(total @ target) / spread if spread > 0 else 0.0
-    fallback = float(target.std()) / max(float(total.std()), 1e-9)
+    deviation = float(total.std())
+    fallback = float(target.std()) / max(deviation if deviation > 1e-9 * reach else reach, 1e-9)
     return max(slope, 0.1 * fallback, 1e-9)

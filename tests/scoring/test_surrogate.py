@@ -81,3 +81,11 @@ def test_one_score_or_equal_ones_are_enough(space: SearchSpace, scores: list[flo
     points, _ = told(space, len(scores))
     mean, deviation = AdditiveModel.of(space, levels(space), points, scores).predict(points)
     assert np.allclose(mean, 0.5, atol=0.2) and np.isfinite(deviation).all()
+
+
+def test_points_of_equal_error_predict_no_wonders(space: SearchSpace) -> None:
+    rng = np.random.default_rng(0)
+    points = [np.where(space.ordered, space.sizes // 2, space.sample(rng)) for _ in range(20)]
+    model = AdditiveModel.of(space, levels(space), points, rng.random(20).tolist())
+    mean, _ = model.predict([space.sample(rng) for _ in range(50)])
+    assert np.abs(mean).max() < 20.0
