@@ -120,7 +120,8 @@ class SegmentedRun(DeferredRun):
         for values in self._values:
             run.env = values
             for node in segment:
-                if node not in values:  # placeholders are there already
-                    values[node] = run.run_node(node)
+                if node not in values:  # inputs are there already, but for those left at their defaults
+                    absent = node.op == "placeholder"
+                    values[node] = next(iter(node.args), None) if absent else run.run_node(node)
                 for dead in last_uses.get(node, ()):
                     values.pop(dead, None)

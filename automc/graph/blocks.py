@@ -35,7 +35,7 @@ def residual_blocks(
     for node in graph.nodes:
         if node.target not in ADDITIONS or len(node.args) < 2 or len(node.all_input_nodes) != 2 or node.kwargs:
             continue
-        sides = [_branch(node, side) for side in (0, 1)]
+        sides = [branch(node, side, lanes) for side in (0, 1)]
         if any(_shape(lanes, n) != _shape(lanes, node) or _shape(lanes, n) is None for n in node.all_input_nodes):
             continue
         counts = [sum(x.name in _targets(side) for x in layers) for side in sides]
@@ -61,15 +61,16 @@ def stays(shortcut: _Value) -> _Value:
     return shortcut
 
 
-def _branch(node: fx.Node, side: int) -> set[fx.Node]:
-    """The nodes that serve this operand of an addition and nothing else, the addition's other operand included."""
+def branch(node: fx.Node, side: int, lanes: Mapping[str, Lanes]) -> set[fx.Node]:
+    """The nodes that serve this operand of an addition and nothing else; a number nobody reads serves nobody."""
     end = node.args[side]
     if not isinstance(end, fx.Node) or set(end.users) != {node} or end.op == "placeholder":
         return set()
     own = {end}
     earlier = end.prev
     while earlier.op != "root":  # backwards, so every user is decided before what it uses
-        if earlier.op != "placeholder" and earlier.users and set(earlier.users) <= own:
+        read = bool(earlier.users) or lanes.get(earlier.name) is None
+        if earlier.op != "placeholder" and read and set(earlier.users) <= own:
             own.add(earlier)
         earlier = earlier.prev
     return own
@@ -102,7 +103,8 @@ def _block(
     tied = any(x.tied for x in layers if x.name in targets)
     pruned = {p.name for p in parameters}
     held = {f"{n}.{name}" for n in targets for name, _ in model.get_submodule(n).named_parameters()}
-    if targets & elsewhere or tied or (bare | held) & pruned:
+    shared = {name for name in targets & elsewhere if model.get_submodule(name).state_dict()}  # an activation has none
+    if shared or tied or (bare | held) & pruned:
         return None
     batch_norms = tuple(x.name for x in norms if x.name in targets)
     rest = targets - set(inside) - set(batch_norms)

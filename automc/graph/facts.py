@@ -112,6 +112,8 @@ class Group:
     units: int
     """Channels decided on: one unit is all positions that leave together."""
     members: tuple[Member, ...]
+    gates: tuple[str, ...] = ()
+    """Layers that make a factor for each of these channels, one for all positions, as in squeeze and excitation."""
 
     @property
     def producers(self) -> tuple[str, ...]:
@@ -125,8 +127,9 @@ class Group:
 
     @property
     def coupled(self) -> bool:
-        """Whether several layers make these channels, as along a residual stream; depthwise layers do not count."""
-        return len(set(self.producers) - set(self.consumers)) > 1
+        """Whether several layers make these channels, as along a residual stream; depthwise layers do not count, nor do
+        gates."""
+        return len(set(self.producers) - set(self.consumers) - set(self.gates)) > 1
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,7 +18,7 @@ from automc.errors import GraphError
 from automc.graph import describe
 from automc.graph.blocks import residual_blocks
 from automc.graph.channels import Classes, Lane, Lanes
-from automc.graph.facts import ModelFacts, Refusal
+from automc.graph.facts import Group, ModelFacts, Refusal
 from automc.graph.groups import form_groups
 from automc.graph.holders import as_layer, as_norm
 from automc.graph.inplace import ChangeTracer, follow_changes_
@@ -41,9 +41,10 @@ def trace_model(
     describe.check_finite(model)
     work = _working_copy(model)
     inputs, run = _first_run(work, batch_of_two(example_inputs), example_inputs)
+    _check_own(model, work, inputs)
     blank = _blank_facts(model, run)
     try:
-        recorded = _Tracer().trace(work, _absent_arguments(work, len(inputs)))
+        recorded = _recorded(work, _absent_arguments(work, len(inputs)))
         _restore_argument_names_(recorded, work)
         _place_inputs_(recorded)
     except Exception as error:  # torch.fx and user code raise whatever they like
@@ -72,6 +73,36 @@ class _Tracer(ChangeTracer):
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         own = as_layer(m) is not None or as_norm(m) is not None
         return own or super().is_leaf_module(m, module_qualified_name)
+
+
+def _recorded(work: nn.Module, absent: dict[str, Any] | None) -> fx.Graph:
+    """What torch.fx records; where buffers are sliced by what the input says, with buffers that it follows, too."""
+    try:
+        return _Tracer().trace(work, absent)
+    except Exception:  # torch.fx and user code raise whatever they like
+        again = _Tracer()
+        again.proxy_buffer_attributes = True
+        return again.trace(work, absent)
+
+
+def _check_own(model: nn.Module, work: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+    """GraphError where a copy of the model runs modules of the model itself: it would never be compressed."""
+    ran: list[str] = []
+    handles = [
+        module.register_forward_pre_hook(lambda _, __, name=name: ran.append(name))
+        for name, module in model.named_modules()
+    ]
+    try:
+        with torch.no_grad():
+            work(*(x.clone() for x in inputs))
+    finally:
+        for handle in handles:
+            handle.remove()
+    if ran:
+        raise GraphError(
+            f"A model must run its own modules; a copy of this one runs {ran[0]!r} of the original, which a lambda or "
+            "a plain list holds: make it a method or a submodule."
+        )
 
 
 def _working_copy(model: nn.Module) -> nn.Module:
@@ -146,13 +177,14 @@ def _assemble(
     grouping = form_groups(found.holders, found.classes)
     read = _read_in_the_end(graph)
     groups = tuple(g for g in grouping.groups if not g.producers or read & _nodes(found, g.producers))
+    positions = {layer.name: layer.positions for layer in blank.layers}
     unread = (Refusal(g.name, "output", "nothing reads what it makes") for g in grouping.groups if g not in groups)
     layers = describe.layer_facts(model, seen, describe.folded_norms(graph, found.calls))
     parameters = describe.parameter_facts(model, groups)
     facts = replace(
         blank,
         layers=layers,
-        groups=groups,
+        groups=tuple(replace(g, gates=_gates(g, positions)) for g in groups),
         parameters=parameters,
         refused=(*blank.refused, *found.refused, *grouping.refused, *unread),
         traceable=True,
@@ -194,6 +226,13 @@ def _read_in_the_end(graph: fx.Graph) -> set[str]:
             found.add(node)
             waiting.extend(node.all_input_nodes)
     return {node.name for node in found}
+
+
+def _gates(group: Group, positions: Mapping[str, int]) -> tuple[str, ...]:
+    """Producers at one position of channels that others make at many."""
+    made = [name for name in group.producers if name not in group.consumers]
+    single = tuple(name for name in made if positions[name] == 1)
+    return single if len(single) < len(made) else ()
 
 
 def _nodes(found: Propagation, layers: Sequence[str]) -> set[str]:

@@ -7,7 +7,7 @@ classes) take the relative squared error alone.
 """
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -22,7 +22,7 @@ from automc.recovery.optimize import Columns, Progress, Schedule, optimize
 from automc.task import Inputs
 
 Augment = Callable[[Tensor, torch.Generator], Tensor]
-Tapped = Callable[[Inputs], tuple[Tensor, Sequence[Tensor]]]
+Tapped = Callable[[Inputs], tuple[Tensor, Mapping[str, Tensor]]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +58,8 @@ def distill(
         with torch.no_grad():
             target, goals = teacher(changed)
         outputs, sums = student(changed)
-        errors = [_relative(a, b) for a, b in zip(sums, goals, strict=True) if _comparable(a, b)]
+        both = [(sums[name], goals[name]) for name in sums if name in goals]  # sums inside a lost block are gone
+        errors = [_relative(a, b) for a, b in both if _comparable(a, b)]
         hints = torch.stack(errors).sum() if errors and chosen.features else torch.zeros(())
         return output_loss(outputs, target, chosen.temperature) + chosen.features * hints
 
@@ -77,17 +78,20 @@ def output_loss(outputs: Tensor, target: Tensor, temperature: float) -> Tensor:
 
 
 def tapped(graph: ModelGraph, module: nn.Module) -> Tapped:
-    """The module as a function that also gives its residual sums."""
+    """The module as a function that also gives its residual sums by name; its activations then work on copies."""
     if graph.graph is None:
-        return lambda inputs: (module(*inputs), ())
+        return lambda inputs: (module(*inputs), {})
     traced = interpretable(graph, module)
     extended = fx.Graph()
     copied: dict[fx.Node, fx.Node] = {}
     result = extended.graph_copy(traced.graph, copied)
     ends = {n.name for n in graph.graph.nodes if n.target in ADDITIONS and len(n.all_input_nodes) == 2}
-    sums = [copied[n] for n in traced.graph.nodes if n.name in ends]  # a block left out keeps its sum's name
-    extended.output((result, tuple(sums)))
+    sums = {n.name: copied[n] for n in traced.graph.nodes if n.name in ends}  # a block left out keeps its sum's name
+    extended.output((result, sums))
     both = fx.GraphModule(traced, extended)
+    for part in both.modules():  # a gradient asks for what an activation in place has changed
+        if isinstance(getattr(part, "inplace", None), bool):
+            part.inplace = False  # type: ignore[assignment]
     return lambda inputs: both(*inputs)
 
 

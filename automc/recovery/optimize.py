@@ -69,7 +69,8 @@ def optimize(
 def trainable(small: nn.Module) -> Iterator[nn.Parameter]:
     """Every parameter that is not a weight held in few bits."""
     fixed = {id(m.layer.weight) for m in small.modules() if isinstance(m, QuantizedLayer) and m.codes is not None}
-    inner = {id(p) for m in small.modules() if isinstance(m, parametrize.ParametrizationList) for p in [m.original]}
+    lists = (m for m in small.modules() if isinstance(m, parametrize.ParametrizationList))
+    inner = {id(m.original) for m in lists if any(isinstance(p, SharedWeight) for p in m)}
     return (p for p in small.parameters() if id(p) not in fixed | inner)
 
 

@@ -231,6 +231,8 @@ class Evaluator:
         graph, made = self.compressor.graph, provenance.known(module)
         if graph.graph is None:
             return Forward(module, module, opaque=True)
+        if module is self.task.model:
+            return Forward(module, interpretable(graph, module))
         if made is None or made.policy.fingerprint != graph.facts.fingerprint:
             return Forward(module, module)
         return Forward(module, interpretable(graph, module))

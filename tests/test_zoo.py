@@ -1,0 +1,184 @@
+"""Models as people have them, end to end: searched, applied, saved, loaded, trained towards the dense one."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import automc
+from automc.errors import GraphError
+from automc.graph.trace import trace_model
+from automc.policy import BlockDecision, Policy
+from automc.recovery.distill import Distillation
+from automc.recovery.optimize import Schedule
+
+IMAGES = torch.randn(96, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+TOKENS = torch.randn(96, 6, 8, generator=torch.Generator().manual_seed(0))
+
+
+class Basic(nn.Module):
+    """A residual block as torchvision writes it: one ReLU in place for the branch and the sum."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.conv1, self.conv2 = (nn.Conv2d(width, width, 3, padding=1, bias=False) for _ in range(2))
+        self.bn1, self.bn2, self.relu = nn.BatchNorm2d(width), nn.BatchNorm2d(width), nn.ReLU(inplace=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = self.bn2(self.conv2(self.relu(self.bn1(self.conv1(x)))))
+        out += x
+        return self.relu(out)
+
+
+class Excitation(nn.Module):
+    """Squeeze and excitation as it is copied everywhere: sizes nobody reads."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.down, self.up = nn.Linear(width, width // 2), nn.Linear(width // 2, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        b, c, _, _ = x.size()
+        gate = torch.sigmoid(self.up(F.relu(self.down(x.mean((2, 3))))))
+        return x * gate.view(b, c, 1, 1)
+
+
+class Inverted(nn.Module):
+    """An inverted residual with excitation."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        wide = 2 * width
+        self.conv = nn.Sequential(
+            nn.Conv2d(width, wide, 1), nn.BatchNorm2d(wide), nn.Hardswish(inplace=True),
+            nn.Conv2d(wide, wide, 3, padding=1, groups=wide), nn.BatchNorm2d(wide),
+            Excitation(wide), nn.ReLU(inplace=True),
+            nn.Conv2d(wide, width, 1), nn.BatchNorm2d(width),
+        )  # fmt: skip
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.conv(x)
+
+
+class Masked(nn.Module):
+    """An argument left out, and an attention with an addition inside of its branch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.query, self.key, self.value, self.out = (nn.Linear(8, 8) for _ in range(4))
+        self.bias = nn.Parameter(torch.zeros(6, 6))
+        self.mlp, self.head = nn.Sequential(nn.Linear(8, 16), nn.GELU(), nn.Linear(16, 8)), nn.Linear(8, 4)
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        if mask is not None:
+            x = x * mask
+        scores = self.query(x) @ self.key(x).transpose(1, 2) + self.bias
+        x = x + self.out(scores.softmax(-1) @ self.value(x))
+        return self.head((x + self.mlp(x)).mean(1))
+
+
+def resnet() -> nn.Module:
+    stem = (nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(inplace=True))
+    return nn.Sequential(*stem, Basic(8), Basic(8), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 4))
+
+
+def mobile() -> nn.Module:
+    stem = (nn.Conv2d(3, 8, 3, padding=1), nn.Hardswish(inplace=True))
+    return nn.Sequential(*stem, Inverted(8), Inverted(8), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 4))
+
+
+ZOO: dict[str, tuple[Callable[[], nn.Module], Tensor, int]] = {
+    "resnet": (resnet, IMAGES, 2),
+    "mobile": (mobile, IMAGES, 2),
+    "masked": (Masked, TOKENS, 2),
+}
+"""A maker, inputs, and how many blocks may be left out."""
+
+
+def made(name: str) -> nn.Module:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return ZOO[name][0]().eval()
+
+
+def task(name: str) -> automc.Task:
+    model, x = made(name), ZOO[name][1]
+    with torch.no_grad():
+        y = model(x.clone()).argmax(1)
+    batches = [(x[:48], y[:48]), (x[48:], y[48:])]
+    return automc.Task(model, batches, batches, name=name)
+
+
+@pytest.fixture(autouse=True)
+def _somewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.mark.filterwarnings("ignore:Layer:UserWarning")
+@pytest.mark.parametrize("name", list(ZOO))
+def test_a_search_ends_in_a_model_that_is_what_the_study_says(name: str) -> None:
+    found = task(name)
+    study = automc.search(found, budget="macs<=70%", space="depth-channels", searcher="evolution", trials=5, study=name)
+    assert all(e.ok for e in study.evaluations), [e.reason for e in study.evaluations]
+    x = ZOO[name][1]
+    for evaluation in study.evaluations:
+        small = automc.apply(found, evaluation.policy)
+        counted = automc.cost(small, found.example_inputs)
+        assert counted["macs"] == evaluation.cost("macs") and counted["params"] == evaluation.cost("params")
+        automc.save(small, "out")
+        assert torch.equal(automc.load("out", lambda: made(name))(x.clone()), small(x.clone()))
+
+
+@pytest.mark.filterwarnings("ignore:Layer:UserWarning")
+@pytest.mark.parametrize("name", list(ZOO))
+def test_each_block_takes_along_what_its_facts_say_and_the_rest_can_be_trained(name: str) -> None:
+    found = task(name)
+    facts = automc.inspect(found)
+    assert len(facts.blocks) == ZOO[name][2]
+    dense = automc.cost(found.model, found.example_inputs)
+    for block in facts.blocks:
+        small = automc.apply(found, Policy(facts.fingerprint, blocks=((block.name, BlockDecision(0.0)),)))
+        lost = dense["macs"] - automc.cost(small, found.example_inputs)["macs"]
+        assert lost == sum(facts.layer(layer).macs for layer in block.layers) + block.other_macs
+        automc.distill(small, found, settings=Distillation(schedule=Schedule(epochs=1)))
+
+
+def test_a_gate_is_no_second_maker_of_its_channels() -> None:
+    facts = automc.inspect(task("mobile"))
+    wide = [g for g in facts.groups if g.units == 16]
+    assert len(wide) == 2 and all(g.gates and not g.coupled for g in wide)
+    assert any(g.coupled for g in facts.groups)  # the stream itself
+    assert not any(g.gates for g in automc.inspect(task("resnet")).groups)
+
+
+def test_a_model_that_runs_what_no_copy_has_is_refused() -> None:
+    class Closure(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(8, 8), nn.Linear(8, 4)
+            self.both = lambda x: self.b(self.a(x))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.both(x)
+
+    with pytest.raises(GraphError, match="runs 'a' of the original"):
+        trace_model(Closure(), (torch.randn(2, 8),))
+
+
+def test_a_buffer_cut_to_the_input_is_followed() -> None:
+    class Positions(nn.Module):
+        ids: Tensor
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.table, self.a, self.b = nn.Embedding(10, 8), nn.Linear(8, 16), nn.Linear(16, 4)
+            self.register_buffer("ids", torch.arange(10)[None])
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.b(F.relu(self.a(x + self.table(self.ids[:, : x.size(1)]))))
+
+    facts = trace_model(Positions().eval(), (torch.randn(2, 6, 8),)).facts
+    assert facts.traceable and [g.name for g in facts.groups] == ["a"]
