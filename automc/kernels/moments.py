@@ -19,6 +19,8 @@ from automc.kernels.tiles import Window, kernels, lanes, threads, together
 FloatArray = NDArray[np.float64]
 NEAR = 4
 """Positions that tell what is near each column's mean."""
+NOISE = 1e-6
+"""Variance, as a share of the mean square about the shift, that rounding may make of inputs that do not vary."""
 PARTS = 4
 """Tiles are summed in so many parts, whatever the number of threads, so that a sum is always the same."""
 
@@ -57,7 +59,11 @@ def column_moments(tiles: Tensor, window: Window, positions: NDArray[np.int32], 
     first, *_ = together(lambda band: job.sums(shift, len(places), band, products), job.bands(threads()))
     rows = len(places) * lanes()
     mean = torch.from_numpy(first[: job.columns] / rows)
-    second = products[: job.columns, : job.columns].div_(rows).addr_(mean, mean, alpha=-1.0)
+    second = products[: job.columns, : job.columns].div_(rows)
+    noise = NOISE * second.diagonal().clone()
+    second.addr_(mean, mean, alpha=-1.0)
+    varies = second.diagonal() > noise  # what is left of the others is rounding, of any sign
+    second *= varies[:, None] & varies
     return ColumnMoments(mean + torch.from_numpy(shift[: job.columns]), second.triu() + second.triu(1).T)
 
 

@@ -103,3 +103,16 @@ def test_channels_have_the_mean_and_variance_of_their_samples(samples: int) -> N
     exact_rows = x.double().movedim(1, -1).reshape(-1, 3)
     assert torch.allclose(mean, exact_rows.mean(dim=0), rtol=1e-6)
     assert torch.allclose(variance, exact_rows.var(dim=0, unbiased=False), rtol=1e-3)
+
+
+def test_inputs_that_hardly_vary_have_no_negative_variance() -> None:
+    rng = np.random.default_rng(0)
+    x = torch.from_numpy(rng.normal(size=(320, 6, 4, 4)).astype(np.float32))
+    x[:, 2] = 37.123 + 1e-6 * x[:, 2]
+    x[:, 4] = 1e-9 * x[:, 4] + 0.3333
+    tiles = to_tiles(x)
+    places = np.array([(t, i, j) for t in range(len(tiles)) for i in range(4) for j in range(4)], dtype=np.int32)
+    wanted = torch.zeros(len(places), 1, lanes())
+    found = column_moments(tiles, Window((1, 1)), places, wanted).centred
+    assert float(found.diagonal().min()) >= 0 and float(torch.linalg.eigvalsh(found[:6, :6]).min()) > -1e-9
+    assert found.diagonal()[[0, 1, 3, 5]].min() > 0.5
