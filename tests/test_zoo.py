@@ -182,3 +182,23 @@ def test_a_buffer_cut_to_the_input_is_followed() -> None:
 
     facts = trace_model(Positions().eval(), (torch.randn(2, 6, 8),)).facts
     assert facts.traceable and [g.name for g in facts.groups] == ["a"]
+
+
+def test_what_a_model_asserts_is_taken_to_hold_and_what_it_branches_on_is_not() -> None:
+    class Asserting(nn.Module):
+        def __init__(self, branch: bool) -> None:
+            super().__init__()
+            self.a, self.b, self.branch = nn.Linear(8, 16), nn.Linear(16, 4), branch
+
+        def forward(self, x: Tensor) -> Tensor:
+            _, tokens, _ = x.shape
+            assert tokens <= 10, f"at most 10 tokens, not {tokens}"
+            assert x.dim() == 3
+            if self.branch and tokens > 3:
+                x = 2 * x
+            return self.b(F.relu(self.a(x)))
+
+    x = torch.randn(2, 6, 8)
+    facts = trace_model(Asserting(False).eval(), (x,)).facts
+    assert facts.traceable and [g.name for g in facts.groups] == ["a"]
+    assert not trace_model(Asserting(True).eval(), (x,)).facts.traceable

@@ -5,8 +5,12 @@ afterwards sees the changed tensor, under every name it has; a graph that is reo
 """
 
 import inspect
+import linecache
 import operator
+import os
+import sys
 from collections.abc import Callable
+from types import FrameType
 from typing import Any
 
 from torch import fx, nn
@@ -30,11 +34,27 @@ _NUMBERS = frozenset(["size", "dim", "numel", "ndimension", "stride", "item", "l
 
 
 class ChangeTracer(fx.Tracer):
-    """Marks what is changed in place by an operator, which torch.fx does not tell from its copying form."""
+    """Marks what is changed in place by an operator, which torch.fx does not tell from its copying form.
+
+    What an `assert` of the model's asks for is taken to hold, as it did when the model ran.
+    """
+
+    def to_bool(self, obj: fx.Proxy) -> bool:
+        """Whether a traced value is true: only known of what is asserted."""
+        return _asserted(sys._getframe(1)) or bool(super().to_bool(obj))
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
         """What stands for a node's value while the model is traced."""
         return _Proxy(node, self)
+
+
+def _asserted(frame: FrameType | None) -> bool:
+    """Whether the model's own line that asks is an `assert`."""
+    while frame is not None and f"{os.sep}torch{os.sep}fx{os.sep}" in frame.f_code.co_filename:
+        frame = frame.f_back
+    if frame is None:
+        return False
+    return linecache.getline(frame.f_code.co_filename, frame.f_lineno).lstrip().startswith("assert ")
 
 
 class _Proxy(fx.Proxy):
