@@ -202,3 +202,33 @@ def test_what_a_model_asserts_is_taken_to_hold_and_what_it_branches_on_is_not() 
     facts = trace_model(Asserting(False).eval(), (x,)).facts
     assert facts.traceable and [g.name for g in facts.groups] == ["a"]
     assert not trace_model(Asserting(True).eval(), (x,)).facts.traceable
+
+
+def test_a_model_with_several_outputs_is_searched_and_trained() -> None:
+    class Heads(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.boxes, self.scores = nn.Linear(8, 16), nn.Linear(16, 4), nn.Linear(16, 3)
+
+        def forward(self, x: Tensor) -> dict[str, Tensor | None]:
+            h = F.relu(self.a(x))
+            return {"boxes": self.boxes(h), "scores": self.scores(h).mean(1), "loss": None}
+
+    def right(module: nn.Module) -> float:
+        return float((module(TOKENS)["scores"].argmax(1) == truth).double().mean())
+
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = Heads().eval()
+    truth = model(TOKENS)["scores"].argmax(1)
+    found = automc.Task(model, [TOKENS], [], evaluate=right, name="heads")
+    study = automc.search(found, budget="macs<=70%", searcher="random", trials=2, study="heads")
+    small = automc.apply(found, study.best.policy)
+
+    def gap() -> float:
+        with torch.no_grad():
+            return float(F.mse_loss(small(TOKENS)["boxes"], model(TOKENS)["boxes"]))
+
+    before = gap()
+    automc.distill(small, found, settings=Distillation(schedule=Schedule(epochs=5)))
+    assert gap() < before

@@ -9,10 +9,12 @@ classes) take the relative squared error alone.
 import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
+from torch.utils._pytree import tree_leaves
 
 from automc.compression.structure import interpretable
 from automc.errors import TaskError
@@ -22,7 +24,7 @@ from automc.recovery.optimize import Columns, Progress, Schedule, optimize
 from automc.task import Inputs
 
 Augment = Callable[[Tensor, torch.Generator], Tensor]
-Tapped = Callable[[Inputs], tuple[Tensor, Mapping[str, Tensor]]]
+Tapped = Callable[[Inputs], tuple[Any, Mapping[str, Tensor]]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,10 +68,16 @@ def distill(
     optimize(small, inputs, loss, chosen.schedule, progress)
 
 
-def output_loss(outputs: Tensor, target: Tensor, temperature: float) -> Tensor:
-    """How far a student's outputs are from the teacher's."""
-    if not isinstance(outputs, Tensor):
-        raise TaskError(f"A model to distill must give one tensor; this one gives a {type(outputs).__name__}: wrap it.")
+def output_loss(outputs: Any, target: Any, temperature: float) -> Tensor:
+    """How far a student's outputs are from the teacher's, summed over all tensors of a tuple or dict."""
+    pairs = zip(tree_leaves(outputs), tree_leaves(target), strict=True)
+    losses = [_loss(a, b, temperature) for a, b in pairs if isinstance(a, Tensor) and a.is_floating_point()]
+    if not losses:
+        raise TaskError(f"A model to distill must give a tensor of floats; this one gives a {type(outputs).__name__}.")
+    return torch.stack(losses).sum()
+
+
+def _loss(outputs: Tensor, target: Tensor, temperature: float) -> Tensor:
     if outputs.dim() != 2 or outputs.shape[1] < 2:
         return _relative(outputs, target)
     soft = F.softmax(target / temperature, dim=1)
