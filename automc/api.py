@@ -19,6 +19,7 @@ from automc.compression.compress import Compressor
 from automc.earlier import recall
 from automc.errors import AutomcError, StudyError, TaskError
 from automc.evaluation import Evaluation
+from automc.graph.counting import forward_macs
 from automc.graph.facts import ModelFacts
 from automc.graph.trace import trace_model
 from automc.policy import Policy, Recipe
@@ -83,7 +84,7 @@ def search(
     check_score(score)
     check_stages(stages)
     check_keep(keep)
-    shown = [s if isinstance(s, Study) else Study.open(s) for s in earlier]
+    shown = [_opened(s) for s in earlier]
     setting = prepare(task, limits, build, recipe, cache, memory_bytes, score, stages=stages, seed=seed)
     race = {"stages": list(_looks(setting, stages)), "keep": keep, "screen": screen}
     words = chosen if score == "metric" else f"{chosen}-{score}"
@@ -126,7 +127,7 @@ def policy_for(
     within every limit of the study and has not been scored. `task`, `space` and `earlier` as given to `search`, where
     they were more than registered names. StudyError for a study of another searcher.
     """
-    record = study if isinstance(study, Study) else Study.open(study)
+    record = _opened(study)
     meta = record.meta
     reference = task or meta["task"]
     if reference is None:
@@ -144,7 +145,7 @@ def policy_for(
             f"A study must have an agent that was shown budgets; {record.name!r} was searched by {meta['searcher']}: "
             "search with amc-budgets."
         )
-    shown = [s if isinstance(s, Study) else Study.open(s) for s in earlier]
+    shown = [_opened(s) for s in earlier]
     recall(searcher, meta["searcher"], record, shown, setting.problem.space)
     for evaluation in record.evaluations:
         searcher.tell(evaluation)
@@ -197,8 +198,6 @@ def cost(module: nn.Module, example_inputs: Tensor | tuple[Tensor, ...]) -> dict
 
     macs are half the operations `torch.utils.flop_counter` counts in one forward pass, attention included.
     """
-    from automc.graph.counting import forward_macs
-
     inputs = example_inputs if isinstance(example_inputs, tuple) else (example_inputs,)
     return {
         "macs": forward_macs(module, inputs),
@@ -211,6 +210,11 @@ def inspect(task: Task | str) -> ModelFacts:
     """Layers, groups of coupled channels, and what is refused, of a task's model."""
     found = found_task(task)
     return trace_model(found.model, found.example_inputs).facts
+
+
+def _opened(study: Study | str | Path) -> Study:
+    """A study, or what lies where it is said to be."""
+    return study if isinstance(study, Study) else Study.open(study)
 
 
 def _looks(setting: Setting, stages: Sequence[int]) -> tuple[int, ...]:

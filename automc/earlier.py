@@ -65,10 +65,9 @@ def _place(storage: str) -> str:
 
 def _check_same(earlier: Study, study: Study) -> None:
     """StudyError unless both are of the same model, kind of score and metric, as far as they were written down."""
-    for key in ("fingerprint", "score", "metric"):
-        was, now = earlier.meta.get(key, "metric"), study.meta.get(key, "metric")
-        known = key != "metric" or (key in earlier.meta and key in study.meta)
-        if known and was != now:
+    for key, usual in (("fingerprint", None), ("score", "metric"), ("metric", None)):
+        was, now = earlier.meta.get(key, usual), study.meta.get(key, usual)
+        if None not in (was, now) and was != now:
             what = {"fingerprint": "model"}.get(key, key)
             raise StudyError(
                 f"An earlier study must be of the same {what}; {earlier.name!r} has {str(was)[:12]}, this search "

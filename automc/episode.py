@@ -254,11 +254,8 @@ class Walk:
         axis, layer = self.space.axes[index], int(self.space.layers[index])
         before = max((s.layer for s in steps if s.layer <= layer), default=steps[0].layer)
         there = [s for s in steps if s.layer == before]
-        owned = [[self.space.axes[i] for i in s.axes.values()] for s in there]
-        own = [
-            s for s, of in zip(there, owned, strict=True) if (axis.kind, axis.place) in [(a.kind, a.place) for a in of]
-        ]
-        return own or there
+        places = [{(self.space.axes[i].kind, self.space.axes[i].place) for i in s.axes.values()} for s in there]
+        return [s for s, of in zip(there, places, strict=True) if (axis.kind, axis.place) in of] or there
 
     def _count(self) -> None:
         """What no episode changes: in which order axes fall, and the dense model's costs and features."""

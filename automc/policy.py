@@ -17,6 +17,7 @@ FORMAT = "automc-policy"
 VERSION = 1
 FULL_BITS = 32
 Codebooks = Literal["uniform", "kmeans"]
+"""In the order of what they cost."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ key and value of an attention) has one precision, so this is a limit of the spac
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from automc.errors import PolicyError, SpaceError
 from automc.graph.facts import ModelFacts
 from automc.pattern import family, member
-from automc.policy import FULL_BITS, BlockDecision, GroupDecision, LayerDecision, Policy, Recipe
+from automc.policy import FULL_BITS, BlockDecision, Codebooks, GroupDecision, LayerDecision, Policy, Recipe
 
 IntArray = NDArray[np.int64]
 FloatArray = NDArray[np.float64]
@@ -253,6 +253,14 @@ def _check_axes(axes: Sequence[Axis], facts: ModelFacts) -> None:
         _check_values(axis)
 
 
+def _expense(field: Field, value: Value) -> float:
+    """What orders the values of a field by their cost."""
+    if isinstance(value, str):
+        names: tuple[str, ...] = get_args(Codebooks)
+        return names.index(value) if value in names else len(names)
+    return -value if field == "sparsity" else value
+
+
 def _check_values(axis: Axis) -> None:
     """SpaceError unless the values are there once each, the cheapest first, factored in one way."""
     if not axis.values or len(set(axis.values)) < len(axis.values):
@@ -261,10 +269,7 @@ def _check_values(axis: Axis) -> None:
         raise SpaceError(
             f"A layer must be factored in one way, since costs differ; {axis.key} has {list(axis.values)}: keep one."
         )
-    numbers = [v for v in axis.values if not isinstance(v, str)]
-    rising = sorted(numbers, reverse=axis.field == "sparsity")
-    words = sorted((v for v in axis.values if isinstance(v, str)), reverse=True) if axis.field == "codebook" else []
-    if numbers != rising or (words and words != list(axis.values)):
+    if axis.ordered and list(axis.values) != sorted(axis.values, key=lambda value: _expense(axis.field, value)):
         raise SpaceError(f"Values must stand with the cheapest first; {axis.key} has {list(axis.values)}: sort them.")
 
 

@@ -4,7 +4,7 @@ A list may leave out the dense value (every channel, float, no zeros, the whole 
 """
 
 from collections.abc import Callable
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import (
     AfterValidator,
@@ -22,6 +22,7 @@ from pydantic import (
 from automc.errors import AutomcError
 from automc.graph.ranks import find
 from automc.pattern import family, member, parse
+from automc.policy import Codebooks as CodebookNames
 from automc.registry import CRITERIA
 
 
@@ -102,16 +103,16 @@ class Bits(Options):
     """Of both, in the first and the last layer."""
 
 
-class Codebooks(RootModel[tuple[Literal["uniform", "kmeans"], ...]]):
+class Codebooks(RootModel[tuple[CodebookNames, ...]]):
     """How the levels of few-bit weights may lie."""
 
     model_config = ConfigDict(frozen=True)
-    root: Annotated[tuple[Literal["uniform", "kmeans"], ...], Field(min_length=1)] = ("uniform", "kmeans")
+    root: Annotated[tuple[CodebookNames, ...], Field(min_length=1)] = ("uniform", "kmeans")
 
     @property
     def cheapest_first(self) -> tuple[str, ...]:
         """What is open, in the order of its costs."""
-        return tuple(name for name in ("uniform", "kmeans") if name in self.root)
+        return tuple(name for name in get_args(CodebookNames) if name in self.root)
 
 
 class Zeros(Options):

@@ -49,6 +49,7 @@ from automc.criteria.criterion import Criterion, LayerView, Need, fan_in_view
 from automc.criteria.surgeon import Reader, Traces, eliminate
 from automc.errors import GraphError, PolicyError
 from automc.graph.facts import Group, Member, ModelFacts
+from automc.graph.runs import copies
 from automc.pattern import parse
 from automc.policy import FULL_BITS, LayerDecision, Policy, Recipe
 from automc.registry import CRITERIA
@@ -244,7 +245,7 @@ class LayerBank:
         self.model.eval()
         try:
             with torch.no_grad(), watched(self.model, (*layers, *norms), see):
-                self.model(*(x.clone() for x in self._inputs))  # a model may change its input
+                self.model(*copies(self._inputs))
         finally:
             self.model.train(training)
         return found

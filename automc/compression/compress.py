@@ -7,7 +7,6 @@ traced has no channel groups; its weights are masked and rounded and its activat
 """
 
 import copy
-from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
 
@@ -32,6 +31,7 @@ from automc.criteria.criterion import fan_in_view
 from automc.errors import GraphError
 from automc.graph.facts import ModelFacts
 from automc.graph.model_graph import ModelGraph
+from automc.graph.runs import copies
 from automc.policy import FULL_BITS, Policy, Recipe
 from automc.space import FloatArray, SearchSpace, check_policy, kept_units
 from automc.task import Task
@@ -134,18 +134,19 @@ class Compressor:
         """The calibration samples a recipe uses."""
         largest = max((4 * x.positions * x.out_channels for x in self.graph.facts.layers), default=1)
         samples = min(recipe.images, max(64, ACTIVATION_BYTES // largest))
-        return tuple(self._laid_out(x) for x in self.task.calibration_inputs(samples))
+        inputs = self.task.calibration_inputs(samples)
+        return tuple(map(channels_last, inputs)) if self.runs_channels_last else inputs
 
     @cached_property
-    def _laid_out(self) -> Callable[[Tensor], Tensor]:
-        """Channels last, where the model runs on it: `view` asks for tensors as they usually lie."""
-        model = copy.deepcopy(self.model).eval()
+    def runs_channels_last(self) -> bool:
+        """Whether the model runs on images and weights channels last; `view` asks for them as they usually lie."""
+        model = in_channels_last(copy.deepcopy(self.model).eval())
         try:
             with torch.no_grad():
-                model(*(channels_last(x.clone()) for x in self.graph.inputs))
+                model(*map(channels_last, copies(self.graph.inputs)))
         except RuntimeError:
-            return lambda x: x
-        return channels_last
+            return False
+        return True
 
     def _targets(self, recipe: Recipe) -> Tensor | None:
         """Labels of the calibration samples, where the task has them."""
@@ -183,7 +184,7 @@ def _round_untraced(
 
     if observed:
         with torch.no_grad(), watched(small, observed, see):
-            small(*(x.clone() for x in inputs))
+            small(*copies(inputs))
 
 
 def _check_finite(small: nn.Module, dense: nn.Module) -> None:
@@ -201,3 +202,8 @@ def _check_finite(small: nn.Module, dense: nn.Module) -> None:
 def channels_last(x: Tensor) -> Tensor:
     """Images in the layout in which convolutions are fastest; anything else as it is."""
     return x.contiguous(memory_format=torch.channels_last) if x.dim() == 4 else x
+
+
+def in_channels_last(module: nn.Module) -> nn.Module:
+    """The module, the weights of its convolutions in that layout."""
+    return nn.Module.to(module, memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]

@@ -35,7 +35,7 @@ def residual_blocks(
     for node in graph.nodes:
         if node.target not in ADDITIONS or len(node.args) < 2 or len(node.all_input_nodes) != 2 or node.kwargs:
             continue
-        sides = [branch(node, side, lanes) for side in (0, 1)]
+        sides = [_branch(node, side, lanes) for side in (0, 1)]
         if any(_shape(lanes, n) != _shape(lanes, node) or _shape(lanes, n) is None for n in node.all_input_nodes):
             continue
         counts = [sum(x.name in _targets(side) for x in layers) for side in sides]
@@ -61,7 +61,7 @@ def stays(shortcut: _Value) -> _Value:
     return shortcut
 
 
-def branch(node: fx.Node, side: int, lanes: Mapping[str, Lanes]) -> set[fx.Node]:
+def _branch(node: fx.Node, side: int, lanes: Mapping[str, Lanes]) -> set[fx.Node]:
     """The nodes that serve this operand of an addition and nothing else; a number nobody reads serves nobody."""
     end = node.args[side]
     if not isinstance(end, fx.Node) or set(end.users) != {node} or end.op == "placeholder":
@@ -111,7 +111,7 @@ def _block(
     others = sum(p.numel() for name in rest for p in model.get_submodule(name).parameters())
     others += sum(model.get_parameter(name).numel() for name in bare if name in dict(model.named_parameters()))
     other_macs = sum(macs[n.name] for n in branch if str(n.target) not in inside)
-    return Block("", node.name, side, inside, batch_norms, others, other_macs)
+    return Block("", node.name, side, inside, batch_norms, others, other_macs, frozenset(n.name for n in branch))
 
 
 def _named(blocks: Sequence[Block]) -> list[Block]:

@@ -13,13 +13,15 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from automc.graph.runs import batch_size, copies
+
 
 def forward_macs(model: nn.Module, inputs: tuple[Tensor, ...]) -> float:
     """Multiply-accumulates of one sample of a batch, in evaluation mode."""
     was_training = model.training
     try:
         with torch.no_grad(), counted(inputs) as macs:
-            model.eval()(*(x.clone() for x in inputs))
+            model.eval()(*copies(inputs))
     finally:
         model.train(was_training)
     return macs()
@@ -38,11 +40,6 @@ def counted(inputs: tuple[Tensor, ...]) -> Iterator[Callable[[], float]]:
             yield lambda: counter.get_total_flops() / 2 / batch
     finally:
         torch.backends.mha.set_fastpath_enabled(before)
-
-
-def batch_size(inputs: tuple[Tensor, ...]) -> int:
-    """Samples in the batch that these inputs are."""
-    return inputs[0].shape[0] if inputs and inputs[0].dim() else 1
 
 
 def _attention(query: Any, key: Any, value: Any, *_: Any, out_shape: Any = None, **__: Any) -> int:

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor, fx, nn
 
 from automc.errors import GraphError
-from automc.graph.counting import batch_size, counted
+from automc.graph.counting import counted
 from automc.graph.facts import Group, LayerFacts, NormFacts, ParameterFacts
 from automc.graph.holders import Layer, Norm, as_layer, as_norm, sizes
+from automc.graph.runs import batch_size, copies, repeatable, tensors
 
 
 @dataclass(slots=True)
@@ -58,6 +59,7 @@ class Run:
     """Every call of a layer or norm, by module path, in forward order."""
     macs: float
     """Of one sample."""
+    outputs: tuple[Tensor, ...]
 
 
 def watch(model: nn.Module, inputs: tuple[Tensor, ...]) -> Run:
@@ -70,8 +72,8 @@ def watch(model: nn.Module, inputs: tuple[Tensor, ...]) -> Run:
         if as_layer(module) is not None or as_norm(module) is not None:
             handles.append(module.register_forward_hook(_hook(seen, read, name, batch), with_kwargs=True))
     try:
-        with torch.no_grad(), counted(inputs) as macs:
-            model(*(x.clone() for x in inputs))
+        with repeatable(), counted(inputs) as macs:
+            outputs = tensors(model(*copies(inputs)))
     finally:
         for handle in handles:
             handle.remove()
@@ -80,7 +82,7 @@ def watch(model: nn.Module, inputs: tuple[Tensor, ...]) -> Run:
         if seen[name].calls == 1 and as_layer(model.get_submodule(name)) is not None:
             value = x.data_ptr(), tuple(x.shape), x.stride(), x.dtype, version
             seen[name].reads = readers.setdefault(value, name)
-    return Run(seen, macs())
+    return Run(seen, macs(), outputs)
 
 
 def layer_facts(model: nn.Module, seen: Mapping[str, Seen], norms: Mapping[str, str]) -> tuple[LayerFacts, ...]:

@@ -147,8 +147,10 @@ class Block:
     norms: tuple[str, ...]
     others: int
     """Parameters of the branch outside layers and batch norms."""
-    other_macs: float = 0.0
+    other_macs: float
     """Multiply-accumulates per sample of the branch outside layers."""
+    nodes: frozenset[str]
+    """Everything of the branch, in the traced forward."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -36,8 +36,17 @@ _NUMBERS = frozenset(["size", "dim", "numel", "ndimension", "stride", "item", "l
 class ChangeTracer(fx.Tracer):
     """Marks what is changed in place by an operator, which torch.fx does not tell from its copying form.
 
-    What an `assert` of the model's asks for is taken to hold, as it did when the model ran.
+    What an `assert` of the model's asks for is taken to hold, as it did when the model ran. A module that is given its
+    input by the name torch's layers have for it gets it by place.
     """
+
+    def trace(self, root: nn.Module | Callable[..., Any], concrete_args: dict[str, Any] | None = None) -> fx.Graph:
+        """The graph of a forward."""
+        graph = super().trace(root, concrete_args)
+        for node in graph.nodes:
+            if node.op == "call_module" and not node.args and set(node.kwargs) == {"input"}:
+                node.args, node.kwargs = (node.kwargs["input"],), {}
+        return graph
 
     def to_bool(self, obj: fx.Proxy) -> bool:
         """Whether a traced value is true: only known of what is asserted."""

@@ -4,7 +4,7 @@ The real forward runs in eval mode on a small batch, so Python's own shape arith
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -26,6 +26,7 @@ from automc.graph.operations import (
     refuse,
     rule_for,
 )
+from automc.graph.runs import copies, repeatable, tensors
 
 ONE_TENSOR = "one tensor"
 """In a node's notes: whether its value is a single tensor, and not several, as of `chunk`, or a number."""
@@ -46,6 +47,7 @@ class Propagation:
     """Node names per layer and norm, in forward order."""
     macs: dict[str, float] = field(default_factory=dict)
     """Multiply-accumulates per sample of each node."""
+    outputs: tuple[Tensor, ...] = ()
 
 
 class Follower(fx.Interpreter):
@@ -61,10 +63,10 @@ class Follower(fx.Interpreter):
 
     def follow(self, inputs: tuple[Tensor, ...]) -> Propagation:
         """Runs the model on inputs of batch 2."""
-        with torch.no_grad(), counted(inputs) as self._macs:
-            self.run(*(x.clone() for x in inputs))  # a model may change its input
+        with repeatable(), counted(inputs) as self._macs:
+            outputs = tensors(self.run(*copies(inputs)))
         self.seen.refused.extend(self._holders.refused)
-        return self.seen
+        return replace(self.seen, outputs=outputs)
 
     def run_node(self, n: fx.Node) -> Any:
         """Runs one node and notes its lanes."""

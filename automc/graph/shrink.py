@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from automc.errors import GraphError
-from automc.graph.blocks import branch, dropped
+from automc.graph.blocks import dropped
 from automc.graph.facts import Group, IntArray, Member, ModelFacts
 from automc.graph.model_graph import ModelGraph
 from automc.graph.rewrite import BoolArray, Edit, edits
@@ -33,12 +33,11 @@ def shrink(graph: ModelGraph, model: nn.Module, kept: Mapping[str, IntArray], wi
         changes = changes | dropped(graph.graph, [graph.facts.block(name) for name in without])
     found = _graph_module(graph, small, changes) if changes else small
     if without and isinstance(found, fx.GraphModule):
-        assert graph.graph is not None  # it has blocks
-        nodes, blocks = {n.name: n for n in graph.graph.nodes}, [graph.facts.block(name) for name in without]
-        gone = {n.name for b in blocks for n in branch(nodes[b.at], b.side, graph.lanes)}
+        gone = frozenset[str]().union(*(graph.facts.block(name).nodes for name in without))
+        bare = {str(n.target) for n in found.graph.nodes if n.op == "get_attr" and n.name in gone}
         found.graph.eliminate_dead_code(lambda node: node.name not in gone)  # what was dead before is counted still
         found.delete_all_unused_submodules()
-        _delete_parameters_(found, {str(n.target) for n in nodes.values() if n.op == "get_attr" and n.name in gone})
+        _delete_parameters_(found, bare)
         found.recompile()
     return found
 

@@ -6,13 +6,13 @@ What automc cannot follow is refused by name; a forward that torch.fx cannot tra
 import copy
 import inspect
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.utils._pytree import tree_leaves
 
 from automc.errors import GraphError
 from automc.graph import describe
@@ -40,20 +40,20 @@ def trace_model(
     """
     describe.check_finite(model)
     work = _working_copy(model)
-    inputs, run = _first_run(work, batch_of_two(example_inputs), example_inputs)
-    _check_own(model, work, inputs)
+    with _called(model) as called:
+        inputs, run = _first_run(work, batch_of_two(example_inputs), example_inputs)
+    _check_own(called)
     blank = _blank_facts(model, run)
     try:
         recorded = _recorded(work, _absent_arguments(work, len(inputs)))
         _restore_argument_names_(recorded, work)
-        _place_inputs_(recorded)
     except Exception as error:  # torch.fx and user code raise whatever they like
         return _ungrouped(model, blank, inputs, "torch.fx cannot trace it", error)
     try:
         follow_changes_(recorded, work)
         traced = fx.GraphModule(work, recorded)
-        _check_same(traced, work, inputs)
         found = Follower(traced, work).follow(inputs)
+        _check_same(found.outputs, run.outputs)
     except Exception as error:  # an operation called in a way no rule foresees must cost the groups, not the run
         return _ungrouped(model, blank, inputs, "its channels cannot be followed", error)
     graph = _assemble(model, run.seen, blank, traced.graph, found, inputs)
@@ -85,23 +85,27 @@ def _recorded(work: nn.Module, absent: dict[str, Any] | None) -> fx.Graph:
         return again.trace(work, absent)
 
 
-def _check_own(model: nn.Module, work: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-    """GraphError where a copy of the model runs modules of the model itself: it would never be compressed."""
-    ran: list[str] = []
+@contextmanager
+def _called(model: nn.Module) -> Iterator[list[str]]:
+    """Names of the modules that are called while it is open."""
+    names: list[str] = []
     handles = [
-        module.register_forward_pre_hook(lambda _, __, name=name: ran.append(name))
+        module.register_forward_pre_hook(lambda _, __, name=name: names.append(name))
         for name, module in model.named_modules()
     ]
     try:
-        with torch.no_grad():
-            work(*(x.clone() for x in inputs))
+        yield names
     finally:
         for handle in handles:
             handle.remove()
-    if ran:
+
+
+def _check_own(called: Sequence[str]) -> None:
+    """GraphError where a copy of the model called modules of the model itself: they would never be compressed."""
+    if called:
         raise GraphError(
-            f"A model must run its own modules; a copy of this one runs {ran[0]!r} of the original, which a lambda or "
-            "a plain list holds: make it a method or a submodule."
+            f"A model must run its own modules; a copy of this one runs {called[0]!r} of the original, which a lambda "
+            "or a plain list holds: make it a method or a submodule."
         )
 
 
@@ -202,16 +206,11 @@ def _assemble(
     )
 
 
-def _check_same(traced: nn.Module, model: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+def _check_same(found: Sequence[Tensor], wanted: Sequence[Tensor]) -> None:
     """GraphError where a trace computes something else than the model: its forward looks at values, or keeps state."""
-    outputs = []
-    for module in (model, traced):
-        with torch.no_grad(), torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
-            outputs.append([x for x in tree_leaves(module(*(x.clone() for x in inputs))) if isinstance(x, Tensor)])
-    if len(outputs[0]) != len(outputs[1]) or not all(
+    if len(found) != len(wanted) or not all(
         x.shape == y.shape and torch.allclose(x.double(), y.double(), rtol=1e-3, atol=1e-5, equal_nan=True)
-        for x, y in zip(*outputs, strict=True)
+        for x, y in zip(found, wanted, strict=True)
     ):
         raise GraphError("its trace computes something else")
 
@@ -269,13 +268,6 @@ def _restore_argument_names_(graph: fx.Graph, model: nn.Module) -> None:
     for node, name in zip((n for n in graph.nodes if n.op == "placeholder"), names, strict=False):
         if not str(node.target).startswith("*"):
             node.target = name
-
-
-def _place_inputs_(graph: fx.Graph) -> None:
-    """Calls of modules with their input by name, as torch's layers call it, get it by place."""
-    for node in graph.nodes:
-        if node.op == "call_module" and not node.args and set(node.kwargs) == {"input"}:
-            node.args, node.kwargs = (node.kwargs["input"],), {}
 
 
 def _verified(graph: ModelGraph, model: nn.Module, seed: int) -> ModelGraph:

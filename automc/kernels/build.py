@@ -8,7 +8,6 @@ turns compiled kernels off. Where there is no compiler, or it fails, there is no
 
 import contextlib
 import ctypes
-import hashlib
 import os
 import platform
 import shutil
@@ -18,7 +17,7 @@ from functools import cache
 from pathlib import Path
 
 from automc.errors import ArtifactError
-from automc.files import write_atomic
+from automc.files import sha256, write_atomic
 
 SOURCES = Path(__file__).parent / "csrc"
 FLAGS = ("-O3", "-march=native", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math", "-shared", "-fPIC")
@@ -70,7 +69,7 @@ def _compiler() -> str | None:
 def _digest(source: Path, compiler: str) -> str:
     version = subprocess.run([compiler, "--version"], capture_output=True, timeout=SECONDS, check=True).stdout
     parts = (source.read_bytes(), " ".join(FLAGS).encode(), version, _processor().encode())
-    return hashlib.sha256(b"\0".join(parts)).hexdigest()[:16]
+    return sha256(b"\0".join(parts))[:16]
 
 
 def _processor() -> str:
@@ -92,13 +91,13 @@ def _compile(compiler: str, source: Path, path: Path) -> None:
     with contextlib.suppress(FileNotFoundError):
         _seal(path).unlink()  # which speaks of the file that leaves
     write_atomic(path, data)
-    write_atomic(_seal(path), hashlib.sha256(data).hexdigest().encode())
+    write_atomic(_seal(path), sha256(data).encode())
 
 
 def _whole(path: Path) -> bool:
     """Whether a compiled file is as it was written."""
     try:
-        return _seal(path).read_text() == hashlib.sha256(path.read_bytes()).hexdigest()
+        return _seal(path).read_text() == sha256(path.read_bytes())
     except (OSError, ValueError):
         return False
 

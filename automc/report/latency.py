@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from automc.compression.compress import channels_last, in_channels_last
 from automc.scoring.forward import prepared
 
 Inputs = tuple[Tensor, ...]
@@ -41,10 +42,10 @@ def _forms(module: nn.Module, example: Inputs) -> Iterator[tuple[str, nn.Module]
     """A module in every form that it runs in: `view` asks for tensors as they usually lie."""
     plain = copy.deepcopy(module).eval()
     yield "plain", plain
-    last = copy.deepcopy(plain).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    last = in_channels_last(copy.deepcopy(plain))
     for name, form in (("channels-last", last), ("fused channels-last", prepared(module).eval())):
         with contextlib.suppress(RuntimeError):
-            form(*_last(example))
+            form(*map(channels_last, example))
             yield name, form
 
 
@@ -53,13 +54,8 @@ def _batch(example: Inputs, size: int) -> Inputs:
     return tuple(torch.cat([x] * -(-size // len(x)))[:size] for x in example)
 
 
-def _last(inputs: Inputs) -> Inputs:
-    """Images channels last, anything else as it is."""
-    return tuple(x.contiguous(memory_format=torch.channels_last) if x.dim() == 4 else x for x in inputs)
-
-
 def _medians(forms: Mapping[str, nn.Module], inputs: Inputs) -> dict[str, float]:
-    last = _last(inputs)
+    last = tuple(map(channels_last, inputs))
     times: dict[str, list[float]] = {name: [] for name in forms}
     begin = time.perf_counter()
     for turn in range(_ROUNDS + 2):

@@ -24,6 +24,7 @@ from automc.compression.prefix import Chain, PassMemory, keys, sharing_order, wo
 from automc.compression.structure import Structure, interpretable
 from automc.errors import AutomcError, TaskError
 from automc.evaluation import Evaluation
+from automc.graph.runs import copies
 from automc.policy import Policy
 from automc.projection import Costing
 from automc.scoring.forward import Forward, Prefix, Samples
@@ -200,9 +201,7 @@ class Evaluator:
         if graph.graph is None:
             return forward
         with torch.no_grad():
-            small(
-                *(x.clone() for x in self.task.example_inputs)
-            )  # the graph would not notice that the model's own forward raises
+            small(*copies(self.task.example_inputs))  # the graph would not notice that the model's own forward raises
         return replace(forward, prefix=Prefix(self._digests(policy, made.structure), self._prefixes))
 
     def _chain(self, policy: Policy) -> Chain:
@@ -228,14 +227,12 @@ class Evaluator:
 
     def _forward(self, module: nn.Module) -> Forward:
         """A module, with the dense model's graph where automc made it from that."""
-        graph, made = self.compressor.graph, provenance.known(module)
+        graph, made, last = self.compressor.graph, provenance.known(module), self.compressor.runs_channels_last
         if graph.graph is None:
-            return Forward(module, module, opaque=True)
-        if module is self.task.model:
-            return Forward(module, interpretable(graph, module))
-        if made is None or made.policy.fingerprint != graph.facts.fingerprint:
-            return Forward(module, module)
-        return Forward(module, interpretable(graph, module))
+            return Forward(module, module, opaque=True, last=last)
+        ours = made is not None and made.policy.fingerprint == graph.facts.fingerprint
+        known = ours or module is self.task.model
+        return Forward(module, interpretable(graph, module) if known else module, last=last)
 
     @cached_property
     def _dense_outputs(self) -> tuple[list[Tensor], ...]:

@@ -5,9 +5,7 @@ Python between its layers; any other runs in torch, channels last, in chunks tha
 begin at a cut of its graph, with the values another model with the same decisions up to there has left (`prefix`).
 """
 
-import contextlib
 import copy
-import io
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,9 +15,10 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, fx, nn
 
-from automc.compression.compress import channels_last
+from automc.compression.compress import channels_last, in_channels_last
 from automc.compression.lowering import Lowering, lowered
 from automc.compression.prefix import PassMemory, Snapshot
+from automc.graph.runs import copies
 from automc.kernels.tiles import Shape, lanes, shape_of, to_tiles
 from automc.scoring.folding import behind, folded, traced
 from automc.task import Batch
@@ -86,13 +85,15 @@ class Forward:
     """Only for a graph whose nodes it names."""
     opaque: bool = False
     """Whether no trace says what the module computes; it runs as it is."""
+    last: bool = True
+    """Whether it runs on images that lie channels last."""
     _programs: dict[Shape, Lowering | None] = field(init=False, repr=False, default_factory=dict)
 
     @torch.no_grad()
     def outputs(self, samples: Samples) -> list[Any]:
         """What the model gives, chunk by chunk."""
         program = None if samples.shape is None else self._program(samples.shape)
-        run: _Run = self._in_torch(samples) if program is None else _Compiled(program, samples)
+        run: _Run = _Torch(self._prepared, samples, last=self.last) if program is None else _Compiled(program, samples)
         if self.prefix is None:
             return run.outputs(run.values(None, ())[-1])
         memory, kind = self.prefix.memory, f"{run.kind} {samples.name}"
@@ -113,22 +114,10 @@ class Forward:
             self._programs[shape] = None if self.opaque else lowered(traced(self.graph), shape)
         return self._programs[shape]
 
-    def _in_torch(self, samples: Samples) -> "_Torch":
-        """Channels last, where the model runs on it: `view` asks for tensors as they usually lie."""
-        try:
-            with contextlib.redirect_stderr(io.StringIO()):  # where torch.fx prints what the model raises
-                self._prepared(*(x[:1].clone() for x in samples.chunks[0]))
-        except RuntimeError:
-            return _Torch(self._plain, samples.plain, samples)
-        return _Torch(self._prepared, samples.chunks, samples)
-
     @cached_property
     def _prepared(self) -> nn.Module:
-        return _last(self._plain)
-
-    @cached_property
-    def _plain(self) -> nn.Module:
-        return copy.deepcopy(self.graph).eval() if self.opaque else folded(self.graph)
+        made = copy.deepcopy(self.graph).eval() if self.opaque else folded(self.graph)
+        return in_channels_last(made) if self.last else made
 
 
 def _fitting(names: Sequence[str], run: "_Run", limit: int) -> dict[str, int]:
@@ -192,12 +181,13 @@ class _Compiled:
 
 
 class _Torch:
-    """By torch, on chunks of inputs."""
+    """By torch, on chunks of inputs, channels last where the model runs on that."""
 
     kind = "chunks"
 
-    def __init__(self, module: nn.Module, chunks: Sequence[tuple[Tensor, ...]], samples: Samples) -> None:
-        self.module, self.chunks, self.samples = module, chunks, samples
+    def __init__(self, module: nn.Module, samples: Samples, *, last: bool) -> None:
+        self.module, self.samples = module, samples
+        self.chunks = samples.chunks if last else samples.plain
 
     def holds(self, name: str) -> bool:
         return isinstance(self.module, fx.GraphModule) and any(n.name == name for n in self.module.graph.nodes)
@@ -206,7 +196,7 @@ class _Torch:
         if not names:
             return {}
         assert isinstance(self.module, fx.GraphModule)  # it holds no node otherwise
-        first = behind(self.module, None, names)(*(x[:1].clone() for x in self.chunks[0]))
+        first = behind(self.module, None, names)(*copies(tuple(x[:1] for x in self.chunks[0])))
         count = sum(len(x) for x in self.samples.targets)
         return {name: int(value.nbytes) * count for name, value in zip(names, first, strict=False)}
 
@@ -223,14 +213,9 @@ class _Torch:
 
     def _copies(self) -> Iterator[tuple[Tensor, ...]]:
         """The inputs, chunk by chunk; a model may change them."""
-        return (tuple(x.clone() for x in chunk) for chunk in self.chunks)
+        return map(copies, self.chunks)
 
 
 def prepared(module: nn.Module) -> nn.Module:
     """A copy as torch runs it fastest: batch norms folded, channels last."""
-    return _last(folded(module))
-
-
-def _last(module: nn.Module) -> nn.Module:
-    """A copy with its weights channels last."""
-    return nn.Module.to(copy.deepcopy(module), memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
+    return in_channels_last(folded(module))

@@ -1,0 +1,32 @@
+"""Running a model without leaving a trace: a forward may change its inputs, and may draw random numbers."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_leaves
+
+
+def copies(inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """The inputs for a forward to change as it likes."""
+    return tuple(x.clone() for x in inputs)
+
+
+def batch_size(inputs: tuple[Tensor, ...]) -> int:
+    """Samples in the batch that these inputs are."""
+    return inputs[0].shape[0] if inputs and inputs[0].dim() else 1
+
+
+def tensors(outputs: Any) -> tuple[Tensor, ...]:
+    """What a forward gives, whatever it is held by."""
+    return tuple(x for x in tree_leaves(outputs) if isinstance(x, Tensor))
+
+
+@contextmanager
+def repeatable() -> Iterator[None]:
+    """Within, no gradients, and the same random numbers every time; outside, those there would have been."""
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        yield
