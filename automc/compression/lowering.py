@@ -7,7 +7,7 @@ layer behind it becomes a convolution as large as its input. One operation witho
 import operator
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -32,11 +32,58 @@ class UnsupportedError(Exception):
     """An operation has no step; says which."""
 
 
-class Lowering:
-    """A program and the values of the graph's nodes in it."""
+class Steps(Protocol):
+    """What records steps: a value, given or made by a step, is known by its number."""
 
-    def __init__(self, module: fx.GraphModule, *, dry: bool = False) -> None:
-        self.module, self.program = module, Program(dry=dry)
+    shapes: list[Shape]
+    """Of every value."""
+
+    def given(self, shape: Shape) -> int:
+        """A value that every run is given."""
+        ...
+
+    def convolution(
+        self,
+        x: int,
+        weight: FloatArray,
+        bias: FloatArray | None,
+        window: Window,
+        groups: int = 1,
+        limits: Limits = FREE,
+        other: int = -1,
+    ) -> int:
+        """weight (out, in / groups, kh, kw), bias (out,); `other` is added before the limits."""
+        ...
+
+    def pool(self, x: int, window: Window, *, largest: bool) -> int:
+        """The largest value under each window, or the mean, padding counted as zeros."""
+        ...
+
+    def add(self, x: int, other: int = -1, limits: Limits = FREE) -> int:
+        """The sum of two values of one shape, or one value, within limits."""
+        ...
+
+    def affine(self, x: int, scale: FloatArray, shift: FloatArray, limits: Limits = FREE) -> int:
+        """scale * x + shift, both (channels,)."""
+        ...
+
+    def joined(self, parts: Sequence[tuple[int, int]], channels: int, stride: Pair = (1, 1)) -> int:
+        """Values side by side, each with its first channel in the output, every stride-th position; zeros between."""
+        ...
+
+    def rounded(self, x: int, step: float, zero: float, top: float) -> int:
+        """Levels 0 to `top`, `step` apart, of which `zero` stands for 0.0."""
+        ...
+
+
+S = TypeVar("S", bound=Steps)
+
+
+class Lowering(Generic[S]):
+    """Steps and the values of the graph's nodes in them."""
+
+    def __init__(self, module: fx.GraphModule, program: S) -> None:
+        self.module, self.program = module, program
         self.inputs: list[fx.Node] = []
         """Nodes whose values every run is given."""
         self.output: fx.Node | None = None
@@ -57,11 +104,6 @@ class Lowering:
         for node in nodes:
             if node not in self._values:
                 self._lower(node)
-
-    def run(self, given: Mapping[fx.Node, Tensor], wanted: Sequence[fx.Node], room: Room | None = None) -> list[Tensor]:
-        """Tiles of the wanted nodes for tiles of given ones, put in `room`."""
-        values = {self._values[node]: tiles for node, tiles in given.items()}
-        return self.program.run(values, [self._values[node] for node in wanted], room=room)
 
     def holds(self, node: fx.Node) -> bool:
         """Whether a node's own value is there to be kept."""
@@ -349,7 +391,7 @@ class Lowering:
         self._set(node, self.value(_args(node)[0]), flat=_args(node)[0] in self._flat)
 
 
-_FUNCTIONS: dict[Any, Callable[[Lowering, fx.Node], None]] = {
+_FUNCTIONS: dict[Any, Callable[[Lowering[Any], fx.Node], None]] = {
     **dict.fromkeys(ADDITIONS, Lowering.addition),
     **dict.fromkeys(_ACTIVATIONS, Lowering.activation),
     **dict.fromkeys((torch.flatten, "flatten"), Lowering.flatten),
@@ -375,8 +417,16 @@ class _Tail:
     limits: Limits
 
 
-def lowered(module: nn.Module, shape: Shape, *, dry: bool = False) -> Lowering | None:
-    """A model's program for samples of a shape, or only its shapes; None where it has no trace or an operation has no
+def run_tiles(
+    lowering: Lowering[Program], given: Mapping[fx.Node, Tensor], wanted: Sequence[fx.Node], room: Room | None = None
+) -> list[Tensor]:
+    """Tiles of the wanted nodes for tiles of given ones, put in `room`."""
+    values = {lowering.value(node): tiles for node, tiles in given.items()}
+    return lowering.program.run(values, [lowering.value(node) for node in wanted], room=room)
+
+
+def lowered(module: nn.Module, shape: Shape, program: S) -> Lowering[S] | None:
+    """A model's steps for samples of a shape, recorded by `program`; None where it has no trace or an operation has no
     step."""
     if not isinstance(module, fx.GraphModule) or not all(_plain(x) for x in module.parameters()):
         return None
@@ -386,7 +436,7 @@ def lowered(module: nn.Module, shape: Shape, *, dry: bool = False) -> Lowering |
     inputs = [node for node in nodes if node.op == "placeholder"]
     if len(inputs) != 1:
         return None
-    found = Lowering(module, dry=dry)
+    found = Lowering(module, program)
     found.given(inputs[0], shape, flat=shape[:2] == (1, 1))
     try:
         found.lower(nodes)

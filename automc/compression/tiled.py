@@ -10,13 +10,13 @@ import torch
 from torch import Tensor, fx
 
 from automc.compression.calibration import GROUPED, Spread
-from automc.compression.lowering import Lowering, lowered, window_of
+from automc.compression.lowering import Lowering, lowered, run_tiles, window_of
 from automc.compression.quantize import Observed, sample_step
 from automc.compression.regression import Regression
 from automc.compression.segments import DeferredRun, FitRequest
 from automc.compression.targets import PositionArray
 from automc.kernels.moments import channel_moments, column_moments
-from automc.kernels.tiles import Room, Window, lanes, lent_threads, shape_of, to_tiles
+from automc.kernels.tiles import Program, Room, Window, lanes, lent_threads, shape_of, to_tiles
 from automc.task import Inputs
 
 
@@ -25,7 +25,7 @@ class TiledRun(DeferredRun):
 
     kind = "tiles"
 
-    def __init__(self, module: fx.GraphModule, whole: Lowering, inputs: Tensor) -> None:
+    def __init__(self, module: fx.GraphModule, whole: Lowering[Program], inputs: Tensor) -> None:
         super().__init__(module)
         self._whole, self._samples = whole, len(inputs)
         self._order = {node: i for i, node in enumerate(module.graph.nodes)}
@@ -41,7 +41,7 @@ class TiledRun(DeferredRun):
         if not lanes() or len(inputs) != 1 or len(inputs[0]) < GROUPED:
             return None
         shape = shape_of(inputs[0])
-        whole = None if shape is None else lowered(module, shape, dry=True)
+        whole = None if shape is None else lowered(module, shape, Program(dry=True))
         return None if whole is None else cls(module, whole, inputs[0])
 
     def execute(
@@ -97,7 +97,7 @@ class TiledRun(DeferredRun):
     def _run(self, segment: list[fx.Node]) -> None:
         behind = self._order[segment[-1]] + 1
         read = {a for n in segment for a in n.all_input_nodes if a in self._values}
-        program = Lowering(self.module)
+        program = Lowering(self.module, Program())
         for node in sorted(read, key=self._order.__getitem__):
             program.given(node, self._whole.shape(node), flat=self._whole.is_flat(node))
         nodes = [node for node in segment if node not in self._values]
@@ -105,7 +105,7 @@ class TiledRun(DeferredRun):
             return
         program.lower(nodes)
         wanted = [node for node in nodes if self._last_use[node] >= behind]
-        found = program.run({node: self._values[node] for node in read}, wanted, self._room)
+        found = run_tiles(program, {node: self._values[node] for node in read}, wanted, self._room)
         self._values |= dict(zip(wanted, found, strict=True))
         held = {n: x for n, x in self._values.items() if self._last_use[n] >= behind}
         # An operation that does nothing gives what it was given.

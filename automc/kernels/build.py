@@ -68,7 +68,8 @@ def _compiler() -> str | None:
 
 def _digest(source: Path, compiler: str) -> str:
     version = subprocess.run([compiler, "--version"], capture_output=True, timeout=SECONDS, check=True).stdout
-    parts = (source.read_bytes(), " ".join(FLAGS).encode(), version, _processor().encode())
+    sources = (source, *sorted(source.parent.glob("*.h")))
+    parts = (*(path.read_bytes() for path in sources), " ".join(FLAGS).encode(), version, _processor().encode())
     return sha256(b"\0".join(parts))[:16]
 
 

@@ -16,10 +16,10 @@ import torch
 from torch import Tensor, fx, nn
 
 from automc.compression.compress import channels_last, in_channels_last
-from automc.compression.lowering import Lowering, lowered
+from automc.compression.lowering import Lowering, lowered, run_tiles
 from automc.compression.prefix import PassMemory, Snapshot
 from automc.graph.runs import copies
-from automc.kernels.tiles import Shape, lanes, shape_of, to_tiles
+from automc.kernels.tiles import Program, Shape, lanes, shape_of, to_tiles
 from automc.scoring.folding import behind, folded, traced
 from automc.task import Batch
 
@@ -87,7 +87,7 @@ class Forward:
     """Whether no trace says what the module computes; it runs as it is."""
     last: bool = True
     """Whether it runs on images that lie channels last."""
-    _programs: dict[Shape, Lowering | None] = field(init=False, repr=False, default_factory=dict)
+    _programs: dict[Shape, Lowering[Program] | None] = field(init=False, repr=False, default_factory=dict)
 
     @torch.no_grad()
     def outputs(self, samples: Samples) -> list[Any]:
@@ -109,9 +109,9 @@ class Forward:
             memory.put(kind, digests[name], Snapshot(tuple(left), {}, frozenset()))
         return run.outputs(values[-1])
 
-    def _program(self, shape: Shape) -> Lowering | None:
+    def _program(self, shape: Shape) -> Lowering[Program] | None:
         if shape not in self._programs:
-            self._programs[shape] = None if self.opaque else lowered(traced(self.graph), shape)
+            self._programs[shape] = None if self.opaque else lowered(traced(self.graph), shape, Program())
         return self._programs[shape]
 
     @cached_property
@@ -157,7 +157,7 @@ class _Compiled:
 
     kind = "tiles"
 
-    def __init__(self, program: Lowering, samples: Samples) -> None:
+    def __init__(self, program: Lowering[Program], samples: Samples) -> None:
         self.program, self.samples = program, samples
         self._nodes = {node.name: node for node in program.module.graph.nodes}
 
@@ -171,7 +171,7 @@ class _Compiled:
     def values(self, begin: tuple[str, Sequence[Tensor]] | None, keep: Sequence[str]) -> list[list[Tensor]]:
         assert self.program.output is not None
         given = (self.program.inputs[0], self.samples.tiles) if begin is None else (self._nodes[begin[0]], begin[1][0])
-        found = self.program.run(dict([given]), [*(self._nodes[name] for name in keep), self.program.output])
+        found = run_tiles(self.program, dict([given]), [*(self._nodes[name] for name in keep), self.program.output])
         return [[x] for x in found]
 
     def outputs(self, value: list[Tensor]) -> list[Tensor]:

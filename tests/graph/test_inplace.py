@@ -7,12 +7,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from automc.compression.lowering import lowered
+from automc.compression.lowering import lowered, run_tiles
 from automc.errors import GraphError
 from automc.graph.inplace import ChangeTracer, follow_changes_
 from automc.graph.shrink import shrink
 from automc.graph.trace import trace_model
-from automc.kernels.tiles import lanes, shape_of, to_tiles
+from automc.kernels.tiles import Program, lanes, shape_of, to_tiles
 
 Body = Callable[["Net", Tensor], Tensor]
 
@@ -110,11 +110,11 @@ def test_compiled_steps_compute_what_torch_does(body: Body) -> None:
     net, x = Net(body).eval(), torch.randn(20, 4, 6, 6)
     shape = shape_of(x)
     assert shape is not None
-    program = lowered(functional(net), shape)
+    program = lowered(functional(net), shape, Program())
     if program is None:  # an operation without a step
         return
     assert program.output is not None
-    found = program.run({program.inputs[0]: to_tiles(x)}, [program.output])[0]
+    found = run_tiles(program, {program.inputs[0]: to_tiles(x)}, [program.output])[0]
     with torch.no_grad():
         torch.testing.assert_close(program.samples(program.output, found, len(x)), net(x), rtol=1e-4, atol=1e-4)
 

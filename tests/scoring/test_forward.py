@@ -11,7 +11,7 @@ from automc.compression.lowering import lowered
 from automc.compression.prefix import PassMemory, Snapshot, cuts
 from automc.compression.quantize import QuantizedLayer
 from automc.compression.structure import opened
-from automc.kernels.tiles import lanes
+from automc.kernels.tiles import Program, lanes
 from automc.scoring.folding import folded, traced
 from automc.scoring.forward import Forward, Prefix, Samples
 from automc.tasks.resnet import ResNet
@@ -115,7 +115,7 @@ def test_compiled_outputs_are_torchs(name: str) -> None:
     module = settled(make())
     x = torch.randn(45, *shape, generator=torch.Generator().manual_seed(1))
     size = (*shape[1:], shape[0]) if len(shape) == 3 else (1, 1, shape[0])
-    assert lowered(folded(module), size) is not None
+    assert lowered(folded(module), size, Program()) is not None
     samples = Samples([((x[:30],), torch.zeros(30)), ((x[30:],), torch.zeros(15))])
     found = torch.cat(outputs(module, samples))
     with torch.no_grad():
@@ -166,7 +166,7 @@ class Odd(nn.Module):
 )
 def test_what_has_no_step_is_left_to_torch(operation: Callable[[Tensor], Tensor]) -> None:
     module, x = Odd(operation).eval(), torch.randn(20, 3, 8, 8)
-    assert lowered(folded(module), (8, 8, 3)) is None
+    assert lowered(folded(module), (8, 8, 3), Program()) is None
     with torch.no_grad():
         found = torch.cat(outputs(module, Samples([((x,), torch.zeros(20))])))
         assert torch.allclose(found, module(x), atol=1e-5)

@@ -5,24 +5,13 @@
    minimal filtering F(4x4, 3x3); Lavin and Gray 2016, section 4.3). Lanes never meet, hence results do not depend on how
    samples are put together or on the number of threads. */
 
-#include <stddef.h>
-#if defined(__AVX__)
-#include <immintrin.h>
-#endif
+#include "vectors.h"
 
-#if defined(__AVX512F__)
-#define LANES 16
+#if LANES == 16
 #define OUTPUTS 12 /* of a block of output channels: with two positions each they fill the registers */
-#elif defined(__AVX__)
-#define LANES 8
-#define OUTPUTS 6
 #else
-#define LANES 4
 #define OUTPUTS 6
 #endif
-
-typedef float vec __attribute__((vector_size(4 * LANES)));
-typedef int mask __attribute__((vector_size(4 * LANES)));
 
 enum { CONV, WINOGRAD, DEPTHWISE, ADD, AFFINE, MAXIMUM, MEAN, COPY, CLEAR, ROUND };
 
@@ -38,23 +27,6 @@ typedef struct {
   const float *weight; /* packed, see tiles.py */
   const float *bias;   /* [out_channels] */
 } Step;
-
-static inline vec all(float x) { return x - (vec){}; }
-
-/* Between low and high; what is not a number stays so: of two values x86 gives the second where they do not compare. */
-static inline vec clamp(vec x, float low, float high) {
-#if defined(__AVX512F__)
-  return (vec)_mm512_min_ps((__m512)all(high), _mm512_max_ps((__m512)all(low), (__m512)x));
-#elif defined(__AVX__)
-  return (vec)_mm256_min_ps((__m256)all(high), _mm256_max_ps((__m256)all(low), (__m256)x));
-#else
-  const mask under = x < low, over = x > high;
-  return (vec)(((mask)x & ~under & ~over) | ((mask)all(low) & under) | ((mask)all(high) & over));
-#endif
-}
-
-static inline int smaller(int a, int b) { return a < b ? a : b; }
-static inline int larger(int a, int b) { return a > b ? a : b; }
 
 /* acc[p][q] += the products of `count` inputs of P positions, `apart` from each other, and weights [count][Q] */
 #define MULTIPLY(P, Q)                                                                                                 \

@@ -1,0 +1,398 @@
+"""A network on one image after another, its weights sparse (see `csrc/images.c`): a record of steps, and a plan.
+
+What can be run is recorded first, since how a value lies depends on who reads it: with as many rows of zeros as the
+kernels that move over it look beyond it. A plan then says of each product how many outputs are taken at once, and into
+how many parts its columns are cut.
+"""
+
+import ctypes
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cache
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from automc.kernels.build import compiled
+from automc.kernels.matrix import CMatrix, FloatArray, Masks, Matrix, Reads, packed
+from automc.kernels.tiles import FREE, Limits, Pair, Shape, Window, threads, together
+
+MULTIPLY, SHIFT, SPREAD, ADD, AFFINE, MAXIMUM, MEAN, JOIN, ROUND = range(9)
+
+
+class _Layout(ctypes.Structure):
+    """As in images.c."""
+
+    _fields_ = [(name, ctypes.c_int) for name in ("channels", "height", "width", "above", "plane")]
+
+
+class _Step(ctypes.Structure):
+    """As in images.c."""
+
+    _fields_ = [
+        *((name, ctypes.c_int) for name in ("kind", "in_", "other", "out", "offset")),
+        *((name, ctypes.c_int * 2) for name in ("kernel", "stride", "padding", "dilation")),
+        *((name, ctypes.c_int) for name in ("phases", "shift")),
+        *((name, ctypes.c_float) for name in ("low", "high", "step", "zero")),
+        *((name, ctypes.c_void_p) for name in ("scale", "bias")),
+        ("matrix", CMatrix),
+    ]
+
+
+_POINT = Window()
+
+
+@cache
+def _library() -> ctypes.CDLL | None:
+    found = compiled("images")
+    return None if found is None or found.images_step_bytes() != ctypes.sizeof(_Step) else found
+
+
+def lanes() -> int:
+    """Positions in a vector; 0 where there is no compiled library."""
+    found = _library()
+    return 0 if found is None else int(found.images_lanes())
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """How one product is carried out."""
+
+    block: int = 1
+    """Outputs that are taken at once."""
+    parts: int = 1
+    """Runs of columns."""
+    shift: bool = False
+    """Whether a kernel that slides over its input has moved copies of it laid out first."""
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class _Record:
+    """One step as it was recorded."""
+
+    kind: int
+    x: int
+    out: int
+    window: Window = _POINT
+    limits: Limits = FREE
+    other: int = -1
+    weight: FloatArray | None = None
+    """(out, in / groups, kernel height, kernel width); of an affine step (channels,)."""
+    bias: FloatArray | None = None
+    groups: int = 1
+    offset: int = 0
+    step: float = 0.0
+    zero: float = 0.0
+
+
+class Network:
+    """Steps that follow one another; a value, given or made by a step, is known by its number."""
+
+    def __init__(self) -> None:
+        self.shapes: list[Shape] = []
+        """Of every value."""
+        self.records: list[_Record] = []
+
+    def given(self, shape: Shape) -> int:
+        """A value that every run is given."""
+        self.shapes.append(shape)
+        return len(self.shapes) - 1
+
+    def convolution(
+        self,
+        x: int,
+        weight: FloatArray,
+        bias: FloatArray | None,
+        window: Window,
+        groups: int = 1,
+        limits: Limits = FREE,
+        other: int = -1,
+    ) -> int:
+        """weight (out, in / groups, kh, kw), bias (out,); `other` is added before the limits."""
+        out = self.given((*window.over(self.shapes[x]), len(weight)))
+        return self._add(_Record(MULTIPLY, x, out, window, limits, other, weight, bias, groups))
+
+    def pool(self, x: int, window: Window, *, largest: bool) -> int:
+        """The largest value under each window, or the mean, padding counted as zeros."""
+        out = self.given((*window.over(self.shapes[x]), self.shapes[x][2]))
+        return self._add(_Record(MAXIMUM if largest else MEAN, x, out, window, step=1 / math.prod(window.kernel)))
+
+    def add(self, x: int, other: int = -1, limits: Limits = FREE) -> int:
+        """The sum of two values of one shape, or one value, within limits."""
+        return self._add(_Record(ADD, x, self.given(self.shapes[x]), limits=limits, other=other))
+
+    def affine(self, x: int, scale: FloatArray, shift: FloatArray, limits: Limits = FREE) -> int:
+        """scale * x + shift, both (channels,)."""
+        return self._add(_Record(AFFINE, x, self.given(self.shapes[x]), limits=limits, weight=scale, bias=shift))
+
+    def joined(self, parts: Sequence[tuple[int, int]], channels: int, stride: Pair = (1, 1)) -> int:
+        """Values side by side, each with its first channel in the output, every stride-th position; zeros between."""
+        height, width, _ = self.shapes[parts[0][0]]
+        out = self.given((-(-height // stride[0]), -(-width // stride[1]), channels))
+        if sum(self.shapes[x][2] for x, _ in parts) < channels:
+            self._add(_Record(JOIN, parts[0][0], out, offset=-1))
+        for x, offset in parts:
+            self._add(_Record(JOIN, x, out, Window(stride=stride), offset=offset))
+        return out
+
+    def rounded(self, x: int, step: float, zero: float, top: float) -> int:
+        """Levels 0 to `top`, `step` apart, of which `zero` stands for 0.0."""
+        return self._add(_Record(ROUND, x, self.given(self.shapes[x]), limits=Limits(0.0, top), step=step, zero=zero))
+
+    @property
+    def products(self) -> list[int]:
+        """Numbers of the records that are products."""
+        return [i for i, r in enumerate(self.records) if r.kind == MULTIPLY]
+
+    def _add(self, record: _Record) -> int:
+        self.records.append(record)
+        return record.out
+
+
+@dataclass(frozen=True, slots=True)
+class _Lie:
+    """How a value lies: its shape, and rows of zeros."""
+
+    shape: Shape
+    above: int = 0
+    below: int = 0
+
+    @property
+    def plane(self) -> int:
+        """Floats of a channel; a vector may read beyond its last position."""
+        height, width, _ = self.shape
+        return -(-((self.above + height + self.below) * width + lanes()) // lanes()) * lanes()
+
+    @property
+    def floats(self) -> int:
+        """Of all channels."""
+        return self.shape[2] * self.plane
+
+
+def _slides(window: Window, shape: Shape) -> bool:
+    """Whether a kernel moves by one over all columns, so that what its taps read are runs."""
+    return window.stride == (1, 1) and window.over(shape)[1] == shape[1]
+
+
+class Plan:
+    """A network with everything decided; it runs on any number of images."""
+
+    def __init__(self, network: Network, source: int, result: int, choices: Mapping[int, Choice]) -> None:
+        """choices: by number of a record that is a product."""
+        self._source, self._result, self._shape = source, result, network.shapes[result]
+        self._kept: list[NDArray[np.generic]] = []
+        self._lies = _lies(network)
+        steps: list[_Step] = []
+        for number, record in enumerate(network.records):
+            steps += self._steps(record, choices.get(number, Choice()))
+        self._program = (_Step * len(steps))(*steps)
+        self._layouts = (_Layout * len(self._lies))(
+            *(_Layout(x.shape[2], *x.shape[:2], x.above, x.plane) for x in self._lies)
+        )
+        self._place, self._rooms = _placed(steps, self._lies, source, result)
+
+    def run(self, x: Tensor) -> Tensor:
+        """x (B, channels, height, width) or (B, channels), float32 and contiguous; what the network gives, likewise."""
+        height, width, channels = self._shape
+        out = torch.empty(len(x), channels, height, width)
+        parts = np.array_split(np.arange(len(x)), min(threads(), max(1, len(x))))
+        together(lambda part: self._part(x, out, part), parts)
+        return out
+
+    def _part(self, x: Tensor, out: Tensor, part: NDArray[np.int64]) -> None:
+        """Some of the images, by one thread."""
+        library = _library()
+        assert library is not None  # there are no plans without it
+        if not len(part):
+            return
+        # a vector moved by some columns is read from before its channel and beyond it
+        room = [torch.zeros(size + 2 * lanes()) for size in self._rooms]
+        values = (ctypes.c_void_p * len(self._place))(*(room[p].data_ptr() + 4 * lanes() for p in self._place))
+        begin, end = int(part[0]), int(part[-1]) + 1
+        given, made = (ctypes.c_void_p(t[begin:end].data_ptr()) for t in (x, out))
+        library.images_run(
+            self._program,
+            len(self._program),
+            self._layouts,
+            self._source,
+            self._result,
+            given,
+            made,
+            end - begin,
+            values,
+        )
+
+    def _keep(self, array: NDArray[np.generic] | None) -> int | None:
+        if array is None:
+            return None
+        self._kept.append(np.ascontiguousarray(array))
+        return self._kept[-1].ctypes.data
+
+    def _steps(self, record: _Record, choice: Choice) -> list[_Step]:
+        if record.kind != MULTIPLY:
+            return [self._step(record)]
+        assert record.weight is not None
+        lie, window = self._lies[record.x], record.window
+        if not _slides(window, lie.shape):
+            laid = _spread(record, lie, len(self._lies))
+        elif choice.shift and window.kernel[1] > 1:
+            laid = _shifted(record, lie, len(self._lies))
+        else:
+            return [self._product(record, _taps(window, lie), choice)]
+        self._lies.append(laid.lie)
+        return [self._laid(laid), self._product(replace(record, x=laid.record.out), laid.reads, choice)]
+
+    def _laid(self, laid: "_Laid") -> _Step:
+        masks = CMatrix(mask=None if laid.masks is None else self._keep(laid.masks.lanes))
+        return self._step(laid.record, laid.phases, laid.shift, masks)
+
+    def _product(self, record: _Record, reads: Reads, choice: Choice) -> _Step:
+        matrix = _matrix(record, reads, choice)
+        self._kept += [matrix.start, matrix.offset, matrix.side, matrix.value, matrix.bias, matrix.masks.lanes]
+        return self._step(replace(record, weight=None, bias=None), matrix=matrix.as_c())
+
+    def _step(self, record: _Record, phases: int = 0, shift: int = 0, matrix: CMatrix | None = None) -> _Step:
+        weight = None if record.weight is None else record.weight.astype(np.float32)
+        bias = None if record.bias is None else record.bias.astype(np.float32)
+        numbers = (record.kind, record.x, record.other, record.out, record.offset, *record.window.as_c())
+        limits = (record.limits.low, record.limits.high, record.step, record.zero)
+        pointers = (self._keep(weight), self._keep(bias))
+        return _Step(*numbers, phases, shift, *limits, *pointers, matrix or CMatrix())
+
+
+def _lies(network: Network) -> list[_Lie]:
+    """How each value lies, from who reads it."""
+    above, below = [0] * len(network.shapes), [0] * len(network.shapes)
+    for record in network.records:
+        window, shape = record.window, network.shapes[record.x]
+        if record.kind != MULTIPLY or not _slides(window, shape):
+            continue
+        # what is moved beyond a side is masked, but read
+        edge = -(-window.padding[1] // shape[1])
+        deepest = network.shapes[record.out][0] - 1 + window.dilation[0] * (window.kernel[0] - 1) - window.padding[0]
+        above[record.x] = max(above[record.x], window.padding[0] + edge)
+        below[record.x] = max(below[record.x], deepest - (shape[0] - 1) + edge)
+    return [_Lie(*found) for found in zip(network.shapes, above, below, strict=True)]
+
+
+def _taps(window: Window, lie: _Lie) -> Reads:
+    """What each column of a weight (channels, kh, kw) reads of a value that its kernel slides over."""
+    positions = math.prod(window.over(lie.shape))
+    moves = _moves(window)
+    read = _inside(lie, moves, -(-positions // lanes()))
+    read |= np.arange(read[0].size).reshape(read[0].shape) >= positions  # nobody looks at those
+    taps = _tap_rows(window, lie)[:, None] + moves
+    return _reads(np.arange(lie.shape[2]) * lie.plane, taps, Masks.of(read))
+
+
+def _moves(window: Window) -> NDArray[np.int64]:
+    """Columns by which the taps of a kernel are away from where it is."""
+    return np.arange(window.kernel[1]) * window.dilation[1] - window.padding[1]
+
+
+def _tap_rows(window: Window, lie: _Lie) -> NDArray[np.int64]:
+    """Floats from the beginning of a channel to the row that each row of a kernel reads at the first position."""
+    rows: NDArray[np.int64] = np.arange(window.kernel[0]) * window.dilation[0] - window.padding[0] + lie.above
+    return rows * lie.shape[1]
+
+
+def _inside(lie: _Lie, moves: NDArray[np.int64], vectors: int) -> NDArray[np.bool_]:
+    """Whether what is so many columns away lies in the same row (moves, vectors, lanes)."""
+    at = np.arange(vectors * lanes()) % lie.shape[1] + moves[:, None]
+    inside: NDArray[np.bool_] = (at >= 0) & (at < lie.shape[1])
+    return inside.reshape(len(moves), vectors, lanes())
+
+
+def _reads(channels: NDArray[np.int64], taps: NDArray[np.int64], masks: Masks) -> Reads:
+    """From the floats to each channel and each tap of a kernel (kh, kw)."""
+    offset = (channels[:, None, None] + taps).reshape(-1)
+    side = np.broadcast_to(np.arange(taps.shape[1]) * masks.lanes.shape[1], (len(channels), *taps.shape))
+    return Reads(offset.astype(np.int32), side.reshape(-1).astype(np.int32), masks)
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class _Laid:
+    """What is laid out before a product."""
+
+    record: _Record
+    reads: Reads
+    """What the columns of the weight read of it."""
+    lie: _Lie
+    masks: Masks | None = None
+    phases: int = 0
+    shift: int = 0
+
+
+def _shifted(record: _Record, lie: _Lie, number: int) -> _Laid:
+    """A plane for each channel and each column of a kernel that slides, rows of zeros included."""
+    window = record.window
+    columns = window.kernel[1]
+    shape = (lie.shape[0], lie.shape[1], lie.shape[2] * columns)
+    planes = replace(lie, shape=shape)
+    taps = _tap_rows(window, lie)[:, None] + np.arange(columns) * lie.plane
+    reads = _reads(np.arange(lie.shape[2]) * columns * lie.plane, taps, _all_read(columns))
+    read = _inside(lie, _moves(window), lie.plane // lanes())
+    return _Laid(_Record(SHIFT, record.x, number, window), reads, planes, Masks.of(read))
+
+
+def _spread(record: _Record, lie: _Lie, number: int) -> _Laid:
+    """A plane for each channel, column of the kernel and phase of its rows: row r of phase f is the input's row
+    (r + shift) * stride + f, every stride-th column of it."""
+    window = record.window
+    height, width = window.over(lie.shape)
+    tap = np.arange(window.kernel[0]) * window.dilation[0] - window.padding[0]
+    phase, row = tap % window.stride[0], tap // window.stride[0]
+    phases, shift = int(phase.max()) + 1, int(row.min())
+    each = window.kernel[1] * phases
+    planes = _Lie((height + int(row.max()) - shift, width, lie.shape[2] * each))
+    plane = np.arange(window.kernel[1]) * phases + phase[:, None]
+    taps = plane * planes.plane + (row[:, None] - shift) * width
+    reads = _reads(np.arange(lie.shape[2]) * each * planes.plane, taps, _all_read(window.kernel[1]))
+    return _Laid(_Record(SPREAD, record.x, number, window), reads, planes, phases=phases, shift=shift)
+
+
+def _all_read(columns: int) -> Masks:
+    return Masks.of(np.ones((columns, 1, lanes()), dtype=np.bool_))
+
+
+def _matrix(record: _Record, reads: Reads, choice: Choice) -> Matrix:
+    """A convolution's weight over all channels, in parts by channels."""
+    weight = record.weight
+    assert weight is not None
+    outer, inner = len(weight) // record.groups, weight.shape[1]
+    taps = math.prod(weight.shape[2:])
+    whole = np.zeros((len(weight), inner * record.groups * taps), dtype=np.float32)
+    for g in range(record.groups):
+        rows, columns = slice(g * outer, (g + 1) * outer), slice(g * inner * taps, (g + 1) * inner * taps)
+        whole[rows, columns] = weight[rows].reshape(outer, -1)
+    parts = [
+        (part[:, None] * taps + np.arange(taps)).reshape(-1)
+        for part in np.array_split(np.arange(inner * record.groups), choice.parts)
+        if len(part)
+    ]
+    return packed(whole, record.bias, reads, choice.block, parts)
+
+
+def _placed(steps: Sequence[_Step], lies: Sequence[_Lie], source: int, result: int) -> tuple[list[int], list[int]]:
+    """Each value's room, and each room's floats for an image.
+
+    A room is used again for values that lie alike, once its own is read for the last time: its zeros stay where they
+    are, and little memory stays warm.
+    """
+    last = {v: i for i, s in enumerate(steps) for v in (s.in_, s.other) if v >= 0}
+    place, rooms = {source: 0}, [lies[source].floats]
+    free: dict[_Lie, list[int]] = {}
+    for i, step in enumerate(steps):
+        if step.out not in place:
+            waiting = free.get(lies[step.out], [])
+            if not waiting:
+                rooms.append(lies[step.out].floats)
+                waiting = [len(rooms) - 1]
+            place[step.out] = waiting.pop()
+        for value in {step.in_, step.other} - {-1, step.out, result}:
+            if last[value] == i:
+                free.setdefault(lies[value], []).append(place[value])
+    return [place.get(value, 0) for value in range(len(lies))], rooms
