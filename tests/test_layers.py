@@ -22,6 +22,7 @@ ROWS = {
     "automc.evaluation": 0,
     "automc.pareto": 0,
     "automc.files": 0,
+    "automc.class_dimension": 0,
     "automc.graph": 1,
     "automc.task": 1,
     "automc.criteria": 2,
