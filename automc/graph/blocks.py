@@ -5,6 +5,7 @@ other operand, so both must have the sum's shape. Of nested branches only the in
 """
 
 import operator
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import takewhile
@@ -115,10 +116,24 @@ def _block(
 
 
 def _named(blocks: Sequence[Block]) -> list[Block]:
-    """Names: the path that all layers of a block share; the addition's own name where that says too little."""
-    paths = [_shared_path(block.layers) for block in blocks]
-    unique = [path if path and paths.count(path) == 1 else block.at for path, block in zip(paths, blocks, strict=True)]
-    return [replace(block, name=name) for name, block in zip(unique, blocks, strict=True)]
+    """The shortest name that no other block has: a path its layers share, from its first to its last layer, or that of
+    the addition."""
+    choices = [_names(block) for block in blocks]
+    taken = Counter(name for names in choices for name in names)
+    return [
+        replace(block, name=next((name for name in names if taken[name] == 1), block.at))
+        for block, names in zip(blocks, choices, strict=True)
+    ]
+
+
+def _names(block: Block) -> list[str]:
+    """What a block may be called, the best first; its one layer's name where it has no other."""
+    first, last = block.layers[0], block.layers[-1]
+    if len(block.layers) == 1:
+        return [name for name in (first.rpartition(".")[0], first) if name]
+    shared = _shared_path(block.layers)
+    inside = len(shared) + 1 if shared else 0
+    return [name for name in (shared, f"{first}..{last[inside:]}") if name]
 
 
 def _shared_path(names: Sequence[str]) -> str:

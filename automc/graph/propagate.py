@@ -25,6 +25,7 @@ from automc.graph.operations import (
     operation_name,
     refuse,
     rule_for,
+    why_unknown,
 )
 from automc.graph.runs import copies, repeatable, tensors
 
@@ -132,7 +133,7 @@ class Follower(fx.Interpreter):
 
     def _apply(self, n: fx.Node, rule: Rule | None, call: Call, *, always: bool = False) -> Lanes:
         """The rule's lanes; without a rule, or where it gives up, everything is pinned and the refusal noted."""
-        reason = "automc does not know what it does to channels"
+        reason = why_unknown(call.name)
         free = any_free(self._classes, call)
         if rule is not None:
             try:
@@ -142,7 +143,7 @@ class Follower(fx.Interpreter):
                 return lanes
             except UnfollowableError as error:
                 reason = str(error)
-        if free or always:
+        if always or (free and not _gives_output(n, call)):
             self._refuse(_place(n), call.name, reason)
         return refuse(self._classes, call)
 
@@ -217,6 +218,12 @@ class Follower(fx.Interpreter):
         dim = 1 if value.dim() == 4 and 1 in wide else wide[-1]
         dim, ids = self._holders.parameter(value, dim)
         return Lane(tuple(value.shape), dim, ids)
+
+
+def _gives_output(n: fx.Node, call: Call) -> bool:
+    """Whether a node's value is the model's output, in the shape of its input: those channels were never offered."""
+    shape = tuple(call.result.shape) if isinstance(call.result, Tensor) else None
+    return all(user.op == "output" for user in n.users) and all(lane.shape == shape for lane in call.lanes())
 
 
 def _runner(n: fx.Node) -> Callable[..., Any]:

@@ -103,6 +103,21 @@ def test_an_operation_that_mixes_channels_is_refused_by_name(
     assert shrink(graph, model, kept)(x).shape == model(x).shape
 
 
+@pytest.mark.parametrize("last", [nn.LogSoftmax(dim=1), nn.Softmax(dim=1), nn.LocalResponseNorm(2)])
+def test_nothing_is_said_of_what_only_the_output_meets(last: nn.Module) -> None:
+    facts = trace_model(nn.Sequential(conv(3, 8), nn.ReLU(), conv(8, 4), last), (torch.randn(IMAGE),)).facts
+    assert [g.name for g in facts.groups] == ["0"] and facts.refused == ()
+    facts = trace_model(nn.Sequential(conv(3, 8), last, conv(8, 4)), (torch.randn(IMAGE),)).facts
+    assert [r.where for r in facts.refused] == ["1"]
+
+
+def test_a_module_is_refused_once() -> None:
+    encoder = nn.TransformerEncoder(nn.TransformerEncoderLayer(8, 2, 16, batch_first=True), 1)
+    model = nn.Sequential(nn.Linear(5, 8), encoder, nn.Linear(8, 3))
+    (found,) = trace_model(model, (torch.randn(SEQUENCE),)).facts.refused
+    assert (found.where, found.operation) == ("1", "TransformerEncoder") and "inside" in found.reason
+
+
 def test_an_unknown_function_of_the_user_is_refused_by_name() -> None:
     model = One(lambda s, x: s.b(scramble(s.a(x))), a=conv(3, 8), b=conv(8, 4))
     graph = trace_model(model, (torch.randn(IMAGE),))
