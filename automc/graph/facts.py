@@ -151,6 +151,8 @@ class Block:
     """Multiply-accumulates per sample of the branch outside layers."""
     nodes: frozenset[str]
     """Everything of the branch, in the traced forward."""
+    parameters: tuple[str, ...] = ()
+    """Those counted in `others`; groups may prune some of them."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -192,7 +192,7 @@ def _assemble(
         parameters=parameters,
         refused=(*blank.refused, *_new(found.refused, blank.refused), *grouping.refused, *unread),
         traceable=True,
-        blocks=residual_blocks(graph, found.lanes, found.macs, model, layers, blank.norms, parameters),
+        blocks=residual_blocks(graph, found.lanes, found.macs, model, layers, blank.norms),
     )
     settle = _Settled(found.classes)
     return ModelGraph(

@@ -173,6 +173,27 @@ def test_blocks_are_named_after_their_layers() -> None:
     assert names == ["singles.0", "singles.1", "query..out", "inner.a..b", "inner.c..d"]
 
 
+def test_a_parameter_that_others_read_stays_and_is_not_counted() -> None:
+    class Scaled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.head = (nn.Linear(6, 6) for _ in range(3))
+            self.scale, self.own = (nn.Parameter(torch.rand(6)) for _ in range(2))
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.a(x)
+            return self.head((x + self.own * self.b(x * self.scale)) * self.scale)
+
+    model, x = Scaled().eval(), torch.randn(2, 6)
+    graph = trace_model(model, (x,))
+    (block,) = graph.facts.blocks
+    assert (block.name, block.parameters, block.others) == ("b", ("own",), 6)
+    small = shrink(graph, model, {}, ["b"])
+    policy = Policy(graph.facts.fingerprint, blocks=(("b", BlockDecision(0.0)),))
+    costs = Costing(SearchSpace(graph.facts, ())).of_policy(policy)
+    assert costs["params"] == sum(p.numel() for p in small.parameters())
+
+
 def test_an_unknown_block_is_refused() -> None:
     model, x = made(ResNet)
     with pytest.raises(GraphError, match="block"):
