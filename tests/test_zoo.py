@@ -90,9 +90,28 @@ def mobile() -> nn.Module:
     return nn.Sequential(*stem, Inverted(8), Inverted(8), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 4))
 
 
+class Grouped(nn.Module):
+    """A residual block with group norms and an activation of its own for each channel."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.conv1, self.conv2 = (nn.Conv2d(width, 2 * width, 3, padding=1), nn.Conv2d(2 * width, width, 1))
+        self.norm1, self.norm2 = nn.GroupNorm(8, 2 * width), nn.GroupNorm(4, width)
+        self.act = nn.PReLU(2 * width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.norm2(self.conv2(self.act(self.norm1(self.conv1(x)))))
+
+
+def grouped() -> nn.Module:
+    stem = (nn.Conv2d(3, 8, 3, padding=1), nn.InstanceNorm2d(8, affine=True), nn.ReLU())
+    return nn.Sequential(*stem, Grouped(8), Grouped(8), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 4))
+
+
 ZOO: dict[str, tuple[Callable[[], nn.Module], Tensor, int]] = {
     "resnet": (resnet, IMAGES, 2),
     "mobile": (mobile, IMAGES, 2),
+    "grouped": (grouped, IMAGES, 2),
     "masked": (Masked, TOKENS, 2),
 }
 """A maker, inputs, and how many blocks may be left out."""

@@ -15,9 +15,11 @@ from automc.graph.facts import IntArray, Refusal
 
 Layer: TypeAlias = nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.Linear
 Norm: TypeAlias = nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d
+GroupNorm: TypeAlias = nn.GroupNorm | nn.InstanceNorm1d | nn.InstanceNorm2d | nn.InstanceNorm3d
 
 _LAYERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+_GROUP_NORMS = (nn.GroupNorm, nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)
 
 
 def as_layer(module: nn.Module) -> Layer | None:
@@ -34,6 +36,16 @@ def as_norm(module: nn.Module) -> Norm | None:
     if isinstance(module, _NORMS) and type(module).forward is nn.modules.batchnorm._BatchNorm.forward:
         return module
     return None
+
+
+def as_group_norm(module: nn.Module) -> GroupNorm | None:
+    """The module as a norm over groups of a sample's own channels, if it is torch's; else None."""
+    return module if isinstance(module, _GROUP_NORMS) and type(module) in _GROUP_NORMS else None
+
+
+def norm_groups(norm: GroupNorm) -> int:
+    """How many groups of channels have a mean and a variance of their own."""
+    return norm.num_groups if isinstance(norm, nn.GroupNorm) else norm.num_features
 
 
 def sizes(layer: Layer) -> tuple[int, int, int]:

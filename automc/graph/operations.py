@@ -251,11 +251,12 @@ def operation_name(node: fx.Node) -> str | None:
     return None if name is None else name.rstrip("_")
 
 
-_OVER_CHANNELS = "it normalises over the channels, so that removing one changes all others"
+OVER_CHANNELS = "it normalises over the channels, so that removing one changes all others"
+"""Why a norm is refused whose mean and variance are those of all channels."""
 _PRODUCT = "it multiplies two activations"
 _RECURRENT = "automc does not cut the weights of its gates"
 _REASONS = {
-    **dict.fromkeys(["LayerNorm", "RMSNorm", "LocalResponseNorm", "layer_norm", "rms_norm"], _OVER_CHANNELS),
+    **dict.fromkeys(["LayerNorm", "RMSNorm", "LocalResponseNorm", "layer_norm", "rms_norm"], OVER_CHANNELS),
     **dict.fromkeys(["matmul", "bmm", "baddbmm", "einsum", "scaled_dot_product_attention"], _PRODUCT),
     **dict.fromkeys(["RNN", "LSTM", "GRU"], _RECURRENT),
 }

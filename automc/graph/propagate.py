@@ -14,9 +14,10 @@ from torch import Tensor, fx, nn
 from automc.graph.channels import Classes, Lane, Lanes, leaves
 from automc.graph.counting import counted
 from automc.graph.facts import IntArray, Refusal
-from automc.graph.holders import Holders, Layer, Norm, as_layer, as_norm
+from automc.graph.holders import GroupNorm, Holders, Layer, Norm, as_group_norm, as_layer, as_norm, norm_groups
 from automc.graph.operations import (
     MODULE_RULES,
+    OVER_CHANNELS,
     Call,
     Rule,
     UnfollowableError,
@@ -128,8 +129,9 @@ class Follower(fx.Interpreter):
         if type(module) in (nn.Softmax, nn.LogSoftmax):
             rule = rule_for("softmax")
             return self._apply(n, rule, Call(shown.name, module, (*call.args, module.dim), call.kwargs, call.result))
-        always = any(True for _ in module.parameters())
-        return self._apply(n, MODULE_RULES.get(type(module)), shown, always=always)
+        group_norm = as_group_norm(module)
+        known = MODULE_RULES.get(type(module)) if group_norm is None else self._group_norm(name, group_norm)
+        return self._apply(n, known, shown, always=any(True for _ in module.parameters()))
 
     def _apply(self, n: fx.Node, rule: Rule | None, call: Call, *, always: bool = False) -> Lanes:
         """The rule's lanes; without a rule, or where it gives up, everything is pinned and the refusal noted."""
@@ -200,6 +202,23 @@ class Follower(fx.Interpreter):
             _, ids = self._holders.parameter(module.weight, 0)
             classes.union(ids, self._channels(lane, 1, _name(self._names, module), "PReLU"))
             return Lane(lane.shape, 1, ids)
+
+        return rule
+
+    def _group_norm(self, name: str, norm: GroupNorm) -> Rule:
+        """Channels that share a mean and a variance leave together: without one of them the others would change."""
+
+        def rule(classes: Classes, call: Call) -> Lanes:
+            if norm_groups(norm) == 1:
+                raise UnfollowableError(OVER_CHANNELS)
+            if norm.weight is None or any(True for _ in norm.buffers()):
+                raise UnfollowableError("only one with weights, and without running statistics, can be cut")
+            ids = self._channels(call.lane(), 1, name, call.name)
+            together = ids.reshape(norm_groups(norm), -1)
+            classes.union(together, np.broadcast_to(together[:, :1], together.shape))
+            for parameter in norm.parameters():
+                classes.union(self._holders.parameter(parameter, 0)[1], ids)
+            return Lane(call.lane().shape, 1, ids)
 
         return rule
 

@@ -119,6 +119,12 @@ def resize_(small: nn.Module, kept_in: int | None) -> None:
         small.embedding_dim = small.weight.shape[1]
     elif isinstance(small, nn.PReLU):
         small.num_parameters = len(small.weight)
+    elif isinstance(small, nn.GroupNorm):
+        each = small.num_channels // small.num_groups
+        small.num_channels = len(small.weight)
+        small.num_groups = small.num_channels // each
+    elif isinstance(small, nn.modules.instancenorm._InstanceNorm):
+        small.num_features = len(small.weight)
 
 
 def lost_members(groups: Iterable[Group], kept: Mapping[str, IntArray]) -> list[tuple[Member, IntArray]]:

@@ -62,8 +62,10 @@ def tied_embedding() -> nn.Module:
 IMAGE, SEQUENCE = (2, 3, 8, 8), (2, 6, 5)
 REFUSED: list[tuple[str, Callable[[], nn.Module], tuple[int, ...], str]] = [
     ("LayerNorm", lambda: tokens(lambda s, t: s.norm(t), norm=nn.LayerNorm(8)), SEQUENCE, "norm"),
-    ("GroupNorm", lambda: around(nn.GroupNorm(2, 8)), IMAGE, "1"),
+    ("GroupNorm", lambda: around(nn.GroupNorm(1, 8)), IMAGE, "1"),
+    ("GroupNorm", lambda: around(nn.GroupNorm(4, 8, affine=False)), IMAGE, "1"),
     ("InstanceNorm2d", lambda: around(nn.InstanceNorm2d(8)), IMAGE, "1"),
+    ("InstanceNorm2d", lambda: around(nn.InstanceNorm2d(8, affine=True, track_running_stats=True)), IMAGE, "1"),
     ("LocalResponseNorm", lambda: around(nn.LocalResponseNorm(2)), IMAGE, "1"),
     ("ConvTranspose2d", lambda: around(nn.ConvTranspose2d(8, 8, 3, padding=1)), IMAGE, "1"),
     ("Softmax", lambda: around(nn.Softmax(dim=1)), IMAGE, "1"),

@@ -274,6 +274,27 @@ def prelu() -> nn.Module:
     return Net(lambda s, x: s.b(s.act(s.a(x))), a=conv(3, 8), act=nn.PReLU(8), b=conv(8, 5))
 
 
+def group_norm() -> nn.Module:
+    return Net(lambda s, x: s.b(F.relu(s.n(s.a(x)))), a=conv(3, 8), n=nn.GroupNorm(4, 8), b=conv(8, 5))
+
+
+def instance_norm() -> nn.Module:
+    norm = nn.InstanceNorm2d(8, affine=True)
+    return Net(lambda s, x: s.b(F.relu(s.n(s.a(x)))), a=conv(3, 8), n=norm, b=conv(8, 5))
+
+
+def group_norm_stream() -> nn.Module:
+    """Norms of different groups along one stream: units are what none of them cuts in two."""
+
+    def forward(s: Any, x: Any) -> Any:
+        x = s.a(x)
+        x = x + s.c(F.relu(s.n1(s.b(F.relu(s.n0(x))))))
+        return s.d(s.n2(x))
+
+    norms = {"n0": nn.GroupNorm(6, 12), "n1": nn.GroupNorm(2, 6), "n2": nn.GroupNorm(4, 12)}
+    return Net(forward, a=conv(3, 12), b=conv(12, 6), c=conv(6, 12), d=conv(12, 5), **norms)
+
+
 def gated_linear() -> nn.Module:
     return Net(lambda s, x: s.b(F.glu(s.a(x), dim=1)), a=conv(3, 12), b=conv(6, 5))
 
@@ -387,6 +408,9 @@ CASES = [
     Case(mlp, "3", 9, {"4": same}, shape=(2, 7)),
     Case(pixel_shuffle, "a", 6, {"a": lambda u: np.concatenate([4 * u + i for i in range(4)])}),
     Case(prelu, "a", 8, {"a": same}),
+    Case(group_norm, "a", 4, {"n": lambda u: np.concatenate([2 * u, 2 * u + 1])}),
+    Case(instance_norm, "a", 8, {"n": same}),
+    Case(group_norm_stream, "b", 2, {"n1": lambda u: np.concatenate([3 * u + i for i in range(3)])}),
     Case(gated_linear, "a", 6, {"a": at(0, 6)}),
     Case(embedding, "table.weight", 8, {"table.weight": same}, shape=(2, 5), integers=11),
     Case(squeezed, "a", 8, {"a": same}),
