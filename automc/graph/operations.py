@@ -259,6 +259,7 @@ _REASONS = {
     **dict.fromkeys(["LayerNorm", "RMSNorm", "LocalResponseNorm", "layer_norm", "rms_norm"], OVER_CHANNELS),
     **dict.fromkeys(["matmul", "bmm", "baddbmm", "einsum", "scaled_dot_product_attention"], _PRODUCT),
     **dict.fromkeys(["RNN", "LSTM", "GRU"], _RECURRENT),
+    **dict.fromkeys(["ConvTranspose1d", "ConvTranspose2d", "ConvTranspose3d"], "it is transposed and has conv-groups"),
 }
 
 

@@ -44,7 +44,7 @@ def _layers(facts: ModelFacts) -> Table:
         table.add_column(column, justify="left" if column in ("layer", "kind") else "right")
     for x in facts.layers:
         kernel = "x".join(map(str, x.kernel)) or "-"
-        kind = "depthwise" if x.depthwise else x.kind
+        kind = "depthwise" if x.depthwise else "transposed" if x.transposed else x.kind
         numbers = (text.amount("macs", x.macs), text.share(x.macs, facts.macs), text.amount("params", x.weight_numel))
         table.add_row(text.plain(x.name), kind, str(x.in_channels), str(x.out_channels), kernel, *numbers)
     return table

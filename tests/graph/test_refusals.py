@@ -67,7 +67,7 @@ REFUSED: list[tuple[str, Callable[[], nn.Module], tuple[int, ...], str]] = [
     ("InstanceNorm2d", lambda: around(nn.InstanceNorm2d(8)), IMAGE, "1"),
     ("InstanceNorm2d", lambda: around(nn.InstanceNorm2d(8, affine=True, track_running_stats=True)), IMAGE, "1"),
     ("LocalResponseNorm", lambda: around(nn.LocalResponseNorm(2)), IMAGE, "1"),
-    ("ConvTranspose2d", lambda: around(nn.ConvTranspose2d(8, 8, 3, padding=1)), IMAGE, "1"),
+    ("ConvTranspose2d", lambda: around(nn.ConvTranspose2d(8, 8, 3, padding=1, groups=2)), IMAGE, "1"),
     ("Softmax", lambda: around(nn.Softmax(dim=1)), IMAGE, "1"),
     ("MultiheadAttention", lambda: tokens(
         lambda s, t: s.mha(t, t, t)[0], mha=nn.MultiheadAttention(8, 2)), SEQUENCE, "mha"),

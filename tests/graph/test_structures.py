@@ -35,7 +35,9 @@ def silence_(model: nn.Module, name: str, positions: Any) -> None:
             model.get_parameter(name)[..., positions] = 0
             return
         module = model.get_submodule(name)
-        for tensor in (module.weight, module.bias):
+        if isinstance(module, nn.ConvTranspose2d):
+            module.weight[:, positions] = 0
+        for tensor in (module.bias,) if isinstance(module, nn.ConvTranspose2d) else (module.weight, module.bias):
             if isinstance(tensor, torch.Tensor):
                 tensor[positions] = 0
 
@@ -295,6 +297,18 @@ def group_norm_stream() -> nn.Module:
     return Net(forward, a=conv(3, 12), b=conv(12, 6), c=conv(6, 12), d=conv(12, 5), **norms)
 
 
+def transposed() -> nn.Module:
+    up = nn.ConvTranspose2d(8, 6, 3, stride=2, padding=1, output_padding=1)
+    return Net(lambda s, x: s.c(F.relu(s.n(s.b(F.relu(s.a(x)))))), a=conv(3, 8), b=up, n=bn(6), c=conv(6, 4))
+
+
+def autoencoder() -> nn.Module:
+    """A decoder with the encoder's weight, in which inputs and outputs change places."""
+    net = Net(lambda s, x: s.b(F.relu(s.a(x))), a=conv(3, 8), b=nn.ConvTranspose2d(8, 3, 3, padding=1))
+    net.b.weight = net.a.weight  # type: ignore[union-attr]
+    return net
+
+
 def gated_linear() -> nn.Module:
     return Net(lambda s, x: s.b(F.glu(s.a(x), dim=1)), a=conv(3, 12), b=conv(6, 5))
 
@@ -411,6 +425,9 @@ CASES = [
     Case(group_norm, "a", 4, {"n": lambda u: np.concatenate([2 * u, 2 * u + 1])}),
     Case(instance_norm, "a", 8, {"n": same}),
     Case(group_norm_stream, "b", 2, {"n1": lambda u: np.concatenate([3 * u + i for i in range(3)])}),
+    Case(transposed, "a", 8, {"a": same}),
+    Case(transposed, "b", 6, {"n": same}),
+    Case(autoencoder, "a", 8, {"a": same}),
     Case(gated_linear, "a", 6, {"a": at(0, 6)}),
     Case(embedding, "table.weight", 8, {"table.weight": same}, shape=(2, 5), integers=11),
     Case(squeezed, "a", 8, {"a": same}),
