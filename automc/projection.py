@@ -12,6 +12,7 @@ from collections.abc import Mapping
 import numpy as np
 from numpy.typing import NDArray
 
+from automc import wider
 from automc.budget import Budget
 from automc.costs.table import Candidates, Cost, CostTable, FloatArray, total
 from automc.errors import BudgetError
@@ -175,17 +176,42 @@ class Projector:
             point = together[int(self.fits(together).sum()) - 1]
 
     def _refuse_unreachable(self) -> None:
-        smallest = self.costing.batch(self.space.smallest[None], self._names)[0]
+        smallest = self.costing.of(self.space.smallest)
         dense = self.costing.dense()
-        for name, least, bound in zip(self._names, smallest, self._bounds, strict=True):
-            if least > bound:
-                parts = self.costing.by_layer(self.space.smallest, name)
-                binding = [self.space.facts.layers[i].name for i in np.argsort(-parts)[:3]]
+        for name, bound in self.limits.items():
+            if smallest[name] > bound:
                 raise BudgetError(
-                    f"{name} must be at most {_amount(bound)}, but the smallest reachable value is {_amount(least)} "
-                    f"({100 * least / dense[name]:.2f}% of dense), bound by {', '.join(binding)}: "
-                    "raise the limit or choose a wider space."
+                    f"{name} must be at most {_amount(bound)}, but the smallest reachable value is "
+                    f"{_amount(smallest[name])} ({100 * smallest[name] / dense[name]:.2f}% of dense), bound by "
+                    f"{', '.join(self._binding(name))}: {self._remedy(name)}."
                 )
+
+    def _binding(self, name: str, most: int = 3) -> list[str]:
+        """What takes most of the smallest cost, and which share of it."""
+        point, table = self.space.smallest, self.costing.table
+        parts = dict(zip((x.name for x in self.space.facts.layers), self.costing.by_layer(point, name), strict=True))
+        whole = self.costing.of(point)[name]
+        parts["what lies outside layers"] = whole - sum(parts.values())
+        if name == "size":
+            parts["what lies outside layers"] -= table.header_bytes
+            parts["the file's header"] = table.header_bytes
+        largest = sorted(parts, key=lambda part: -parts[part])[:most]
+        return [f"{part} ({100 * parts[part] / whole:.0f}%)" for part in largest if parts[part] > 0]
+
+    def _remedy(self, name: str) -> str:
+        """What to do about a limit that cannot be met: which registered spaces meet it, with all others."""
+        found = wider.spaces(self.space.facts)
+        costs = {space: Costing(other).of(other.smallest) for space, other in found.items()}
+        enough = [space for space in wider.nearest(self.space, found) if within(costs[space], self.limits)]
+        if enough:
+            return f"raise the limit, or choose a space that reaches it: {wider.listed(enough)}"
+        if any(cost[name] <= self.limits[name] for cost in costs.values()):
+            return "raise the limits; no registered space meets all of them"
+        best = min(costs, key=lambda space: costs[space][name], default=None)
+        if best is None or costs[best][name] >= self.costing.of(self.space.smallest)[name]:
+            return "raise the limit; no registered space does better"
+        amount = _amount(costs[best][name])
+        return f"raise the limit; no registered space reaches it, {best} comes nearest with {amount}"
 
 
 _FIELDS = ("keep", "weight_bits", "activation_bits", "sparsity", "codebook", "rank", "factorization", "blocks")

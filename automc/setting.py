@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from automc import wider
 from automc.budget import Budget
 from automc.compression.bank import MEMORY_BYTES
 from automc.compression.compress import Compressor
@@ -78,13 +79,21 @@ def prepare(
     opened = SearchSpace(graph.facts, build(graph.facts), recipe or Recipe())
     if not opened.axes:
         raise TaskError(
-            f"A search must have something to decide; {name} opens nothing in {found.name!r}: try --space joint."
+            f"A search must have something to decide; {name} opens nothing in {found.name!r}: {_others(opened)}."
         )
     projector = Projector(opened, budget)
     half = memory_bytes // 2  # for what is known of layers and fitting passes; the other for scoring passes
     compressor = Compressor(graph, found.model, found, cache, half)
     evaluator = Evaluator(found, compressor, projector.costing, score, stages=stages, seed=seed, memory_bytes=half)
     return Setting(found, _portable(task), graph, evaluator, (opened, projector))
+
+
+def _others(space: SearchSpace) -> str:
+    """What to search instead of a space that opens nothing."""
+    found = wider.spaces(space.facts)
+    if not found:
+        return "no registered space does, see what `automc inspect` says of the model"
+    return f"try --space {wider.listed(wider.nearest(space, found))}"
 
 
 def evaluator_of(task: Task, score: str = "metric") -> Evaluator:

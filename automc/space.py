@@ -295,6 +295,11 @@ def check_policy(policy: Policy, facts: ModelFacts) -> None:
                 f"A layer must own its weight to be decided on; that of {name!r} is also {layer.tied[0]!r}: leave it "
                 "dense."
             )
+        if layer.transposed and decision.effective != LayerDecision():
+            raise PolicyError(
+                f"A layer must be no transposed convolution to be decided on; {name!r} is one: leave it dense, and "
+                "decide on the groups of its channels."
+            )
         if layer.calls > 1 and decision.activation_bits < FULL_BITS:
             raise PolicyError(
                 f"A layer must run once for its input to be rounded; {name!r} runs {layer.calls} times: leave its "

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from automc.class_dimension import class_dimension
 from automc.errors import TaskError
 
 Inputs = tuple[Tensor, ...]
@@ -22,8 +23,14 @@ Metric = Callable[[Any, Tensor], Tensor]
 
 
 def accuracy(outputs: Tensor, targets: Tensor) -> Tensor:
-    """1.0 where the largest of `outputs` (B, classes) is the target (B,), else 0.0."""
-    return (outputs.argmax(dim=1) == targets).to(torch.float32)
+    """By sample the share of positions, often a single one, where the largest of the class scores is the target."""
+    found = outputs.argmax(dim=class_dimension(outputs.shape, targets.shape))
+    if found.shape != targets.shape:
+        raise TaskError(
+            "Accuracy needs class scores with a class for each target; this model gives "
+            f"{tuple(outputs.shape)} for targets {tuple(targets.shape)}: give the task a metric of its own."
+        )
+    return (found == targets).to(torch.float32).reshape(len(targets), -1).mean(dim=1)
 
 
 METRICS: dict[str, Metric] = {"accuracy": accuracy}

@@ -9,11 +9,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import automc
-from automc.errors import GraphError
+from automc.errors import GraphError, PolicyError
 from automc.graph.trace import trace_model
-from automc.policy import BlockDecision, Policy
+from automc.policy import BlockDecision, GroupDecision, LayerDecision, Policy
 from automc.recovery.distill import Distillation
 from automc.recovery.optimize import Schedule
+from automc.registry import CRITERIA
 
 IMAGES = torch.randn(96, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 TOKENS = torch.randn(96, 6, 8, generator=torch.Generator().manual_seed(0))
@@ -90,9 +91,44 @@ def mobile() -> nn.Module:
     return nn.Sequential(*stem, Inverted(8), Inverted(8), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 4))
 
 
+class Grouped(nn.Module):
+    """A residual block with group norms and an activation of its own for each channel."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.conv1, self.conv2 = (nn.Conv2d(width, 2 * width, 3, padding=1), nn.Conv2d(2 * width, width, 1))
+        self.norm1, self.norm2 = nn.GroupNorm(8, 2 * width), nn.GroupNorm(4, width)
+        self.act = nn.PReLU(2 * width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.norm2(self.conv2(self.act(self.norm1(self.conv1(x)))))
+
+
+def grouped() -> nn.Module:
+    stem = (nn.Conv2d(3, 8, 3, padding=1), nn.InstanceNorm2d(8, affine=True), nn.ReLU())
+    return nn.Sequential(*stem, Grouped(8), Grouped(8), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 4))
+
+
+class Decoder(nn.Module):
+    """A class for each pixel: down, and up again by transposed convolutions, one behind the other and past a skip."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.down1, self.down2 = nn.Conv2d(3, 8, 3, stride=2, padding=1), nn.Conv2d(8, 12, 3, stride=2, padding=1)
+        self.up1, self.up2 = nn.ConvTranspose2d(12, 8, 2, stride=2), nn.ConvTranspose2d(16, 12, 3, stride=2, padding=1)
+        self.up3, self.norm, self.head = nn.ConvTranspose2d(12, 8, 2), nn.BatchNorm2d(8), nn.Conv2d(8, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.down1(x))
+        x = torch.cat([x, F.relu(self.up1(F.relu(self.down2(x))))], dim=1)
+        return self.head(F.relu(self.norm(self.up3(F.relu(self.up2(x))))))
+
+
 ZOO: dict[str, tuple[Callable[[], nn.Module], Tensor, int]] = {
     "resnet": (resnet, IMAGES, 2),
     "mobile": (mobile, IMAGES, 2),
+    "grouped": (grouped, IMAGES, 2),
+    "decoder": (Decoder, IMAGES, 0),
     "masked": (Masked, TOKENS, 2),
 }
 """A maker, inputs, and how many blocks may be left out."""
@@ -144,6 +180,43 @@ def test_each_block_takes_along_what_its_facts_say_and_the_rest_can_be_trained(n
         lost = dense["macs"] - automc.cost(small, found.example_inputs)["macs"]
         assert lost == sum(facts.layer(layer).macs for layer in block.layers) + block.other_macs
         automc.distill(small, found, settings=Distillation(schedule=Schedule(epochs=1)))
+
+
+@pytest.mark.filterwarnings("ignore:Layer:UserWarning")
+@pytest.mark.parametrize(
+    "criterion", [n for n in CRITERIA if n not in ("sparsegpt", "bn_scale", "kron_obd", "kron_obs")]
+)
+def test_channels_of_transposed_convolutions_are_ranked_by_criteria_that_need_no_norm_or_factors(
+    criterion: str,
+) -> None:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        pool = (nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        model = nn.Sequential(Decoder(), *pool).eval()
+    with torch.no_grad():
+        y = model(IMAGES).argmax(1)
+    found = automc.Task(model, [(IMAGES, y)], [(IMAGES, y)])
+    facts = automc.inspect(found)
+    assert {g.name for g in facts.groups} == {f"0.{n}" for n in ("down1", "down2", "up1", "up2", "up3")}
+    chosen = Policy(facts.fingerprint, tuple((g.name, GroupDecision(0.5, criterion)) for g in facts.groups))
+    assert automc.apply(found, chosen)(IMAGES).shape == (96, 4)
+
+
+@pytest.mark.filterwarnings("ignore:Layer:UserWarning")
+def test_of_a_transposed_convolution_only_channels_are_decided() -> None:
+    found = task("decoder")
+    facts = automc.inspect(found)
+    ups = [x.name for x in facts.layers if x.transposed]
+    assert ups == ["up1", "up2", "up3"] and all(x.name not in ups for x in facts.weighed)
+    with pytest.raises(PolicyError, match="no transposed convolution to be decided on; 'up2' is one"):
+        automc.apply(found, Policy(facts.fingerprint, layers=(("up2", LayerDecision(weight_bits=4)),)))
+    study = automc.search(found, budget="size<=80%,macs<=60%", space="joint", searcher="random", trials=3, study="j")
+    for evaluation in study.evaluations:
+        assert evaluation.ok, evaluation.reason
+        small = automc.apply(found, evaluation.policy)
+        assert automc.save(small, "out") <= evaluation.cost("size")
+        again = automc.load("out", lambda: made("decoder"))
+        assert torch.equal(again(IMAGES.clone()), small(IMAGES.clone()))
 
 
 def test_a_gate_is_no_second_maker_of_its_channels() -> None:

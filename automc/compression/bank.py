@@ -49,6 +49,7 @@ from automc.criteria.criterion import Criterion, LayerView, Need, fan_in_view
 from automc.criteria.surgeon import Reader, Traces, eliminate
 from automc.errors import GraphError, PolicyError
 from automc.graph.facts import Group, Member, ModelFacts
+from automc.graph.holders import axes
 from automc.graph.runs import copies
 from automc.pattern import parse
 from automc.policy import FULL_BITS, LayerDecision, Policy, Recipe
@@ -208,13 +209,22 @@ class LayerBank:
 
     def columns(self, name: str, channels: IntArray) -> Tensor:
         """The columns of a layer's rows that belong to input channels."""
-        area = self._weight(name)[0, 0].numel()
+        area = self._matrix(name).shape[1] // self._weight(name).shape[1]
         return torch.from_numpy((channels[:, None] * area + np.arange(area)).reshape(-1))
 
     def _weight(self, name: str) -> Tensor:
-        weight = self.model.get_submodule(name).weight
-        assert isinstance(weight, Tensor)
-        return weight.detach()
+        """A dense layer's weight (out, in / groups, ...)."""
+        layer = self.model.get_submodule(name)
+        assert isinstance(layer.weight, Tensor)
+        return layer.weight.detach().movedim(axes(layer), (0, 1))
+
+    def _matrix(self, name: str) -> Tensor:
+        """What a dense layer multiplies its input rows with (rows, n); a transposed one has a row for each output and
+        place of its kernel."""
+        weight = self._weight(name)
+        if self.facts.layer(name).transposed:
+            return weight.movedim(1, -1).reshape(-1, weight.shape[1])
+        return fan_in_view(weight)
 
     @cached_property
     def _statistics(self) -> Tensors:
@@ -222,7 +232,8 @@ class LayerBank:
         return TensorStore(0, self._store.folder).get("statistics", self._collect)
 
     def _collect(self) -> dict[str, Tensor]:
-        layers = tuple(x.name for x in self.facts.layers if refittable(self.model.get_submodule(x.name)))
+        known = {x.name for x in self.facts.layers if x.transposed or refittable(self.model.get_submodule(x.name))}
+        layers = tuple(x.name for x in self.facts.layers if x.name in known)
         norms = tuple(x.name for x in self.facts.norms)
         generator = torch.Generator().manual_seed(self.recipe.seed)
         found: dict[str, Tensor] = {}
@@ -266,9 +277,7 @@ class LayerBank:
         for member in group.members:
             if member.kind == "layer" and member.axis == "in" and self._reads_all(member):
                 columns = torch.stack([self.columns(member.target, row) for row in member.index])
-                readers.append(
-                    Reader(fan_in_view(self._weight(member.target)), self.moments[member.target].centred[0], columns)
-                )
+                readers.append(Reader(self._matrix(member.target), self.moments[member.target].centred[0], columns))
         return readers
 
     def _reads_all(self, member: Member) -> bool:
@@ -283,9 +292,11 @@ class LayerBank:
     def view(self, name: str, needs: Collection[Need], generator: torch.Generator) -> LayerView | None:
         """A dense layer as a criterion with these needs sees it; None where it has no norm or no input rows."""
         facts: dict[str, Tensor | None] = {}
+        layer, weight = self.facts.layer(name), self._weight(name)
         if "inputs" in needs:
-            if name not in self.moments:
+            if name not in self.moments or (layer.transposed and "output_gram" in needs):
                 return None
+            weight = self._matrix(name) if layer.transposed else weight
             known = self.moments[name]
             parts = {"gram": known.gram, "mean": known.mean, "active": known.active}
             facts |= {part: x.to(torch.float32) for part, x in parts.items()}
@@ -295,8 +306,9 @@ class LayerBank:
                 return None
         for need in needs:
             if need not in ("inputs", "norm"):
-                facts[need] = self._gradients(need)[name]
-        return LayerView(self._weight(name), generator=generator, **facts)
+                found = self._gradients(need)[name]
+                facts[need] = found.movedim((1, 0), (0, 1)) if layer.transposed else found
+        return LayerView(weight, generator=generator, **facts)
 
     def statistics(self, name: str, needs: Collection[Need], sides: Sides) -> dict[str, Tensor]:
         """What gradients say of the weights that are left of a layer, for criteria of single weights."""

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from automc.errors import GraphError
+from automc.graph.holders import TRANSPOSED
 
 Conv = nn.Conv1d | nn.Conv2d | nn.Conv3d
 GROUP, GROUPED = 16, 256
@@ -83,7 +84,13 @@ def sampled_positions(output: tuple[int, ...], rows: int, generator: torch.Gener
 
 
 def input_rows(module: nn.Module, x: Tensor, positions: Tensor) -> Tensor:
-    """What a layer multiplies at sampled output positions (groups, rows, n); x is the layer's whole input."""
+    """What a layer multiplies at sampled positions (groups, rows, n); x is the layer's whole input.
+
+    Positions are the output's. Of a transposed convolution they are the input's: there it multiplies each input with
+    its whole kernel, as a linear layer with as many outputs as places of the kernel would.
+    """
+    if isinstance(module, TRANSPOSED):
+        return x.movedim(1, -1).reshape(-1, x.shape[1])[positions][None]
     if isinstance(module, nn.Linear):
         return x.reshape(-1, x.shape[-1])[positions][None]
     if isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d)):
@@ -92,7 +99,9 @@ def input_rows(module: nn.Module, x: Tensor, positions: Tensor) -> Tensor:
 
 
 def output_shape(module: nn.Module, x: Tensor) -> tuple[int, ...]:
-    """(samples, *positions) of a layer's output for input x."""
+    """(samples, *positions) of a layer's output for input x; of a transposed convolution of its input."""
+    if isinstance(module, TRANSPOSED):
+        return (x.shape[0], *x.shape[2:])
     if isinstance(module, nn.Linear):
         return tuple(x.shape[:-1])
     assert isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d))

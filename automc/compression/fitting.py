@@ -148,8 +148,8 @@ class FittingPass:
 
     def _fit(self, name: str, source: fx.Node) -> None:
         place = self._place(name)
-        if place.facts.tied:
-            return  # its weight is also that of others
+        if place.facts.passive:
+            return  # its weight is also that of others, or none that a fit knows
         quantizer, *inner = place.quantizers
         if quantizer is not None:
             quantizer.calibrate(self.data.observed(source), self.recipe.activation_range)

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from automc.compression.calibration import watched
 from automc.errors import GraphError
-from automc.graph.holders import Layer, as_layer
+from automc.graph.holders import Layer, as_layer, axes
 from automc.task import Inputs
 
 
@@ -27,7 +27,8 @@ from automc.task import Inputs
 def orthogonal(model: nn.Module, generator: torch.Generator, gain: float = 2**0.5) -> None:
     """Every layer's weight becomes orthogonal rows (out, n) times `gain` (2^(1/2) suits ReLU), its bias zero.
 
-    With more rows than columns the columns are orthogonal. Conv-groups are orthogonal each by itself.
+    With more rows than columns the columns are orthogonal. Conv-groups are orthogonal each by itself. A transposed
+    convolution's rows are its inputs', which keep their norm in what it makes of them.
     """
     for layer in _layers(model):
         groups = int(getattr(layer, "groups", 1))
@@ -86,7 +87,7 @@ def standardise(model: nn.Module, inputs: Inputs) -> None:
         deviation = rows.std(dim=0, unbiased=False)
         if not bool((deviation > 0).all()):
             raise GraphError(f"Outputs of every layer must vary; a channel of {name!r} does not: pass other inputs.")
-        layer.weight.div_(deviation.reshape(-1, *[1] * (layer.weight.dim() - 1)))
+        layer.weight.div_(deviation.reshape([-1 if d == axes(layer)[0] else 1 for d in range(layer.weight.dim())]))
         if layer.bias is not None:
             layer.bias.copy_((layer.bias - rows.mean(dim=0)) / deviation)
 

@@ -17,7 +17,7 @@ from automc.compression.patterns import Layout, block_means
 from automc.criteria.criterion import Criterion, LayerView
 from automc.criteria.surgeon import Traces
 from automc.errors import PolicyError
-from automc.graph.facts import Group, Member, ModelFacts
+from automc.graph.facts import Group, LayerFacts, Member, ModelFacts
 from automc.pattern import Pattern
 from automc.space import Axis
 
@@ -36,7 +36,7 @@ def unit_scores(facts: ModelFacts, group: Group, criterion: Criterion, view: Vie
         seen = view(member.target)
         if seen is None:
             continue
-        unit = _sum_by_unit(_scores(criterion, seen, member.target), member, facts.layer(member.target).groups)
+        unit = _sum_by_unit(_scores(criterion, seen, member.target), member, facts.layer(member.target))
         unit = np.abs(unit) if criterion.sign == "absolute" else unit
         total += unit / max(float(np.abs(unit).mean()), 1e-30) if scaled else unit
         counted += 1
@@ -74,11 +74,12 @@ def _scores(criterion: Criterion, view: LayerView, name: str) -> Tensor:
     return score
 
 
-def _sum_by_unit(score: Tensor, member: Member, conv_groups: int) -> FloatArray:
-    """Scores of a weight (out, in / groups, ...) summed per unit of a group (U,)."""
+def _sum_by_unit(score: Tensor, member: Member, layer: LayerFacts) -> FloatArray:
+    """Scores of a weight (out, in / groups, ...) summed per unit of a group (U,); a transposed convolution's may have
+    a row for each output and place of the kernel."""
     if member.axis == "out":
-        channel = score.flatten(1).sum(dim=1)
+        channel = score.reshape(layer.out_channels, -1).sum(dim=1)
     else:
-        by_group = score.reshape(conv_groups, -1, *score.shape[1:]).sum(dim=1)  # (groups, in / groups, ...)
+        by_group = score.reshape(layer.groups, -1, *score.shape[1:]).sum(dim=1)  # (groups, in / groups, ...)
         channel = by_group.flatten(2).sum(dim=2).flatten() if score.dim() > 2 else by_group.flatten()
     return np.asarray(channel.numpy()[member.index].sum(axis=1), dtype=np.float64)

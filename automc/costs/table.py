@@ -63,7 +63,7 @@ class Shapes:
     parameters: FloatArray
     """Entries of each other pruned parameter (B, P)."""
     dropped: FloatArray
-    """Parameters outside layers and batch norms that left with their blocks (B,)."""
+    """Parameters that no group prunes, outside layers and batch norms, that left with their blocks (B,)."""
     other_macs: FloatArray
     """Multiply-accumulates per sample outside layers (B,)."""
     candidates: Candidates
@@ -114,7 +114,7 @@ class CostTable:
             weights=weights,
             macs=macs,
             norm=(1.0 - gone @ self._norm_in_block) * (self._norm - lost @ self._norm_slope),
-            parameters=self._parameter - lost @ self._parameter_slope,
+            parameters=(1.0 - gone @ self._parameter_in_block) * (self._parameter - lost @ self._parameter_slope),
             dropped=gone @ self._block_others,
             other_macs=self.facts.other_macs - gone @ self._block_macs,
             candidates=candidates,
@@ -167,14 +167,16 @@ class CostTable:
                     slope[row, self._layers[member.target]] += per_unit
 
     def _place_blocks(self) -> None:
-        """Which layer and which batch norm belongs to which residual block; none to two."""
+        """Which layer, batch norm and pruned parameter belongs to which residual block; none to two."""
         blocks = self.facts.blocks
         self._in_block = np.zeros((len(blocks), len(self.facts.layers)))
         self._norm_in_block = np.zeros((len(blocks), len(self.facts.norms)))
         for row, block in enumerate(blocks):
             self._in_block[row, [self._layers[name] for name in block.layers]] = 1.0
             self._norm_in_block[row, [self._norms[name] for name in block.norms]] = 1.0
-        self._block_others = np.array([float(b.others) for b in blocks])
+        inside = [[float(x.name in b.parameters) for x in self.facts.parameters] for b in blocks]
+        self._parameter_in_block = np.array(inside).reshape(len(blocks), len(self.facts.parameters))
+        self._block_others = np.array([float(b.others) for b in blocks]) - self._parameter_in_block @ self._parameter
         self._block_macs = np.array([b.other_macs for b in blocks], dtype=np.float64)
 
     def _count_the_rest(self) -> None:

@@ -5,7 +5,8 @@ other operand, so both must have the sum's shape. Of nested branches only the in
 """
 
 import operator
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from itertools import takewhile
 from typing import TypeVar
@@ -14,7 +15,7 @@ import torch
 from torch import fx, nn
 
 from automc.graph.channels import Lane, Lanes
-from automc.graph.facts import Block, LayerFacts, NormFacts, ParameterFacts
+from automc.graph.facts import Block, LayerFacts, NormFacts
 from automc.graph.rewrite import Edit
 
 ADDITIONS = frozenset({operator.add, operator.iadd, torch.add, "add", "add_"})
@@ -28,7 +29,6 @@ def residual_blocks(
     model: nn.Module,
     layers: Sequence[LayerFacts],
     norms: Sequence[NormFacts],
-    parameters: Sequence[ParameterFacts],
 ) -> tuple[Block, ...]:
     """Every branch with a layer in it, in forward order."""
     found: list[tuple[Block, set[fx.Node]]] = []
@@ -42,7 +42,7 @@ def residual_blocks(
         side = int(counts[1] >= counts[0])
         shortcut = node.args[1 - side]
         if counts[side] and isinstance(shortcut, fx.Node) and shortcut not in sides[side]:
-            block = _block(node, side, sides[side], macs, model, layers, norms, parameters)
+            block = _block(node, side, sides[side], macs, model, layers, norms)
             if block is not None:
                 found.append((block, sides[side]))
     ends = {block.at for block, _ in found}
@@ -93,32 +93,54 @@ def _block(
     model: nn.Module,
     layers: Sequence[LayerFacts],
     norms: Sequence[NormFacts],
-    parameters: Sequence[ParameterFacts],
 ) -> Block | None:
-    """The block, or None where something of it lives on elsewhere or its parameters cannot be counted."""
-    targets = _targets(branch)
-    elsewhere = {str(n.target) for n in node.graph.nodes if n not in branch}
-    bare = {str(n.target) for n in branch if n.op == "get_attr"}
-    inside = tuple(x.name for x in layers if x.name in targets)
-    tied = any(x.tied for x in layers if x.name in targets)
-    pruned = {p.name for p in parameters}
-    held = {f"{n}.{name}" for n in targets for name, _ in model.get_submodule(n).named_parameters()}
-    shared = {name for name in targets & elsewhere if model.get_submodule(name).state_dict()}  # an activation has none
-    if shared or tied or (bare | held) & pruned:
+    """The block, or None where a layer or a norm of it lives on elsewhere."""
+    others = [n for n in node.graph.nodes if n not in branch]
+    used, elsewhere = _held(branch), _held(others)
+    inside = tuple(x.name for x in layers if x.name in used)
+    batch_norms = tuple(x.name for x in norms if x.name in used)
+    tied = any(x.tied for x in layers if x.name in used)
+    if tied or not elsewhere.isdisjoint((*inside, *batch_norms)):
         return None
-    batch_norms = tuple(x.name for x in norms if x.name in targets)
-    rest = targets - set(inside) - set(batch_norms)
-    others = sum(p.numel() for name in rest for p in model.get_submodule(name).parameters())
-    others += sum(model.get_parameter(name).numel() for name in bare if name in dict(model.named_parameters()))
+    lost = _parameters(used - {*inside, *batch_norms}, model) - _parameters(elsewhere, model)
+    sizes = {name: p.numel() for name, p in model.named_parameters() if name in lost}
     other_macs = sum(macs[n.name] for n in branch if str(n.target) not in inside)
-    return Block("", node.name, side, inside, batch_norms, others, other_macs, frozenset(n.name for n in branch))
+    nodes = frozenset(n.name for n in branch)
+    return Block("", node.name, side, inside, batch_norms, sum(sizes.values()), other_macs, nodes, tuple(sizes))
+
+
+def _held(nodes: Iterable[fx.Node]) -> set[str]:
+    """Paths of the modules that some nodes call, and of the parameters and buffers that they read."""
+    return {str(n.target) for n in nodes if n.op in ("call_module", "get_attr")}
+
+
+def _parameters(paths: Iterable[str], model: nn.Module) -> set[str]:
+    """Names of the parameters under some paths; of a shared one its first."""
+    first = {id(p): name for name, p in model.named_parameters()}
+    every = model.named_parameters(remove_duplicate=False)
+    prefixes = tuple(f"{path}." for path in paths)
+    return {first[id(p)] for name, p in every if f"{name}.".startswith(prefixes)}
 
 
 def _named(blocks: Sequence[Block]) -> list[Block]:
-    """Names: the path that all layers of a block share; the addition's own name where that says too little."""
-    paths = [_shared_path(block.layers) for block in blocks]
-    unique = [path if path and paths.count(path) == 1 else block.at for path, block in zip(paths, blocks, strict=True)]
-    return [replace(block, name=name) for name, block in zip(unique, blocks, strict=True)]
+    """The shortest name that no other block has: a path its layers share, from its first to its last layer, or that of
+    the addition."""
+    choices = [_names(block) for block in blocks]
+    taken = Counter(name for names in choices for name in names)
+    return [
+        replace(block, name=next((name for name in names if taken[name] == 1), block.at))
+        for block, names in zip(blocks, choices, strict=True)
+    ]
+
+
+def _names(block: Block) -> list[str]:
+    """What a block may be called, the best first; its one layer's name where it has no other."""
+    first, last = block.layers[0], block.layers[-1]
+    if len(block.layers) == 1:
+        return [name for name in (first.rpartition(".")[0], first) if name]
+    shared = _shared_path(block.layers)
+    inside = len(shared) + 1 if shared else 0
+    return [name for name in (shared, f"{first}..{last[inside:]}") if name]
 
 
 def _shared_path(names: Sequence[str]) -> str:

@@ -11,7 +11,7 @@ from torch import Tensor, fx, nn
 from automc.errors import GraphError
 from automc.graph.counting import counted
 from automc.graph.facts import Group, LayerFacts, NormFacts, ParameterFacts
-from automc.graph.holders import Layer, Norm, as_layer, as_norm, sizes
+from automc.graph.holders import TRANSPOSED, Layer, Norm, as_layer, as_norm, sizes
 from automc.graph.runs import batch_size, copies, repeatable, tensors
 
 
@@ -171,6 +171,7 @@ def _layer(name: str, layer: Layer, seen: Seen, norm: str | None, tied: tuple[st
         output_size=seen.output_size,
         reads=seen.reads,
         calls=seen.calls,
+        transposed=isinstance(layer, TRANSPOSED),
     )
     return facts if facts.normable else replace(facts, norm=None)
 
@@ -187,7 +188,8 @@ def _hook(
         x = args[0] if args else options["input"]
         record = seen.setdefault(name, Seen())
         linear = isinstance(module, nn.Linear)
-        record.positions += max(1, output.numel() // (batch * output.shape[-1 if linear else 1]))
+        places = x if isinstance(module, TRANSPOSED) else output
+        record.positions += max(1, places.numel() // (batch * places.shape[-1 if linear else 1]))
         if not record.calls:
             record.input_size = tuple(x.shape[1:-1] if linear else x.shape[2:])
             record.output_size = tuple(output.shape[1:-1] if linear else output.shape[2:])

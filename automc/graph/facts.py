@@ -27,7 +27,8 @@ class LayerFacts:
     stride: tuple[int, ...]
     groups: int
     positions: int
-    """Output positions per sample (height x width, tokens), summed over the calls of a shared module."""
+    """Output positions per sample (height x width, tokens), summed over the calls of a shared module; of a transposed
+    convolution input positions, at each of which it multiplies with its whole kernel."""
     input_size: tuple[int, ...]
     """Spatial size of the input per sample; empty for plain linear."""
     has_bias: bool
@@ -41,6 +42,8 @@ class LayerFacts:
     """The tensor it reads, named after the first layer that does; empty for a shared module, which reads several."""
     calls: int = 1
     """How often it runs in a forward pass."""
+    transposed: bool = False
+    """Whether it is a transposed convolution: its channels can be pruned, and nothing else of it."""
 
     @property
     def weight_numel(self) -> int:
@@ -56,6 +59,11 @@ class LayerFacts:
     def normable(self) -> bool:
         """Whether a batch norm behind it is about its channels; of (batch, tokens, features) it is about the tokens."""
         return self.kind == "conv" or not self.output_size
+
+    @property
+    def passive(self) -> bool:
+        """Whether it takes no decision of its own: its weight serves another layer, too, or it is transposed."""
+        return bool(self.tied) or self.transposed
 
     @property
     def depthwise(self) -> bool:
@@ -151,6 +159,8 @@ class Block:
     """Multiply-accumulates per sample of the branch outside layers."""
     nodes: frozenset[str]
     """Everything of the branch, in the traced forward."""
+    parameters: tuple[str, ...] = ()
+    """Those counted in `others`; groups may prune some of them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,8 +216,8 @@ class ModelFacts:
 
     @property
     def weighed(self) -> tuple[LayerFacts, ...]:
-        """Layers whose weights serve no other layer: those that take decisions of their own."""
-        return tuple(x for x in self.layers if not x.tied)
+        """Layers that take decisions of their own."""
+        return tuple(x for x in self.layers if not x.passive)
 
     def layer(self, name: str) -> LayerFacts:
         """One layer by name; GraphError for an unknown one."""

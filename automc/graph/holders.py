@@ -13,15 +13,24 @@ from torch import Tensor, nn
 from automc.graph.channels import Classes
 from automc.graph.facts import IntArray, Refusal
 
-Layer: TypeAlias = nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.Linear
+Transposed: TypeAlias = nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d
+Layer: TypeAlias = nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.Linear | Transposed
 Norm: TypeAlias = nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d
+GroupNorm: TypeAlias = nn.GroupNorm | nn.InstanceNorm1d | nn.InstanceNorm2d | nn.InstanceNorm3d
 
-_LAYERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
+TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+_LAYERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear, *TRANSPOSED)
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+_GROUP_NORMS = (nn.GroupNorm, nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)
 
 
 def as_layer(module: nn.Module) -> Layer | None:
-    """The module as a layer: conv or linear with the forward of its torch class and a plain weight; else None."""
+    """The module as a layer: conv or linear with the forward of its torch class and a plain weight; else None.
+
+    A transposed convolution is one if it has no conv-groups.
+    """
+    if isinstance(module, TRANSPOSED) and module.groups > 1:
+        return None
     if isinstance(module, _LAYERS) and "weight" in module._parameters:
         base = next(kind for kind in _LAYERS if isinstance(module, kind))
         if type(module).forward is base.forward:
@@ -34,6 +43,21 @@ def as_norm(module: nn.Module) -> Norm | None:
     if isinstance(module, _NORMS) and type(module).forward is nn.modules.batchnorm._BatchNorm.forward:
         return module
     return None
+
+
+def as_group_norm(module: nn.Module) -> GroupNorm | None:
+    """The module as a norm over groups of a sample's own channels, if it is torch's; else None."""
+    return module if isinstance(module, _GROUP_NORMS) and type(module) in _GROUP_NORMS else None
+
+
+def norm_groups(norm: GroupNorm) -> int:
+    """How many groups of channels have a mean and a variance of their own."""
+    return norm.num_groups if isinstance(norm, nn.GroupNorm) else norm.num_features
+
+
+def axes(layer: nn.Module) -> tuple[int, int]:
+    """Dimensions of a layer's weight along which its outputs and its inputs lie."""
+    return (1, 0) if isinstance(layer, TRANSPOSED) else (0, 1)
 
 
 def sizes(layer: Layer) -> tuple[int, int, int]:
@@ -66,7 +90,7 @@ class Holders:
         for name, parameter in model.named_parameters(remove_duplicate=False):
             self._names.setdefault(id(parameter), []).append(name)
         self._layers: dict[str, tuple[IntArray, IntArray]] = {}
-        self._weights: dict[int, tuple[IntArray, IntArray]] = {}
+        self._weights: dict[int, tuple[IntArray, IntArray]] = {}  # ids along a weight's first two dimensions
         self._biases: dict[int, IntArray] = {}
         self._norms: dict[str, IntArray] = {}
         self._parameters: dict[str, tuple[int, IntArray, bool]] = {}
@@ -85,8 +109,10 @@ class Holders:
         if name in self._layers:
             return self._layers[name]
         known = self._weights.get(id(layer.weight))
-        rows, columns = known or self._tied_by_conv_groups(layer)
-        self._layers[name] = self._weights[id(layer.weight)] = rows, columns
+        out, fan_in = axes(layer)
+        rows, columns = (known[out], known[fan_in]) if known else self._tied_by_conv_groups(layer)
+        self._layers[name] = rows, columns
+        self._weights[id(layer.weight)] = (rows, columns) if out == 0 else (columns, rows)
         outside = self._users_outside_layers(layer.weight)
         if outside:
             self._classes.pin(rows)

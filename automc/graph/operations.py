@@ -251,6 +251,23 @@ def operation_name(node: fx.Node) -> str | None:
     return None if name is None else name.rstrip("_")
 
 
+OVER_CHANNELS = "it normalises over the channels, so that removing one changes all others"
+"""Why a norm is refused whose mean and variance are those of all channels."""
+_PRODUCT = "it multiplies two activations"
+_RECURRENT = "automc does not cut the weights of its gates"
+_REASONS = {
+    **dict.fromkeys(["LayerNorm", "RMSNorm", "LocalResponseNorm", "layer_norm", "rms_norm"], OVER_CHANNELS),
+    **dict.fromkeys(["matmul", "bmm", "baddbmm", "einsum", "scaled_dot_product_attention"], _PRODUCT),
+    **dict.fromkeys(["RNN", "LSTM", "GRU"], _RECURRENT),
+    **dict.fromkeys(["ConvTranspose1d", "ConvTranspose2d", "ConvTranspose3d"], "it is transposed and has conv-groups"),
+}
+
+
+def why_unknown(name: str) -> str:
+    """Why an operation that stands in no table is refused."""
+    return _REASONS.get(name, "automc does not know what it does to channels")
+
+
 def rule_for(name: str) -> Rule | None:
     """The rule of a function or method; None when it is unknown."""
     return RULES.get(name)

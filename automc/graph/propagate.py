@@ -14,9 +14,10 @@ from torch import Tensor, fx, nn
 from automc.graph.channels import Classes, Lane, Lanes, leaves
 from automc.graph.counting import counted
 from automc.graph.facts import IntArray, Refusal
-from automc.graph.holders import Holders, Layer, Norm, as_layer, as_norm
+from automc.graph.holders import GroupNorm, Holders, Layer, Norm, as_group_norm, as_layer, as_norm, norm_groups
 from automc.graph.operations import (
     MODULE_RULES,
+    OVER_CHANNELS,
     Call,
     Rule,
     UnfollowableError,
@@ -25,6 +26,7 @@ from automc.graph.operations import (
     operation_name,
     refuse,
     rule_for,
+    why_unknown,
 )
 from automc.graph.runs import copies, repeatable, tensors
 
@@ -127,12 +129,13 @@ class Follower(fx.Interpreter):
         if type(module) in (nn.Softmax, nn.LogSoftmax):
             rule = rule_for("softmax")
             return self._apply(n, rule, Call(shown.name, module, (*call.args, module.dim), call.kwargs, call.result))
-        always = any(True for _ in module.parameters())
-        return self._apply(n, MODULE_RULES.get(type(module)), shown, always=always)
+        group_norm = as_group_norm(module)
+        known = MODULE_RULES.get(type(module)) if group_norm is None else self._group_norm(name, group_norm)
+        return self._apply(n, known, shown, always=any(True for _ in module.parameters()))
 
     def _apply(self, n: fx.Node, rule: Rule | None, call: Call, *, always: bool = False) -> Lanes:
         """The rule's lanes; without a rule, or where it gives up, everything is pinned and the refusal noted."""
-        reason = "automc does not know what it does to channels"
+        reason = why_unknown(call.name)
         free = any_free(self._classes, call)
         if rule is not None:
             try:
@@ -142,7 +145,7 @@ class Follower(fx.Interpreter):
                 return lanes
             except UnfollowableError as error:
                 reason = str(error)
-        if free or always:
+        if always or (free and not _gives_output(n, call)):
             self._refuse(_place(n), call.name, reason)
         return refuse(self._classes, call)
 
@@ -202,6 +205,23 @@ class Follower(fx.Interpreter):
 
         return rule
 
+    def _group_norm(self, name: str, norm: GroupNorm) -> Rule:
+        """Channels that share a mean and a variance leave together: without one of them the others would change."""
+
+        def rule(classes: Classes, call: Call) -> Lanes:
+            if norm_groups(norm) == 1:
+                raise UnfollowableError(OVER_CHANNELS)
+            if norm.weight is None or any(True for _ in norm.buffers()):
+                raise UnfollowableError("only one with weights, and without running statistics, can be cut")
+            ids = self._channels(call.lane(), 1, name, call.name)
+            together = ids.reshape(norm_groups(norm), -1)
+            classes.union(together, np.broadcast_to(together[:, :1], together.shape))
+            for parameter in norm.parameters():
+                classes.union(self._holders.parameter(parameter, 0)[1], ids)
+            return Lane(call.lane().shape, 1, ids)
+
+        return rule
+
     def _attribute(self, n: fx.Node, value: Any) -> Lanes:
         """A bare parameter's channels lie in dimension 1 of four, else in the last; a buffer's are pinned."""
         if not isinstance(value, nn.Parameter):
@@ -217,6 +237,12 @@ class Follower(fx.Interpreter):
         dim = 1 if value.dim() == 4 and 1 in wide else wide[-1]
         dim, ids = self._holders.parameter(value, dim)
         return Lane(tuple(value.shape), dim, ids)
+
+
+def _gives_output(n: fx.Node, call: Call) -> bool:
+    """Whether a node's value is the model's output, in the shape of its input: those channels were never offered."""
+    shape = tuple(call.result.shape) if isinstance(call.result, Tensor) else None
+    return all(user.op == "output" for user in n.users) and all(lane.shape == shape for lane in call.lanes())
 
 
 def _runner(n: fx.Node) -> Callable[..., Any]:

@@ -13,8 +13,10 @@ import torch
 from torch import Tensor, fx, nn
 
 from automc.errors import GraphError
+from automc.graph import holders
 from automc.graph.blocks import dropped
 from automc.graph.facts import Group, IntArray, Member, ModelFacts
+from automc.graph.holders import TRANSPOSED
 from automc.graph.model_graph import ModelGraph
 from automc.graph.rewrite import BoolArray, Edit, edits
 
@@ -107,6 +109,8 @@ def resize_(small: nn.Module, kept_in: int | None) -> None:
     """Brings a module's size attributes in line with its tensors; kept_in is its inputs left, if it lost any."""
     if isinstance(small, nn.Linear):
         small.out_features, small.in_features = small.weight.shape
+    elif isinstance(small, TRANSPOSED):
+        small.in_channels, small.out_channels = small.weight.shape[:2]
     elif isinstance(small, nn.modules.conv._ConvNd):
         if small.groups > 1 and small.groups == small.in_channels and kept_in is not None:
             small.groups = kept_in
@@ -119,6 +123,12 @@ def resize_(small: nn.Module, kept_in: int | None) -> None:
         small.embedding_dim = small.weight.shape[1]
     elif isinstance(small, nn.PReLU):
         small.num_parameters = len(small.weight)
+    elif isinstance(small, nn.GroupNorm):
+        each = small.num_channels // small.num_groups
+        small.num_channels = len(small.weight)
+        small.num_groups = small.num_channels // each
+    elif isinstance(small, nn.modules.instancenorm._InstanceNorm):
+        small.num_features = len(small.weight)
 
 
 def lost_members(groups: Iterable[Group], kept: Mapping[str, IntArray]) -> list[tuple[Member, IntArray]]:
@@ -176,7 +186,8 @@ def _cuts(
     if kind == "layer":
         assert isinstance(module.weight, Tensor)
         columns = _columns(module, axes["in"], target) if "in" in axes else None
-        yield module.weight, {d: keep for d, keep in ((0, out), (1, columns)) if keep is not None}
+        cuts = zip(holders.axes(module), (out, columns), strict=True)
+        yield module.weight, {d: keep for d, keep in sorted(cuts) if keep is not None}
         if "out" in axes and not _depthwise(module):
             _per_conv_group(module, axes["out"], target)
 

@@ -190,9 +190,9 @@ def _assemble(
         layers=layers,
         groups=tuple(replace(g, gates=_gates(g, positions)) for g in groups),
         parameters=parameters,
-        refused=(*blank.refused, *found.refused, *grouping.refused, *unread),
+        refused=(*blank.refused, *_new(found.refused, blank.refused), *grouping.refused, *unread),
         traceable=True,
-        blocks=residual_blocks(graph, found.lanes, found.macs, model, layers, blank.norms, parameters),
+        blocks=residual_blocks(graph, found.lanes, found.macs, model, layers, blank.norms),
     )
     settle = _Settled(found.classes)
     return ModelGraph(
@@ -204,6 +204,12 @@ def _assemble(
         unit_classes=grouping.classes,
         class_count=found.classes.count,
     )
+
+
+def _new(refused: Sequence[Refusal], known: Sequence[Refusal]) -> list[Refusal]:
+    """What is not refused already, for whatever reason."""
+    said = {r.where for r in known}
+    return [r for r in refused if r.where not in said]
 
 
 def _check_same(found: Sequence[Tensor], wanted: Sequence[Tensor]) -> None:

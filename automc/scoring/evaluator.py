@@ -191,8 +191,8 @@ class Evaluator:
         """How near outputs are to the dense model's, by sample."""
         assert self._soft is not None
         dense = self._dense_outputs[self.stages.index(stage)]
-        both = zip(outputs, dense, strict=True)
-        return _finite(torch.cat([self._soft(x, d, self._dense_energy).cpu() for x, d in both]))
+        each = zip(outputs, dense, stage.samples.targets, strict=True)
+        return _finite(torch.cat([self._soft(x, d, self._dense_energy, y).cpu() for x, d, y in each]))
 
     def _candidate(self, policy: Policy) -> Forward:
         """A policy's model, just compressed: what it shares with others just compressed need not run again."""

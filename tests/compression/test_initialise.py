@@ -102,3 +102,12 @@ def test_a_dead_channel_is_named() -> None:
         layers(model)[1].weight[3] = 0
     with pytest.raises(GraphError, match="'2'"):
         standardise(model, (x(),))
+
+
+def test_outputs_of_a_transposed_convolution_are_standardised_along_its_own_axis() -> None:
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.ConvTranspose2d(3, 5, 2, stride=2), nn.Conv2d(5, 4, 3)), torch.randn(64, 3, 6, 6)
+    standardise(model, (x,))
+    rows = model[0](x).movedim(1, -1).flatten(0, -2)
+    torch.testing.assert_close(rows.mean(0), torch.zeros(5), atol=1e-4, rtol=0)
+    torch.testing.assert_close(rows.std(0), torch.ones(5), atol=1e-3, rtol=0)

@@ -15,7 +15,7 @@ from automc.compression.compress import Compressor
 from automc.compression.prefix import worthwhile
 from automc.errors import GraphError, PolicyError
 from automc.graph.trace import trace_model
-from automc.policy import GroupDecision, LayerDecision, Policy, Recipe
+from automc.policy import BlockDecision, GroupDecision, LayerDecision, Policy, Recipe
 from automc.projection import Costing
 from automc.registry import SPACES
 from automc.space import SearchSpace
@@ -320,19 +320,31 @@ def test_double_precision_takes_the_bytes_it_takes() -> None:
     assert Costing(SearchSpace(of.graph.facts, ())).dense()["size"] == 8 * sum(p.numel() for p in model.parameters())
 
 
-def test_a_prelu_that_a_group_prunes_is_not_counted_twice() -> None:
+@pytest.mark.parametrize("shared", [False, True])
+def test_a_prelu_that_a_group_prunes_leaves_with_its_block_and_is_counted_once(shared: bool) -> None:
     class Net(nn.Module):
         def __init__(self) -> None:
             super().__init__()
             self.i, self.a, self.b = (nn.Conv2d(n, 8, 3, padding=1) for n in (3, 8, 8))
             self.act, self.fc = nn.PReLU(8), nn.Linear(8, 5)
+            self.last = self.act if shared else nn.PReLU(8)
 
         def forward(self, x: Tensor) -> Tensor:
             x = self.i(x)
-            return self.fc((x + self.b(self.act(self.a(x)))).mean((2, 3)))
+            return self.fc(self.last(x + self.b(self.act(self.a(x)))).mean((2, 3)))
 
-    facts = trace_model(Net().eval(), (IMAGES[:2],)).facts
-    assert not facts.blocks and any(p.name == "act.weight" for p in facts.parameters)
+    of = compressor(Net().eval(), IMAGES)
+    facts = of.graph.facts
+    (block,) = facts.blocks
+    assert block.layers == ("a", "b") and block.parameters == (() if shared else ("act.weight",))
+    assert any(p.name == "act.weight" for p in facts.parameters)
+    costing = Costing(SearchSpace(facts, ()))
+    for keep, there in ((1.0, 0.0), (0.5, 1.0), (0.5, 0.0)):
+        groups = tuple((g.name, GroupDecision(keep)) for g in facts.groups)
+        chosen = Policy(facts.fingerprint, groups, (), Recipe(images=300), ((block.name, BlockDecision(there)),))
+        small = of.compress(chosen)
+        assert costing.of_policy(chosen)["params"] == sum(p.numel() for p in small.parameters())
+        assert automc.save(small, "out") <= costing.of_policy(chosen)["size"]
 
 
 def test_one_policy_has_one_digest_whether_a_number_has_a_point() -> None:

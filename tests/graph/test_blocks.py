@@ -149,6 +149,51 @@ def test_of_nested_branches_the_inner_one_is_the_block() -> None:
     torch.testing.assert_close(small(x), x + model.get_submodule("outer")(x))
 
 
+class Written(nn.Module):
+    """Blocks without a module of their own: of one layer each, of several, and two of one path."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.singles = nn.ModuleList(nn.Linear(6, 6) for _ in range(2))
+        self.query, self.out = nn.Linear(6, 6), nn.Linear(6, 6)
+        self.inner = nn.ModuleDict({name: nn.Linear(6, 6) for name in "abcd"})
+        self.head = nn.Linear(6, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for single in self.singles:
+            x = x + single(x).relu()
+        x = x + self.out(self.query(x).relu())
+        x = x + self.inner["b"](self.inner["a"](x).relu())
+        x = x + self.inner["d"](self.inner["c"](x).relu())
+        return self.head(x)
+
+
+def test_blocks_are_named_after_their_layers() -> None:
+    names = [b.name for b in trace_model(Written(), (torch.randn(2, 6),)).facts.blocks]
+    assert names == ["singles.0", "singles.1", "query..out", "inner.a..b", "inner.c..d"]
+
+
+def test_a_parameter_that_others_read_stays_and_is_not_counted() -> None:
+    class Scaled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.head = (nn.Linear(6, 6) for _ in range(3))
+            self.scale, self.own = (nn.Parameter(torch.rand(6)) for _ in range(2))
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.a(x)
+            return self.head((x + self.own * self.b(x * self.scale)) * self.scale)
+
+    model, x = Scaled().eval(), torch.randn(2, 6)
+    graph = trace_model(model, (x,))
+    (block,) = graph.facts.blocks
+    assert (block.name, block.parameters, block.others) == ("b", ("own",), 6)
+    small = shrink(graph, model, {}, ["b"])
+    policy = Policy(graph.facts.fingerprint, blocks=(("b", BlockDecision(0.0)),))
+    costs = Costing(SearchSpace(graph.facts, ())).of_policy(policy)
+    assert costs["params"] == sum(p.numel() for p in small.parameters())
+
+
 def test_an_unknown_block_is_refused() -> None:
     model, x = made(ResNet)
     with pytest.raises(GraphError, match="block"):

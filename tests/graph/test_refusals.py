@@ -62,10 +62,12 @@ def tied_embedding() -> nn.Module:
 IMAGE, SEQUENCE = (2, 3, 8, 8), (2, 6, 5)
 REFUSED: list[tuple[str, Callable[[], nn.Module], tuple[int, ...], str]] = [
     ("LayerNorm", lambda: tokens(lambda s, t: s.norm(t), norm=nn.LayerNorm(8)), SEQUENCE, "norm"),
-    ("GroupNorm", lambda: around(nn.GroupNorm(2, 8)), IMAGE, "1"),
+    ("GroupNorm", lambda: around(nn.GroupNorm(1, 8)), IMAGE, "1"),
+    ("GroupNorm", lambda: around(nn.GroupNorm(4, 8, affine=False)), IMAGE, "1"),
     ("InstanceNorm2d", lambda: around(nn.InstanceNorm2d(8)), IMAGE, "1"),
+    ("InstanceNorm2d", lambda: around(nn.InstanceNorm2d(8, affine=True, track_running_stats=True)), IMAGE, "1"),
     ("LocalResponseNorm", lambda: around(nn.LocalResponseNorm(2)), IMAGE, "1"),
-    ("ConvTranspose2d", lambda: around(nn.ConvTranspose2d(8, 8, 3, padding=1)), IMAGE, "1"),
+    ("ConvTranspose2d", lambda: around(nn.ConvTranspose2d(8, 8, 3, padding=1, groups=2)), IMAGE, "1"),
     ("Softmax", lambda: around(nn.Softmax(dim=1)), IMAGE, "1"),
     ("MultiheadAttention", lambda: tokens(
         lambda s, t: s.mha(t, t, t)[0], mha=nn.MultiheadAttention(8, 2)), SEQUENCE, "mha"),
@@ -101,6 +103,21 @@ def test_an_operation_that_mixes_channels_is_refused_by_name(
     assert not any(m.target in ("a", "0") and m.axis == "out" for g in graph.facts.groups for m in g.members)
     kept = {g.name: np.arange(g.units - 1) for g in graph.facts.groups}
     assert shrink(graph, model, kept)(x).shape == model(x).shape
+
+
+@pytest.mark.parametrize("last", [nn.LogSoftmax(dim=1), nn.Softmax(dim=1), nn.LocalResponseNorm(2)])
+def test_nothing_is_said_of_what_only_the_output_meets(last: nn.Module) -> None:
+    facts = trace_model(nn.Sequential(conv(3, 8), nn.ReLU(), conv(8, 4), last), (torch.randn(IMAGE),)).facts
+    assert [g.name for g in facts.groups] == ["0"] and facts.refused == ()
+    facts = trace_model(nn.Sequential(conv(3, 8), last, conv(8, 4)), (torch.randn(IMAGE),)).facts
+    assert [r.where for r in facts.refused] == ["1"]
+
+
+def test_a_module_is_refused_once() -> None:
+    encoder = nn.TransformerEncoder(nn.TransformerEncoderLayer(8, 2, 16, batch_first=True), 1)
+    model = nn.Sequential(nn.Linear(5, 8), encoder, nn.Linear(8, 3))
+    (found,) = trace_model(model, (torch.randn(SEQUENCE),)).facts.refused
+    assert (found.where, found.operation) == ("1", "TransformerEncoder") and "inside" in found.reason
 
 
 def test_an_unknown_function_of_the_user_is_refused_by_name() -> None:

@@ -35,7 +35,9 @@ def silence_(model: nn.Module, name: str, positions: Any) -> None:
             model.get_parameter(name)[..., positions] = 0
             return
         module = model.get_submodule(name)
-        for tensor in (module.weight, module.bias):
+        if isinstance(module, nn.ConvTranspose2d):
+            module.weight[:, positions] = 0
+        for tensor in (module.bias,) if isinstance(module, nn.ConvTranspose2d) else (module.weight, module.bias):
             if isinstance(tensor, torch.Tensor):
                 tensor[positions] = 0
 
@@ -274,6 +276,39 @@ def prelu() -> nn.Module:
     return Net(lambda s, x: s.b(s.act(s.a(x))), a=conv(3, 8), act=nn.PReLU(8), b=conv(8, 5))
 
 
+def group_norm() -> nn.Module:
+    return Net(lambda s, x: s.b(F.relu(s.n(s.a(x)))), a=conv(3, 8), n=nn.GroupNorm(4, 8), b=conv(8, 5))
+
+
+def instance_norm() -> nn.Module:
+    norm = nn.InstanceNorm2d(8, affine=True)
+    return Net(lambda s, x: s.b(F.relu(s.n(s.a(x)))), a=conv(3, 8), n=norm, b=conv(8, 5))
+
+
+def group_norm_stream() -> nn.Module:
+    """Norms of different groups along one stream: units are what none of them cuts in two."""
+
+    def forward(s: Any, x: Any) -> Any:
+        x = s.a(x)
+        x = x + s.c(F.relu(s.n1(s.b(F.relu(s.n0(x))))))
+        return s.d(s.n2(x))
+
+    norms = {"n0": nn.GroupNorm(6, 12), "n1": nn.GroupNorm(2, 6), "n2": nn.GroupNorm(4, 12)}
+    return Net(forward, a=conv(3, 12), b=conv(12, 6), c=conv(6, 12), d=conv(12, 5), **norms)
+
+
+def transposed() -> nn.Module:
+    up = nn.ConvTranspose2d(8, 6, 3, stride=2, padding=1, output_padding=1)
+    return Net(lambda s, x: s.c(F.relu(s.n(s.b(F.relu(s.a(x)))))), a=conv(3, 8), b=up, n=bn(6), c=conv(6, 4))
+
+
+def autoencoder() -> nn.Module:
+    """A decoder with the encoder's weight, in which inputs and outputs change places."""
+    net = Net(lambda s, x: s.b(F.relu(s.a(x))), a=conv(3, 8), b=nn.ConvTranspose2d(8, 3, 3, padding=1))
+    net.b.weight = net.a.weight  # type: ignore[union-attr]
+    return net
+
+
 def gated_linear() -> nn.Module:
     return Net(lambda s, x: s.b(F.glu(s.a(x), dim=1)), a=conv(3, 12), b=conv(6, 5))
 
@@ -387,6 +422,12 @@ CASES = [
     Case(mlp, "3", 9, {"4": same}, shape=(2, 7)),
     Case(pixel_shuffle, "a", 6, {"a": lambda u: np.concatenate([4 * u + i for i in range(4)])}),
     Case(prelu, "a", 8, {"a": same}),
+    Case(group_norm, "a", 4, {"n": lambda u: np.concatenate([2 * u, 2 * u + 1])}),
+    Case(instance_norm, "a", 8, {"n": same}),
+    Case(group_norm_stream, "b", 2, {"n1": lambda u: np.concatenate([3 * u + i for i in range(3)])}),
+    Case(transposed, "a", 8, {"a": same}),
+    Case(transposed, "b", 6, {"n": same}),
+    Case(autoencoder, "a", 8, {"a": same}),
     Case(gated_linear, "a", 6, {"a": at(0, 6)}),
     Case(embedding, "table.weight", 8, {"table.weight": same}, shape=(2, 5), integers=11),
     Case(squeezed, "a", 8, {"a": same}),

@@ -157,3 +157,15 @@ def test_names_stand_in_tables_as_they_are_with_brackets_and_colons() -> None:
     task = automc.Task(net, calibration=[torch.randn(4, 4)], validation=[(torch.randn(4, 4), torch.zeros(4).long())])
     shown = "".join(printed(t) for t in facts.tables(automc.inspect(task)))
     assert shown.count("in[/a]") == 3 and shown.count("[bold]out") == 2
+
+
+def test_what_is_refused_alike_is_said_in_one_line() -> None:
+    layers = [part for _ in range(6) for part in (nn.Linear(8, 8), nn.LayerNorm(8))]
+    x = torch.randn(4, 8)
+    found = automc.inspect(automc.Task(nn.Sequential(*layers, nn.Linear(8, 2)), [x], [(x, torch.zeros(4))]))
+    refused = [line for line in facts.lines(found) if line.startswith("not pruned")]
+    assert len(found.refused) == 6 and refused == [
+        "not pruned: LayerNorm (1, 3, 5, 7 and 2 more): it normalises over the channels, so that removing one changes "
+        "all others"
+    ]
+    assert facts.lines(found)[0].startswith("7 layers, 0 groups, ")

@@ -10,6 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 import automc
 from automc.budget import Budget
@@ -43,10 +44,35 @@ def test_kl_is_scipys() -> None:
     assert kl(outputs, dense).tolist() == pytest.approx(expected, rel=1e-5)
 
 
-def test_kl_of_positions_is_the_mean_over_them() -> None:
-    outputs, dense = rand(3, 5, 4), rand(3, 5, 4, seed=1)
-    each = torch.stack([-kl(outputs[..., i], dense[..., i]).log() for i in range(4)])
-    assert kl(outputs, dense).tolist() == pytest.approx((-each.mean(dim=0)).exp().tolist())
+@pytest.mark.parametrize("targets", [None, rand(3, 4), rand(3)])
+def test_kl_of_tokens_is_the_mean_over_them(targets: Tensor | None) -> None:
+    outputs, dense = rand(3, 4, 5), rand(3, 4, 5, seed=1)
+    each = torch.stack([-kl(outputs[:, i], dense[:, i]).log() for i in range(4)])
+    assert kl(outputs, dense, targets=targets).tolist() == pytest.approx((-each.mean(dim=0)).exp().tolist())
+
+
+@pytest.mark.parametrize(("shape", "told"), [((3, 5, 4), True), ((3, 5, 4, 2), True), ((3, 5, 4, 2), False)])
+def test_kl_of_pixels_is_the_mean_over_them(shape: tuple[int, ...], told: bool) -> None:
+    outputs, dense = rand(*shape), rand(*shape, seed=1)
+    targets = rand(shape[0], *shape[2:]) if told else None
+    flat, against = outputs.flatten(2), dense.flatten(2)
+    each = torch.stack([-kl(flat[..., i], against[..., i]).log() for i in range(flat.shape[2])])
+    assert kl(outputs, dense, targets=targets).tolist() == pytest.approx((-each.mean(dim=0)).exp().tolist())
+
+
+def test_a_model_of_tokens_is_scored_over_its_classes(tmp_path: Path) -> None:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 5)).eval()
+    x = rand(96, 6, 8)
+    task = Task(model, [x[:48]], [(x[48:], model(x[48:]).argmax(dim=2))], name="tokens")
+    found = automc.search(task, budget="macs<=70%", trials=2, score="kl", storage=tmp_path / "s.journal")
+    assert found.best is not None and found.meta["dense"]["metric"] == 1.0
+    with torch.no_grad():
+        outputs, dense = automc.apply(task, found.best.policy)(x[48:]), model(x[48:])
+    divergence = F.kl_div(outputs.log_softmax(2), dense.log_softmax(2), log_target=True, reduction="none")
+    expected = (-divergence.sum(dim=2).mean(dim=1)).exp().mean()
+    assert found.best.score == pytest.approx(float(expected), abs=1e-4)
 
 
 def test_mse_is_relative_to_the_batch() -> None:

@@ -81,7 +81,7 @@ def test_a_limit_that_a_space_cannot_move_is_refused_with_where_it_stands(name: 
     """Fewer bits and zeros leave as many multiply-accumulates; the other limit could be met."""
     space = SearchSpace(NET, SPACES.load(name)(NET))
     Projector(space, Budget.parse("size<=75%"))
-    said = r"^macs must be at most .*the smallest reachable value is .* \(100.00% of dense\), bound by .*wider space\.$"
+    said = r"^macs must be at most .*smallest reachable value is .* \(100.00% of dense\), bound by .*: raise the limit"
     with pytest.raises(BudgetError, match=said):
         Projector(space, Budget.parse("size<=75%,macs<=99%"))
     Projector(space, Budget.parse("macs<=100%,size<=75%"))
