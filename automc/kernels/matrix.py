@@ -1,4 +1,4 @@
-"""A weight as the sparse kernels read it (`csrc/product.h`): blocks of outputs by one input, those of zeros left out."""
+"""A weight as the sparse kernels (`csrc/product.h`) read it: blocks of outputs by one input, those of zeros left out."""
 
 import ctypes
 from collections.abc import Sequence

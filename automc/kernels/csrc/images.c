@@ -49,7 +49,7 @@ static void multiply(const Step *s, const Layout *other, const Layout *out, cons
                 .lanes = smaller(LANES, positions - (v + count - 1) * LANES),
                 .low = s->low,
                 .high = s->high};
-    product(m, count, at);
+    product(m, count, 0, (m->rows + m->block - 1) / m->block, at);
     v += count;
   }
 }

@@ -61,11 +61,10 @@ typedef struct {
 
 /* Blocks of B outputs, Q vectors, masks as in Matrix. */
 #define MULTIPLY_TILE(B, Q, M)                                                                                         \
-  static void multiply_##B##_##Q##_##M(const Matrix *m, const int32_t *start, const Place *at) {                       \
-    const int blocks = (m->rows + B - 1) / B;                                                                          \
-    for (int b = 0; b < blocks; b++) {                                                                                 \
+  static void multiply_##B##_##Q##_##M(const Matrix *m, const int32_t *start, int from, int to, const Place *at) {     \
+    for (int b = from; b < to; b++) {                                                                                  \
       const int rows = smaller(B, m->rows - b * B);                                                                    \
-      float *const out = at->out + (ptrdiff_t)b * B * at->out_row;                                                     \
+      float *const out = at->out + (ptrdiff_t)(b - from) * B * at->out_row;                                            \
       vec acc[B][Q]; /* indexed by constants alone, lest it lies in memory */                                          \
       _Pragma("GCC unroll 8") for (int i = 0; i < B; i++)                                                              \
           _Pragma("GCC unroll 8") for (int q = 0; q < Q; q++) acc[i][q] =                                              \
@@ -105,7 +104,7 @@ typedef struct {
     }                                                                                                                  \
   }
 
-typedef void (*Multiply)(const Matrix *, const int32_t *, const Place *);
+typedef void (*Multiply)(const Matrix *, const int32_t *, int, int, const Place *);
 #define MASKS(B, Q) MULTIPLY_TILE(B, Q, 0) MULTIPLY_TILE(B, Q, 1) MULTIPLY_TILE(B, Q, 2) MULTIPLY_TILE(B, Q, 3)
 #define THREE(B) MASKS(B, 1) MASKS(B, 2) MASKS(B, 3)
 #define SIX(B) THREE(B) MASKS(B, 4) MASKS(B, 5) MASKS(B, 6)
@@ -113,7 +112,7 @@ typedef void (*Multiply)(const Matrix *, const int32_t *, const Place *);
 EIGHT(1) EIGHT(2) SIX(4) THREE(8)
 
 /* Vectors of a tile that fill the registers. */
-static int most_vectors(int block) {
+static inline int most_vectors(int block) {
 #if LANES == 16
   return block < 4 ? 8 : block == 4 ? 6 : 3;
 #else
@@ -132,14 +131,15 @@ static Multiply multiply_of(int block, int vectors, int masks) {
   return (block == 1 ? ones : block == 2 ? twos : block == 4 ? fours : eights)[vectors - 1][masks];
 }
 
-/* One tile in all parts; a part's sums wait in the output for the next part. */
-static void product(const Matrix *m, int vectors, Place at) {
+/* One tile of some blocks of outputs in all parts; a part's sums wait in the output for the next part. `at` points at the
+   first of the blocks' outputs; what is added lies behind at->other for all of them. */
+static inline void product(const Matrix *m, int vectors, int from, int to, Place at) {
   const int blocks = (m->rows + m->block - 1) / m->block;
   const Multiply kernel = multiply_of(m->block, vectors, m->masks);
   for (int part = 0; part < m->parts; part++) {
     at.first = part == 0;
     at.last = part == m->parts - 1;
-    kernel(m, m->start + (ptrdiff_t)part * (blocks + 1), &at);
+    kernel(m, m->start + (ptrdiff_t)part * (blocks + 1), from, to, &at);
   }
 }
 

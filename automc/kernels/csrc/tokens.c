@@ -1,0 +1,148 @@
+/* Linear layers on rows of features (tokens), their weights sparse.
+
+   Blocks of up to 8 outputs: a tile of tokens is transposed into planes, multiplied as in product.h, and transposed back.
+   Blocks of 16 outputs need no transposing: outputs lie across the lanes, each kept column adds a vector of weights times
+   one broadcast input of each token. */
+
+#include "product.h"
+
+/* to[j][i] = from[i][j] for 16 by 16, rows that far apart; of both sides only so many are there. */
+#if LANES == 16
+static inline void transpose(const float *from, ptrdiff_t from_row, int rows, int columns, float *to, ptrdiff_t to_row) {
+  __m512 a[16], b[16];
+  const __mmask16 read = (__mmask16)((1u << columns) - 1), written = (__mmask16)((1u << rows) - 1);
+  for (int i = 0; i < 16; i++) a[i] = i < rows ? _mm512_maskz_loadu_ps(read, from + i * from_row) : _mm512_setzero_ps();
+  for (int i = 0; i < 16; i += 2) {
+    b[i] = _mm512_unpacklo_ps(a[i], a[i + 1]);
+    b[i + 1] = _mm512_unpackhi_ps(a[i], a[i + 1]);
+  }
+  for (int i = 0; i < 16; i += 4)
+    for (int k = 0; k < 2; k++) {
+      const __m512d x = _mm512_castps_pd(b[i + k]), y = _mm512_castps_pd(b[i + k + 2]);
+      a[i + 2 * k] = _mm512_castpd_ps(_mm512_unpacklo_pd(x, y));
+      a[i + 2 * k + 1] = _mm512_castpd_ps(_mm512_unpackhi_pd(x, y));
+    }
+  for (int k = 0; k < 4; k++) {
+    b[k] = _mm512_shuffle_f32x4(a[k], a[k + 4], 0x88);
+    b[k + 4] = _mm512_shuffle_f32x4(a[k], a[k + 4], 0xdd);
+    b[k + 8] = _mm512_shuffle_f32x4(a[k + 8], a[k + 12], 0x88);
+    b[k + 12] = _mm512_shuffle_f32x4(a[k + 8], a[k + 12], 0xdd);
+  }
+  for (int k = 0; k < 4; k++) {
+    a[k] = _mm512_shuffle_f32x4(b[k], b[k + 8], 0x88);
+    a[k + 8] = _mm512_shuffle_f32x4(b[k], b[k + 8], 0xdd);
+    a[k + 4] = _mm512_shuffle_f32x4(b[k + 4], b[k + 12], 0x88);
+    a[k + 12] = _mm512_shuffle_f32x4(b[k + 4], b[k + 12], 0xdd);
+  }
+  for (int j = 0; j < columns; j++) _mm512_mask_storeu_ps(to + j * to_row, written, a[j]);
+}
+#else
+static inline void transpose(const float *from, ptrdiff_t from_row, int rows, int columns, float *to, ptrdiff_t to_row) {
+  for (int j = 0; j < columns; j++)
+    for (int i = 0; i < rows; i++) to[j * to_row + i] = from[i * from_row + j];
+}
+#endif
+
+/* Adds `other`, if any, and clamps. */
+static void finish(float *out, const float *other, ptrdiff_t count, float low, float high) {
+  ptrdiff_t i = 0;
+  for (; i + LANES <= count; i += LANES) {
+    vec x = *(const loose *)(out + i);
+    if (other) x += *(const loose *)(other + i);
+    *(loose *)(out + i) = clamp(x, low, high);
+  }
+  for (; i < count; i++) {
+    const float x = other ? out[i] + other[i] : out[i];
+    out[i] = x < low ? low : x > high ? high : x;
+  }
+}
+
+int tokens_lanes(void) { return LANES; }
+
+/* in (tokens, inputs) to out (tokens, rows); `vectors` of tokens at once, for which the matrix's offsets were made;
+   scratch: (inputs + rows) vectors LANES floats. */
+void tokens_run(const Matrix *m, int inputs, int vectors, const float *in, const float *other, float *out, int tokens,
+                float low, float high, float *scratch) {
+  const int pitch = vectors * LANES, bounded = other || low > -__builtin_inff() || high < __builtin_inff();
+  const int each = m->parts == 1 ? 16 : m->rows; /* outputs whose sums wait; one part needs no more than are transposed */
+  float *const planes = scratch, *const sums = scratch + (ptrdiff_t)inputs * pitch;
+  const Place at = {.in = planes, .out = sums, .out_row = pitch, .lanes = LANES, .low = -__builtin_inff(),
+                    .high = __builtin_inff()};
+  for (int first = 0; first < tokens; first += pitch) {
+    const int count = smaller(pitch, tokens - first), used = (count + LANES - 1) / LANES;
+    const float *x = in + (ptrdiff_t)first * inputs;
+    float *y = out + (ptrdiff_t)first * m->rows;
+    for (int k = 0; k < inputs; k += 16)
+      for (int t = 0; t < count; t += 16)
+        transpose(x + (ptrdiff_t)t * inputs + k, inputs, smaller(16, count - t), smaller(16, inputs - k),
+                  planes + (ptrdiff_t)k * pitch + t, pitch);
+    if (count < used * LANES)
+      for (int k = 0; k < inputs; k++)
+        memset(planes + (ptrdiff_t)k * pitch + count, 0, 4 * (size_t)(used * LANES - count));
+    for (int r = 0; r < m->rows; r += each) {
+      const int rows = smaller(each, m->rows - r);
+      product(m, used, r / m->block, (r + rows + m->block - 1) / m->block, at);
+      for (int t = 0; t < count; t += 16)
+        for (int i = 0; i < rows; i += 16)
+          transpose(sums + (ptrdiff_t)i * pitch + t, pitch, smaller(16, rows - i), smaller(16, count - t),
+                    y + (ptrdiff_t)t * m->rows + r + i, m->rows);
+    }
+    if (bounded) finish(y, other ? other + (ptrdiff_t)first * m->rows : 0, (ptrdiff_t)count * m->rows, low, high);
+  }
+}
+
+/* Blocks of 16 outputs, T tokens. */
+#define WIDE (16 / LANES)
+#define ACROSS(T)                                                                                                      \
+  static void across_##T(const Matrix *m, int inputs, const float *in, const float *other, float *out, float low,      \
+                         float high) {                                                                                 \
+    for (int b = 0; b < (m->rows + 15) / 16; b++) {                                                                    \
+      vec acc[T][WIDE]; /* indexed by constants alone, lest it lies in memory */                                       \
+      _Pragma("GCC unroll 16") for (int t = 0; t < T; t++)                                                             \
+          _Pragma("GCC unroll 4") for (int i = 0; i < WIDE; i++) acc[t][i] =                                           \
+              *(const loose *)(m->bias + b * 16 + i * LANES);                                                          \
+      const float *value = m->value + (ptrdiff_t)m->start[b] * 16;                                                     \
+      for (int k = m->start[b]; k < m->start[b + 1]; k++, value += 16) {                                               \
+        const float *const x = in + m->offset[k];                                                                      \
+        _Pragma("GCC unroll 4") for (int i = 0; i < WIDE; i++) {                                                       \
+          const vec w = *(const loose *)(value + i * LANES);                                                           \
+          _Pragma("GCC unroll 16") for (int t = 0; t < T; t++) acc[t][i] += w * x[(ptrdiff_t)t * inputs];              \
+        }                                                                                                              \
+      }                                                                                                                \
+      _Pragma("GCC unroll 16") for (int t = 0; t < T; t++)                                                             \
+          _Pragma("GCC unroll 4") for (int i = 0; i < WIDE; i++) {                                                     \
+        const int row = b * 16 + i * LANES, lanes = smaller(LANES, m->rows - row);                                     \
+        if (lanes <= 0) break;                                                                                         \
+        const ptrdiff_t place = (ptrdiff_t)t * m->rows + row;                                                          \
+        vec sum = acc[t][i], added = {};                                                                               \
+        if (other) memcpy(&added, other + place, 4 * (size_t)lanes);                                                   \
+        put(out + place, clamp(sum + added, low, high), lanes);                                                        \
+      }                                                                                                                \
+    }                                                                                                                  \
+  }
+#if LANES == 16
+#define MOST 16
+ACROSS(16) ACROSS(8)
+#else
+#define MOST 4
+#endif
+ACROSS(4) ACROSS(2) ACROSS(1)
+
+/* As tokens_run for blocks of 16; offsets are columns. */
+void tokens_across(const Matrix *m, int inputs, const float *in, const float *other, float *out, int tokens, float low,
+                   float high) {
+  for (int t = 0; t < tokens;) {
+    const int left = tokens - t;
+    const int count = left >= MOST ? MOST : left >= 8 && MOST > 8 ? 8 : left >= 4 ? 4 : left >= 2 ? 2 : 1;
+    const float *x = in + (ptrdiff_t)t * inputs, *added = other ? other + (ptrdiff_t)t * m->rows : 0;
+    float *y = out + (ptrdiff_t)t * m->rows;
+#if LANES == 16
+    if (count == 16) across_16(m, inputs, x, added, y, low, high);
+    if (count == 8) across_8(m, inputs, x, added, y, low, high);
+#endif
+    if (count == 4) across_4(m, inputs, x, added, y, low, high);
+    if (count == 2) across_2(m, inputs, x, added, y, low, high);
+    if (count == 1) across_1(m, inputs, x, added, y, low, high);
+    t += count;
+  }
+}
