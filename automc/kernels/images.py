@@ -10,14 +10,17 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
+from itertools import pairwise
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from automc.errors import ArtifactError
 from automc.kernels.build import compiled
-from automc.kernels.matrix import CMatrix, FloatArray, Masks, Matrix, Reads, packed
+from automc.kernels.matrix import FloatArray, Masks, Matrix, Reads, Stored, packed
+from automc.kernels.plan import Memory, scratch
 from automc.kernels.tiles import FREE, Limits, Pair, Shape, Window, threads, together
 
 MULTIPLY, SHIFT, SPREAD, ADD, AFFINE, MAXIMUM, MEAN, JOIN, ROUND = range(9)
@@ -37,8 +40,17 @@ class _Step(ctypes.Structure):
         *((name, ctypes.c_int * 2) for name in ("kernel", "stride", "padding", "dilation")),
         *((name, ctypes.c_int) for name in ("phases", "shift")),
         *((name, ctypes.c_float) for name in ("low", "high", "step", "zero")),
-        *((name, ctypes.c_void_p) for name in ("scale", "bias")),
-        ("matrix", CMatrix),
+        *((name, ctypes.c_int64) for name in ("scale", "bias")),
+        ("matrix", Stored),
+    ]
+
+
+class _Plan(ctypes.Structure):
+    """As in images.c."""
+
+    _fields_ = [
+        *((name, ctypes.c_int32) for name in ("lanes", "steps", "values", "input", "output", "cleared")),
+        *((name, ctypes.c_int64) for name in ("step", "layout", "place", "clear", "floats")),
     ]
 
 
@@ -47,8 +59,13 @@ _POINT = Window()
 
 @cache
 def _library() -> ctypes.CDLL | None:
+    """The compiled functions, told what they take: that spares a conversion a call."""
     found = compiled("images")
-    return None if found is None or found.images_step_bytes() != ctypes.sizeof(_Step) else found
+    if found is None or found.images_step_bytes() != ctypes.sizeof(_Step):
+        return None
+    pointer, number = ctypes.c_void_p, ctypes.c_int
+    found.images_run.argtypes = [pointer, pointer, pointer, number, pointer]
+    return found
 
 
 def lanes() -> int:
@@ -177,64 +194,63 @@ def _slides(window: Window, shape: Shape) -> bool:
     return window.stride == (1, 1) and window.over(shape)[1] == shape[1]
 
 
-class Plan:
-    """A network with everything decided; it runs on any number of images."""
+def planned(network: Network, source: int, result: int, choices: Mapping[int, Choice]) -> Tensor:
+    """The plan (bytes,) from one value of a network to another; choices: by number of a record that is a product."""
+    return _Planner(network).plan(source, result, choices)
 
-    def __init__(self, network: Network, source: int, result: int, choices: Mapping[int, Choice]) -> None:
-        """choices: by number of a record that is a product."""
-        self._source, self._result, self._shape = source, result, network.shapes[result]
-        self._kept: list[NDArray[np.generic]] = []
-        self._lies = _lies(network)
+
+def run(x: Tensor, plan: Tensor, shape: Sequence[int]) -> Tensor:
+    """What a planned network gives for x (B, channels, height, width) or (B, channels), float32, as (B, *shape)."""
+    library = _library()
+    header = _Plan.from_address(plan.data_ptr())
+    if library is None or header.lanes != lanes():
+        raise ArtifactError(
+            f"A plan must be run on a processor like the one it was made for, with vectors of {header.lanes} floats; "
+            f"this one has {lanes()}: make it anew here."
+        )
+    x = x.contiguous()
+    out = torch.empty(len(x), *shape)
+    workers = min(threads(), len(x))
+    edges = [len(x) * n // workers for n in range(workers + 1)] if workers else []
+
+    def part(begin: int, end: int) -> None:
+        own = scratch(header.floats)
+        given, made = x[begin:].data_ptr(), out[begin:].data_ptr()
+        library.images_run(plan.data_ptr(), given, made, end - begin, own.data_ptr())
+
+    together(lambda bounds: part(*bounds), list(pairwise(edges)))
+    return out
+
+
+class _Planner:
+    """A plan while it is made."""
+
+    def __init__(self, network: Network) -> None:
+        self._network, self._memory, self._lies = network, Memory(_Plan), _lies(network)
+
+    def plan(self, source: int, result: int, choices: Mapping[int, Choice]) -> Tensor:
         steps: list[_Step] = []
-        for number, record in enumerate(network.records):
+        for number, record in enumerate(self._network.records):
             steps += self._steps(record, choices.get(number, Choice()))
-        self._program = (_Step * len(steps))(*steps)
-        self._layouts = (_Layout * len(self._lies))(
-            *(_Layout(x.shape[2], *x.shape[:2], x.above, x.plane) for x in self._lies)
+        place, clear, floats = _placed(steps, self._lies, source, result)
+        layouts = [_Layout(x.shape[2], *x.shape[:2], x.above, x.plane) for x in self._lies]
+        return self._memory.finished(
+            lanes=lanes(),
+            steps=len(steps),
+            values=len(layouts),
+            input=source,
+            output=result,
+            cleared=len(clear),
+            step=self._memory.put((_Step * len(steps))(*steps)),
+            layout=self._memory.put((_Layout * len(layouts))(*layouts)),
+            place=self._memory.put(np.array(place, dtype=np.int64)),
+            clear=self._memory.put(np.array(clear, dtype=np.int32)),
+            floats=floats,
         )
-        self._place, self._rooms = _placed(steps, self._lies, source, result)
-
-    def run(self, x: Tensor) -> Tensor:
-        """x (B, channels, height, width) or (B, channels), float32 and contiguous; what the network gives, likewise."""
-        height, width, channels = self._shape
-        out = torch.empty(len(x), channels, height, width)
-        parts = np.array_split(np.arange(len(x)), min(threads(), max(1, len(x))))
-        together(lambda part: self._part(x, out, part), parts)
-        return out
-
-    def _part(self, x: Tensor, out: Tensor, part: NDArray[np.int64]) -> None:
-        """Some of the images, by one thread."""
-        library = _library()
-        assert library is not None  # there are no plans without it
-        if not len(part):
-            return
-        # a vector moved by some columns is read from before its channel and beyond it
-        room = [torch.zeros(size + 2 * lanes()) for size in self._rooms]
-        values = (ctypes.c_void_p * len(self._place))(*(room[p].data_ptr() + 4 * lanes() for p in self._place))
-        begin, end = int(part[0]), int(part[-1]) + 1
-        given, made = (ctypes.c_void_p(t[begin:end].data_ptr()) for t in (x, out))
-        library.images_run(
-            self._program,
-            len(self._program),
-            self._layouts,
-            self._source,
-            self._result,
-            given,
-            made,
-            end - begin,
-            values,
-        )
-
-    def _keep(self, array: NDArray[np.generic] | None) -> int | None:
-        if array is None:
-            return None
-        self._kept.append(np.ascontiguousarray(array))
-        return self._kept[-1].ctypes.data
 
     def _steps(self, record: _Record, choice: Choice) -> list[_Step]:
         if record.kind != MULTIPLY:
             return [self._step(record)]
-        assert record.weight is not None
         lie, window = self._lies[record.x], record.window
         if not _slides(window, lie.shape):
             laid = _spread(record, lie, len(self._lies))
@@ -246,21 +262,18 @@ class Plan:
         return [self._laid(laid), self._product(replace(record, x=laid.record.out), laid.reads, choice)]
 
     def _laid(self, laid: "_Laid") -> _Step:
-        masks = CMatrix(mask=None if laid.masks is None else self._keep(laid.masks.lanes))
+        masks = Stored(mask=0 if laid.masks is None else self._memory.put(laid.masks.lanes))
         return self._step(laid.record, laid.phases, laid.shift, masks)
 
     def _product(self, record: _Record, reads: Reads, choice: Choice) -> _Step:
-        matrix = _matrix(record, reads, choice)
-        self._kept += [matrix.start, matrix.offset, matrix.side, matrix.value, matrix.bias, matrix.masks.lanes]
-        return self._step(replace(record, weight=None, bias=None), matrix=matrix.as_c())
+        matrix = _matrix(record, reads, choice).stored(self._memory)
+        return self._step(replace(record, weight=None, bias=None), matrix=matrix)
 
-    def _step(self, record: _Record, phases: int = 0, shift: int = 0, matrix: CMatrix | None = None) -> _Step:
-        weight = None if record.weight is None else record.weight.astype(np.float32)
-        bias = None if record.bias is None else record.bias.astype(np.float32)
+    def _step(self, record: _Record, phases: int = 0, shift: int = 0, matrix: Stored | None = None) -> _Step:
         numbers = (record.kind, record.x, record.other, record.out, record.offset, *record.window.as_c())
         limits = (record.limits.low, record.limits.high, record.step, record.zero)
-        pointers = (self._keep(weight), self._keep(bias))
-        return _Step(*numbers, phases, shift, *limits, *pointers, matrix or CMatrix())
+        places = (0 if x is None else self._memory.put(x.astype(np.float32)) for x in (record.weight, record.bias))
+        return _Step(*numbers, phases, shift, *limits, *places, matrix or Stored())
 
 
 def _lies(network: Network) -> list[_Lie]:
@@ -376,23 +389,25 @@ def _matrix(record: _Record, reads: Reads, choice: Choice) -> Matrix:
     return packed(whole, record.bias, reads, choice.block, parts)
 
 
-def _placed(steps: Sequence[_Step], lies: Sequence[_Lie], source: int, result: int) -> tuple[list[int], list[int]]:
-    """Each value's room, and each room's floats for an image.
+def _placed(steps: Sequence[_Step], lies: Sequence[_Lie], source: int, result: int) -> tuple[list[int], list[int], int]:
+    """Floats from the beginning of the scratch to each value; one value of each place; floats of the scratch.
 
-    A room is used again for values that lie alike, once its own is read for the last time: its zeros stay where they
-    are, and little memory stays warm.
+    A place is used again for values that lie alike, once its own is read for the last time: its zeros stay where they
+    are, and little memory stays warm. A vector moved by some columns is read from before its channel and beyond it.
     """
     last = {v: i for i, s in enumerate(steps) for v in (s.in_, s.other) if v >= 0}
-    place, rooms = {source: 0}, [lies[source].floats]
+    place, clear, floats = {source: lanes()}, [source], lanes() + lies[source].floats
     free: dict[_Lie, list[int]] = {}
     for i, step in enumerate(steps):
         if step.out not in place:
             waiting = free.get(lies[step.out], [])
-            if not waiting:
-                rooms.append(lies[step.out].floats)
-                waiting = [len(rooms) - 1]
-            place[step.out] = waiting.pop()
+            if waiting:
+                place[step.out] = waiting.pop()
+            else:
+                place[step.out] = floats
+                clear.append(step.out)
+                floats += lies[step.out].floats
         for value in {step.in_, step.other} - {-1, step.out, result}:
             if last[value] == i:
                 free.setdefault(lies[value], []).append(place[value])
-    return [place.get(value, 0) for value in range(len(lies))], rooms
+    return [place.get(value, 0) for value in range(len(lies))], clear, floats + lanes()

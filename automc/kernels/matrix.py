@@ -1,4 +1,4 @@
-"""A weight as the sparse kernels (`csrc/product.h`) read it: blocks of outputs by one input, those of zeros left out."""
+"""A weight as sparse kernels (`csrc/product.h`) read it: blocks of outputs by one input, those of zeros left out."""
 
 import ctypes
 from collections.abc import Sequence
@@ -7,18 +7,20 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from automc.kernels.plan import Memory
+
 FloatArray = NDArray[np.float32]
 IntArray = NDArray[np.int32]
 BLOCKS = (1, 2, 4, 8)
 """Consecutive outputs that a kernel takes at once."""
 
 
-class CMatrix(ctypes.Structure):
+class Stored(ctypes.Structure):
     """As in product.h."""
 
     _fields_ = [
-        *((name, ctypes.c_int) for name in ("rows", "block", "parts", "masks")),
-        *((name, ctypes.c_void_p) for name in ("start", "offset", "side", "value", "bias", "mask")),
+        *((name, ctypes.c_int32) for name in ("rows", "block", "parts", "masks")),
+        *((name, ctypes.c_int64) for name in ("start", "offset", "side", "value", "bias", "mask")),
     ]
 
 
@@ -55,10 +57,10 @@ class Matrix:
         """Rows of a block."""
         return int(self.value.shape[1])
 
-    def as_c(self) -> CMatrix:
-        """With the addresses of its arrays, which must outlive it."""
+    def stored(self, memory: Memory) -> Stored:
+        """As a plan holds it."""
         arrays = (self.start, self.offset, self.side, self.value, self.bias, self.masks.lanes)
-        return CMatrix(self.rows, self.block, len(self.start), self.masks.kind, *(a.ctypes.data for a in arrays))
+        return Stored(self.rows, self.block, len(self.start), self.masks.kind, *map(memory.put, arrays))
 
 
 @dataclass(frozen=True, eq=False, slots=True)

@@ -1,16 +1,18 @@
 """Linear layers on rows of features, their weights sparse (see `csrc/tokens.c`)."""
 
 import ctypes
-import threading
 from dataclasses import dataclass
 from functools import cache
+from itertools import pairwise
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from automc.errors import ArtifactError
 from automc.kernels.build import compiled
-from automc.kernels.matrix import FloatArray, Masks, Reads, packed
+from automc.kernels.matrix import FloatArray, Masks, Reads, Stored, packed
+from automc.kernels.plan import Memory, scratch
 from automc.kernels.tiles import FREE, Limits, threads, together
 
 ACROSS = 16
@@ -32,7 +34,7 @@ class TokenChoice:
 @cache
 def lanes() -> int:
     """Tokens in a vector; 0 where there is no compiled library."""
-    found = compiled("tokens")
+    found = _library()
     return 0 if found is None else int(found.tokens_lanes())
 
 
@@ -43,70 +45,73 @@ def most_vectors(block: int) -> int:
     return {1: 8, 2: 4, 4: 2, 8: 1}[block]
 
 
-class SparseLinear:
-    """A weight made ready once, for any number of rows."""
+class _Plan(ctypes.Structure):
+    """As in tokens.c."""
 
-    def __init__(self, weight: FloatArray, bias: FloatArray | None, choice: TokenChoice) -> None:
-        """weight (out, in), bias (out,)."""
-        self.outputs, self.inputs = weight.shape
-        self._choice = choice
-        columns = np.arange(self.inputs)
-        pitch = 1 if choice.block == ACROSS else choice.vectors * lanes()
-        none = np.zeros(self.inputs, dtype=np.int32)
-        reads = Reads((columns * pitch).astype(np.int32), none, Masks.of(np.ones((1, 1, lanes()), dtype=np.bool_)))
-        parts = [part for part in np.array_split(columns, choice.parts) if len(part)] or [columns]
-        self._matrix = packed(weight, bias, reads, choice.block, parts)
-        self._held = self._matrix.as_c()
-        self._c_matrix = ctypes.addressof(self._held)
-        self._step = ACROSS if choice.block == ACROSS else choice.vectors * lanes()
+    _fields_ = [
+        *((name, ctypes.c_int32) for name in ("lanes", "inputs", "vectors")),
+        *((name, ctypes.c_float) for name in ("low", "high")),
+        ("unused", ctypes.c_int32),
+        ("floats", ctypes.c_int64),
+        ("matrix", Stored),
+    ]
 
-    def run(self, x: Tensor, other: Tensor | None = None, limits: Limits = FREE) -> Tensor:
-        """x (..., in), float32; (..., out), `other` of that shape added before the limits."""
-        x = x.contiguous()
-        count = x.numel() // self.inputs
-        out = torch.empty(*x.shape[:-1], self.outputs)
-        added = None if other is None else other.contiguous()
-        workers = 1 if threads() == 1 else min(threads(), -(-count // self._step))
-        if workers <= 1:
-            self._part(x, added, out, 0, count, limits)
-        else:
-            edges = np.linspace(0, count, workers + 1).astype(int).tolist()
-            parts = list(zip(edges[:-1], edges[1:], strict=True))
-            together(lambda part: self._part(x, added, out, *part, limits), parts)
-        return out
 
-    def _part(
-        self, x: Tensor, other: Tensor | None, out: Tensor, begin: int, end: int, limits: Limits
-    ) -> None:
-        """Some of the rows, by one thread."""
-        given, made = x.data_ptr() + 4 * begin * self.inputs, out.data_ptr() + 4 * begin * self.outputs
-        added = None if other is None else other.data_ptr() + 4 * begin * self.outputs
-        matrix, count, bounds = self._c_matrix, end - begin, (limits.low, limits.high)
-        if self._choice.block == ACROSS:
-            _library().tokens_across(matrix, self.inputs, given, added, made, count, *bounds)
-            return
-        vectors = self._choice.vectors
-        space = _scratch((self.inputs + self.outputs) * vectors * lanes()).data_ptr()
-        _library().tokens_run(matrix, self.inputs, vectors, given, added, made, count, *bounds, space)
+def planned(weight: FloatArray, bias: FloatArray | None, choice: TokenChoice, limits: Limits = FREE) -> Tensor:
+    """The plan (bytes,) of a layer with weight (out, in), bias (out,); outputs are clamped to the limits."""
+    outputs, inputs = weight.shape
+    columns = np.arange(inputs)
+    pitch = 1 if choice.block == ACROSS else choice.vectors * lanes()
+    none = np.zeros(inputs, dtype=np.int32)
+    reads = Reads((columns * pitch).astype(np.int32), none, Masks.of(np.ones((1, 1, lanes()), dtype=np.bool_)))
+    parts = [part for part in np.array_split(columns, choice.parts) if len(part)]
+    memory = Memory(_Plan)
+    return memory.finished(
+        lanes=lanes(),
+        inputs=inputs,
+        vectors=choice.vectors,
+        low=limits.low,
+        high=limits.high,
+        floats=(inputs + outputs + choice.block) * pitch,
+        matrix=packed(weight, bias, reads, choice.block, parts).stored(memory),
+    )
+
+
+def run(x: Tensor, plan: Tensor, other: Tensor | None = None) -> Tensor:
+    """What a planned layer gives for x (..., in), float32; `other` (..., out) is added before the limits."""
+    header, library = _Plan.from_address(plan.data_ptr()), _library()
+    if library is None or header.lanes != lanes():
+        raise ArtifactError(
+            f"A plan must be run on a processor like the one it was made for, with vectors of {header.lanes} floats; "
+            f"this one has {lanes()}: make it anew here."
+        )
+    x = x.contiguous()
+    inputs, outputs = header.inputs, header.matrix.rows
+    count = x.numel() // inputs
+    out = torch.empty(*x.shape[:-1], outputs)
+    added = None if other is None else other.contiguous()
+    step = ACROSS if header.matrix.block == ACROSS else header.vectors * lanes()
+    workers = min(threads(), -(-count // step))
+
+    def part(begin: int, end: int) -> None:
+        given, made = x.data_ptr() + 4 * begin * inputs, out.data_ptr() + 4 * begin * outputs
+        to_add = None if added is None else added.data_ptr() + 4 * begin * outputs
+        library.tokens_run(plan.data_ptr(), given, to_add, made, end - begin, scratch(header.floats).data_ptr())
+
+    if workers == 1:
+        part(0, count)
+    elif workers:
+        edges = [count * n // workers for n in range(workers + 1)]
+        together(lambda bounds: part(*bounds), list(pairwise(edges)))
+    return out
 
 
 @cache
-def _library() -> ctypes.CDLL:
+def _library() -> ctypes.CDLL | None:
     """The compiled functions, told what they take: that spares a conversion a call."""
-    library = compiled("tokens")
-    assert library is not None  # there are no choices without it
-    pointer, number, real = ctypes.c_void_p, ctypes.c_int, ctypes.c_float
-    library.tokens_across.argtypes = [pointer, number, pointer, pointer, pointer, number, real, real]
-    library.tokens_run.argtypes = [pointer, number, number, pointer, pointer, pointer, number, real, real, pointer]
-    return library
-
-
-_own = threading.local()
-
-
-def _scratch(floats: int) -> Tensor:
-    """Memory of this thread, with anything in it; to ask the system for it takes longer than most products."""
-    held: Tensor | None = getattr(_own, "scratch", None)
-    if held is None or len(held) < floats:
-        held = _own.scratch = torch.empty(floats)
-    return held
+    found = compiled("tokens")
+    if found is None or found.tokens_plan_bytes() != ctypes.sizeof(_Plan):
+        return None
+    pointer, number = ctypes.c_void_p, ctypes.c_int
+    found.tokens_run.argtypes = [pointer, pointer, pointer, pointer, number, pointer]
+    return found

@@ -20,12 +20,24 @@ typedef struct {
   int kind, in, other, out; /* values; other: what is added to the output, or -1 */
   int offset;               /* JOIN: the first output channel */
   int kernel[2], stride[2], padding[2], dilation[2];
-  int phases, shift;         /* SPREAD: row r of phase f is input row (r + shift) * stride + f */
-  float low, high;           /* the output is clamped to this */
-  float step, zero;          /* ROUND: width of a level and level of 0.0; MEAN: step, the share of one position */
-  const float *scale, *bias; /* AFFINE: [channels] */
-  Matrix matrix;
+  int phases, shift; /* SPREAD: row r of phase f is input row (r + shift) * stride + f */
+  float low, high;   /* the output is clamped to this */
+  float step, zero;    /* ROUND: width of a level and level of 0.0; MEAN: step, the share of one position */
+  int64_t scale, bias; /* AFFINE: [channels] */
+  Stored matrix;       /* of MULTIPLY; of SHIFT its masks */
 } Step;
+
+/* A network is one piece of memory that begins with this; places in it are bytes from its beginning. */
+typedef struct {
+  int32_t lanes;           /* of a vector, for which it was made */
+  int32_t steps, values;   /* how many */
+  int32_t input, output;   /* values; they lie as torch has them */
+  int32_t cleared;         /* how many values have rows of zeros that no other has at the same place */
+  int64_t step, layout;    /* [steps], [values] */
+  int64_t place;           /* int64 [values]: floats from the beginning of the scratch */
+  int64_t clear;           /* int32 [cleared]: values */
+  int64_t floats;          /* of scratch */
+} Plan;
 
 static inline float clamped(float x, float low, float high) { return x < low ? low : x > high ? high : x; }
 
@@ -33,9 +45,8 @@ static inline float clamped(float x, float low, float high) { return x < low ? l
 static ptrdiff_t origin(const Layout *l) { return (ptrdiff_t)l->above * l->width; }
 
 /* All tiles of a product; a part's sums wait in the output for the next part. */
-static void multiply(const Step *s, const Layout *other, const Layout *out, const float *x, const float *added,
-                     float *y) {
-  const Matrix *m = &s->matrix;
+static void multiply(const Step *s, const Matrix *m, const Layout *other, const Layout *out, const float *x,
+                     const float *added, float *y) {
   const int positions = out->height * out->width, vectors = (positions + LANES - 1) / LANES;
   const int most = most_vectors(m->block), tiles = (vectors + most - 1) / most;
   for (int tile = 0, v = 0; tile < tiles; tile++) {
@@ -56,11 +67,11 @@ static void multiply(const Step *s, const Layout *other, const Layout *out, cons
 
 /* Planes [channels][kernel columns][plane], each the image moved by some columns: the same reads without masks, and from
    where lines of the cache begin, for who reads often enough. */
-static void shift(const Step *s, const Layout *in, const float *x, float *y) {
+static void shift(const Step *s, const lanes_read *masks, const Layout *in, const float *x, float *y) {
   const int vectors = in->plane / LANES;
   for (int c = 0; c < in->channels; c++, x += in->plane)
     for (int t = 0; t < s->kernel[1]; t++, y += in->plane) {
-      const lanes_read *read = (const lanes_read *)s->matrix.mask + (ptrdiff_t)t * vectors;
+      const lanes_read *read = masks + (ptrdiff_t)t * vectors;
       const float *from = x + t * s->dilation[1] - s->padding[1];
       for (int v = 0; v < vectors; v++) *(loose *)(y + v * LANES) = masked(from + v * LANES, read[v]);
     }
@@ -96,8 +107,8 @@ static void spread(const Step *s, const Layout *in, const Layout *out, const flo
       }
 }
 
-static vec pointwise_of(const Step *s, vec x, int c) {
-  if (s->kind == AFFINE) return x * s->scale[c] + s->bias[c];
+static vec pointwise_of(const Step *s, const char *plan, vec x, int c) {
+  if (s->kind == AFFINE) return x * ((const float *)(plan + s->scale))[c] + ((const float *)(plan + s->bias))[c];
   if (s->kind == ROUND) {
     vec level = x / s->step;
     for (int l = 0; l < LANES; l++) level[l] = __builtin_rintf(level[l]);
@@ -106,12 +117,12 @@ static vec pointwise_of(const Step *s, vec x, int c) {
   return x;
 }
 
-static void pointwise(const Step *s, const Layout *in, const Layout *other, const Layout *out, const float *x,
+static void pointwise(const Step *s, const char *plan, const Layout *in, const Layout *other, const Layout *out, const float *x,
                       const float *added, float *y) {
   const int positions = out->height * out->width;
   for (int c = 0; c < out->channels; c++)
     for (int p = 0; p < positions; p += LANES) {
-      vec v = pointwise_of(s, *(const loose *)(x + origin(in) + (ptrdiff_t)c * in->plane + p), c);
+      vec v = pointwise_of(s, plan, *(const loose *)(x + origin(in) + (ptrdiff_t)c * in->plane + p), c);
       if (added) v += *(const loose *)(added + origin(other) + (ptrdiff_t)c * other->plane + p);
       if (s->kind != ROUND) v = clamp(v, s->low, s->high);
       put(y + origin(out) + (ptrdiff_t)c * out->plane + p, v, smaller(LANES, positions - p));
@@ -172,14 +183,18 @@ static void join(const Step *s, const Layout *in, const Layout *out, const float
   }
 }
 
-static void run(const Step *s, const Layout *layouts, float *const *values) {
+static void run(const Plan *plan, const Step *s, float *scratch) {
+  const char *base = (const char *)plan;
+  const Layout *layouts = (const Layout *)(base + plan->layout);
+  const int64_t *place = (const int64_t *)(base + plan->place);
   const Layout *in = layouts + s->in, *out = layouts + s->out, *other = s->other < 0 ? 0 : layouts + s->other;
-  const float *x = values[s->in], *added = other ? values[s->other] : 0;
-  float *y = values[s->out];
+  const float *x = scratch + place[s->in], *added = other ? scratch + place[s->other] : 0;
+  float *y = scratch + place[s->out];
+  const Matrix matrix = placed(&s->matrix, base);
   if (s->kind == MULTIPLY)
-    multiply(s, other, out, x, added, y);
+    multiply(s, &matrix, other, out, x, added, y);
   else if (s->kind == SHIFT)
-    shift(s, in, x, y);
+    shift(s, matrix.mask, in, x, y);
   else if (s->kind == SPREAD)
     spread(s, in, out, x, y);
   else if (s->kind == MAXIMUM || s->kind == MEAN)
@@ -187,23 +202,35 @@ static void run(const Step *s, const Layout *layouts, float *const *values) {
   else if (s->kind == JOIN)
     join(s, in, out, x, y);
   else
-    pointwise(s, in, other, out, x, added, y);
+    pointwise(s, base, in, other, out, x, added, y);
 }
 
 int images_lanes(void) { return LANES; }
 int images_step_bytes(void) { return sizeof(Step); }
 
-/* A network on `count` images, one after the other. values: memory of every value, zero at first. The input and the
-   output lie as torch has them. */
-void images_run(const Step *steps, int count_steps, const Layout *layouts, int input, int output, const float *in,
-                float *out, int count, float *const *values) {
-  const Layout *first = layouts + input, *last = layouts + output;
+/* A network on `count` images, one after the other, as torch has them; scratch with anything in it. */
+void images_run(const Plan *plan, const float *in, float *out, int count, float *scratch) {
+  const char *base = (const char *)plan;
+  const Layout *layouts = (const Layout *)(base + plan->layout), *first = layouts + plan->input;
+  const Layout *last = layouts + plan->output;
+  const int64_t *place = (const int64_t *)(base + plan->place);
+  const int32_t *clear = (const int32_t *)(base + plan->clear);
+  const Step *steps = (const Step *)(base + plan->step);
   const size_t read = (size_t)first->height * first->width, made = (size_t)last->height * last->width;
+  for (int i = 0; i < plan->cleared; i++) {
+    const Layout *l = layouts + clear[i];
+    float *to = scratch + place[clear[i]];
+    for (int c = 0; c < l->channels; c++, to += l->plane) {
+      memset(to, 0, 4 * (size_t)origin(l));
+      const ptrdiff_t behind = origin(l) + (ptrdiff_t)l->height * l->width;
+      memset(to + behind, 0, 4 * (size_t)(l->plane - behind));
+    }
+  }
   for (int i = 0; i < count; i++) {
     for (int c = 0; c < first->channels; c++, in += read)
-      memcpy(values[input] + origin(first) + (ptrdiff_t)c * first->plane, in, 4 * read);
-    for (const Step *s = steps; s < steps + count_steps; s++) run(s, layouts, values);
+      memcpy(scratch + place[plan->input] + origin(first) + (ptrdiff_t)c * first->plane, in, 4 * read);
+    for (const Step *s = steps; s < steps + plan->steps; s++) run(plan, s, scratch);
     for (int c = 0; c < last->channels; c++, out += made)
-      memcpy(out, values[output] + origin(last) + (ptrdiff_t)c * last->plane, 4 * made);
+      memcpy(out, scratch + place[plan->output] + origin(last) + (ptrdiff_t)c * last->plane, 4 * made);
   }
 }

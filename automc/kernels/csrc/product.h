@@ -10,6 +10,12 @@
 
 #include "vectors.h"
 
+/* A matrix as plans hold it: bytes from the plan's beginning instead of addresses. */
+typedef struct {
+  int32_t rows, block, parts, masks;
+  int64_t start, offset, side, value, bias, mask;
+} Stored;
+
 typedef struct {
   int rows, block, parts; /* outputs; outputs of a block; runs of columns */
   int masks;              /* 0: none; 1: the same for every vector; 2: for every other one; 3: one for each */
@@ -20,6 +26,19 @@ typedef struct {
   const float *bias;      /* [blocks * block] */
   const void *mask;       /* [columns of the kernel][vectors]: lanes that are read */
 } Matrix;
+
+static inline Matrix placed(const Stored *m, const char *plan) {
+  return (Matrix){m->rows,
+                  m->block,
+                  m->parts,
+                  m->masks,
+                  (const int32_t *)(plan + m->start),
+                  (const int32_t *)(plan + m->offset),
+                  (const int32_t *)(plan + m->side),
+                  (const float *)(plan + m->value),
+                  (const float *)(plan + m->bias),
+                  plan + m->mask};
+}
 
 /* Which lanes of a vector are read. */
 #if LANES == 16

@@ -57,12 +57,9 @@ static void finish(float *out, const float *other, ptrdiff_t count, float low, f
   }
 }
 
-int tokens_lanes(void) { return LANES; }
-
-/* in (tokens, inputs) to out (tokens, rows); `vectors` of tokens at once, for which the matrix's offsets were made;
-   scratch: (inputs + rows) vectors LANES floats. */
-void tokens_run(const Matrix *m, int inputs, int vectors, const float *in, const float *other, float *out, int tokens,
-                float low, float high, float *scratch) {
+/* in (tokens, inputs) to out (tokens, rows); `vectors` of tokens at once, for which the matrix's offsets were made. */
+static void transposed(const Matrix *m, int inputs, int vectors, const float *in, const float *other, float *out,
+                       int tokens, float low, float high, float *scratch) {
   const int pitch = vectors * LANES, bounded = other || low > -__builtin_inff() || high < __builtin_inff();
   const int each = m->parts == 1 ? 16 : m->rows; /* outputs whose sums wait; one part needs no more than are transposed */
   float *const planes = scratch, *const sums = scratch + (ptrdiff_t)inputs * pitch;
@@ -128,8 +125,8 @@ ACROSS(16) ACROSS(8)
 #endif
 ACROSS(4) ACROSS(2) ACROSS(1)
 
-/* As tokens_run for blocks of 16; offsets are columns. */
-void tokens_across(const Matrix *m, int inputs, const float *in, const float *other, float *out, int tokens, float low,
+/* The same for blocks of 16; offsets are columns. */
+static void across(const Matrix *m, int inputs, const float *in, const float *other, float *out, int tokens, float low,
                    float high) {
   for (int t = 0; t < tokens;) {
     const int left = tokens - t;
@@ -145,4 +142,26 @@ void tokens_across(const Matrix *m, int inputs, const float *in, const float *ot
     if (count == 1) across_1(m, inputs, x, added, y, low, high);
     t += count;
   }
+}
+
+/* A layer is one piece of memory that begins with this; places in it are bytes from its beginning. */
+typedef struct {
+  int32_t lanes; /* of a vector, for which it was made */
+  int32_t inputs, vectors;
+  float low, high;
+  int32_t unused;
+  int64_t floats; /* of scratch */
+  Stored matrix;
+} Plan;
+
+int tokens_lanes(void) { return LANES; }
+int tokens_plan_bytes(void) { return sizeof(Plan); }
+
+/* A layer on rows of features, as torch has them; `other`, if any, is added before the limits. */
+void tokens_run(const Plan *plan, const float *in, const float *other, float *out, int tokens, float *scratch) {
+  const Matrix m = placed(&plan->matrix, (const char *)plan);
+  if (m.block == 16)
+    across(&m, plan->inputs, in, other, out, tokens, plan->low, plan->high);
+  else
+    transposed(&m, plan->inputs, plan->vectors, in, other, out, tokens, plan->low, plan->high, scratch);
 }

@@ -1,0 +1,53 @@
+"""Plans: all that a compiled kernel needs to know of a layer or a network, as one tensor of bytes.
+
+A plan begins with a header; places in it are counted from its beginning, so that it can be copied, saved and exported.
+What is in it suits vectors of one width, and says which.
+"""
+
+import ctypes
+import threading
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+ALIGNMENT = 64
+
+
+class Memory:
+    """What a plan is written into, behind room for its header."""
+
+    def __init__(self, header: type[ctypes.Structure]) -> None:
+        self._header = header
+        self._parts: list[bytes] = []
+        self._size = _aligned(ctypes.sizeof(header))
+
+    def put(self, what: NDArray[Any] | ctypes.Array[Any]) -> int:
+        """Where an array has been put."""
+        data = what.tobytes() if isinstance(what, np.ndarray) else bytes(what)
+        at = self._size
+        self._parts.append(data.ljust(_aligned(len(data)), b"\0"))
+        self._size += _aligned(len(data))
+        return at
+
+    def finished(self, **fields: Any) -> Tensor:
+        """The plan (bytes,), uint8, with these fields of its header."""
+        head = bytes(self._header(**fields)).ljust(_aligned(ctypes.sizeof(self._header)), b"\0")
+        return torch.frombuffer(bytearray(b"".join((head, *self._parts))), dtype=torch.uint8).clone()
+
+
+def _aligned(size: int) -> int:
+    return -(-size // ALIGNMENT) * ALIGNMENT
+
+
+_own = threading.local()
+
+
+def scratch(floats: int) -> Tensor:
+    """Memory of this thread, with anything in it; to ask the system for it takes longer than most products."""
+    held: Tensor | None = getattr(_own, "scratch", None)
+    if held is None or len(held) < floats:
+        held = _own.scratch = torch.empty(floats)
+    return held
