@@ -1,0 +1,118 @@
+"""A model, or one convolution, as one plan of compiled steps; each product by the way that is fastest here."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
+
+import torch
+from torch import Tensor, fx, nn
+
+from automc.compression.lowering import lowered, window_of
+from automc.deployment.timing import seconds_of
+from automc.errors import TaskError
+from automc.kernels.images import Choice, Network, lanes, planned, run
+from automc.kernels.matrix import BLOCKS
+from automc.kernels.tiles import Shape, shape_of
+from automc.scoring.folding import folded
+
+IMAGES = 4
+"""Images that a product is timed on; each is multiplied by itself."""
+LARGE = 2**15
+"""Bytes of one product's input from which on it is tried in parts: less stays in the first cache."""
+
+
+class PlannedNetwork(nn.Module):
+    """A planned model; its plan is a buffer, and suits processors with vectors of the same width."""
+
+    def __init__(self, plan: Tensor, given: Shape, made: Shape, *, flat: bool) -> None:
+        """Shapes of one sample that is given and one result that is made; flat: whether results are (B, channels)."""
+        super().__init__()
+        from automc.kernels import ops  # noqa: F401  (registers the operation)
+
+        self.given, self.made, self.flat = given, made, flat
+        self.register_buffer("plan", plan)
+
+    plan: Tensor
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (B, channels, height, width) or (B, channels), float32; of another size raises TaskError."""
+        height, width, channels = self.given
+        if x.dim() not in (2, 4) or tuple(x.shape[1:]) not in {
+            (channels, height, width),
+            (channels,)[: height * width],
+        }:
+            raise TaskError(
+                f"Inputs must be {channels} x {height} x {width}, which this plan was made for; one is "
+                f"{' x '.join(map(str, x.shape[1:]))}: deploy the model for inputs of that size."
+            )
+        height, width, channels = self.made
+        found: Tensor = torch.ops.automc.images(x, self.plan, [channels, height, width])
+        return found.flatten(1) if self.flat else found
+
+
+def network_of(module: nn.Module, inputs: tuple[Tensor, ...]) -> PlannedNetwork | None:
+    """A module in eval mode as one plan; None where an operation has no step, or nothing is compiled."""
+    shape = shape_of(inputs[0]) if len(inputs) == 1 and lanes() else None
+    small = folded(module)
+    found = None if shape is None or not isinstance(small, fx.GraphModule) else lowered(small, shape, Network())
+    if found is None or found.output is None:
+        return None
+    source, result = found.value(found.inputs[0]), found.value(found.output)
+    return _planned(found.program, source, result, flat=found.is_flat(found.output))
+
+
+def convolution_of(layer: nn.Conv2d, shape: Shape) -> PlannedNetwork | None:
+    """One convolution on images of a shape as a plan; None where it has none."""
+    window = window_of(layer, shape)
+    if window is None or not lanes():
+        return None
+    network = Network()
+    bias = None if layer.bias is None else layer.bias.detach().numpy()
+    given = network.given(shape)
+    made = network.convolution(given, layer.weight.detach().numpy(), bias, window, layer.groups)
+    return _planned(network, given, made, flat=False)
+
+
+def _planned(network: Network, source: int, result: int, *, flat: bool) -> PlannedNetwork:
+    choices = {number: _choice(network, number) for number in network.products}
+    plan = planned(network, source, result, choices)
+    return PlannedNetwork(plan, network.shapes[source], network.shapes[result], flat=flat)
+
+
+def _choice(network: Network, number: int) -> Choice:
+    """The fastest way here for one product: blocks first, then how the best two of them read their input."""
+    blocks = [Choice(block) for block in BLOCKS]
+    seconds = _timed(network, number, blocks)
+    ranked = sorted(range(len(blocks)), key=seconds.__getitem__)
+    others = [other for i in ranked[:2] for other in _others(blocks[i], network, number)]
+    candidates = [blocks[ranked[0]], *others]
+    again = _timed(network, number, candidates)
+    return candidates[min(range(len(candidates)), key=again.__getitem__)]
+
+
+def _others(choice: Choice, network: Network, number: int) -> list[Choice]:
+    """The same block with moved copies laid out first, and in two parts."""
+    record = network.records[number]
+    height, width, channels = network.shapes[record.x]
+    found = [choice]
+    if record.window.kernel[1] > 1:
+        found.append(replace(choice, shift=True))
+    if 4 * height * width * channels > LARGE:
+        found += [replace(other, parts=2) for other in found]
+    return found[1:]
+
+
+def _timed(network: Network, number: int, candidates: Sequence[Choice]) -> list[float]:
+    """Seconds of one product, by itself, in each way."""
+    record = network.records[number]
+    assert record.weight is not None
+    alone = Network()
+    given = alone.given(network.shapes[record.x])
+    made = alone.convolution(given, record.weight, record.bias, record.window, record.groups, record.limits)
+    height, width, channels = network.shapes[record.x]
+    x = torch.rand(IMAGES, channels, height, width, generator=torch.Generator().manual_seed(0))
+    shape = (alone.shapes[made][2], *alone.shapes[made][:2])
+    ways: list[Callable[[], object]] = [
+        partial(run, x, planned(alone, given, made, {0: choice}), shape) for choice in candidates
+    ]
+    return seconds_of(ways)

@@ -1,0 +1,36 @@
+"""Planned kernels as operations of torch, so that `torch.export` and `torch.compile` see them.
+
+automc::images(x, plan, shape)           a network on images, each result of one shape
+automc::tokens(x, plan, outputs, other)  a linear layer, its number of outputs, and what is added
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from automc.kernels import images, tokens
+
+LIBRARY = torch.library.Library("automc", "FRAGMENT")  # type: ignore[no-untyped-call]
+LIBRARY.define("images(Tensor x, Tensor plan, int[] shape) -> Tensor")  # type: ignore[no-untyped-call]
+LIBRARY.define("tokens(Tensor x, Tensor plan, SymInt outputs, Tensor? other=None) -> Tensor")  # type: ignore[no-untyped-call]
+
+
+@torch.library.impl(LIBRARY, "images", "CPU")
+def _images(x: Tensor, plan: Tensor, shape: Sequence[int]) -> Tensor:
+    return images.run(x.float(), plan, shape)
+
+
+@torch.library.register_fake("automc::images", lib=LIBRARY)  # type: ignore[untyped-decorator]
+def _fake_images(x: Tensor, plan: Tensor, shape: Sequence[int]) -> Tensor:
+    return x.new_empty(x.shape[0], *shape, dtype=torch.float32)
+
+
+@torch.library.impl(LIBRARY, "tokens", "CPU")
+def _tokens(x: Tensor, plan: Tensor, outputs: int, other: Tensor | None = None) -> Tensor:
+    return tokens.run(x.float(), plan, other)
+
+
+@torch.library.register_fake("automc::tokens", lib=LIBRARY)  # type: ignore[untyped-decorator]
+def _fake_tokens(x: Tensor, plan: Tensor, outputs: int, other: Tensor | None = None) -> Tensor:
+    return x.new_empty(*x.shape[:-1], outputs, dtype=torch.float32)
