@@ -176,3 +176,11 @@ TASKS = Registry(
         "cifar10-resnet56": "automc.tasks.cifar10:resnet56",
     },
 )
+
+FORMATS = Registry(
+    "format",
+    {
+        "pt2": "automc.leaving.pt2:PT2",
+        "onnx": "automc.leaving.onnx:ONNX",
+    },
+)

@@ -1,0 +1,56 @@
+"""A module as the graph of operations that `torch.export` records, for a batch of any size where the model allows it."""
+
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+from torch.export import Dim, ExportedProgram
+
+from automc.errors import ArtifactError
+
+Inputs = tuple[Tensor, ...]
+BATCH = "batch"
+"""What the first dimension of every input is called."""
+
+
+def recorded(module: nn.Module, inputs: Inputs) -> tuple[ExportedProgram, bool]:
+    """The program, and whether its batch may have any size; ArtifactError for a model `torch.export` refuses.
+
+    `inputs` are at least two samples: a dimension of one would be taken for a constant.
+    """
+    dimensions = tuple({0: Dim(BATCH)} if x.dim() else None for x in inputs)
+    with torch.no_grad(), quietly():
+        try:
+            return torch.export.export(module, inputs, dynamic_shapes=dimensions), True
+        except Exception:  # whatever a model's own forward raises when it is given symbols
+            return _of_this_size(module, inputs), False
+
+
+def _of_this_size(module: nn.Module, inputs: Inputs) -> ExportedProgram:
+    try:
+        return torch.export.export(module, inputs)
+    except Exception as error:
+        said = " ".join(str(error).split())[:160]
+        raise ArtifactError(
+            f"A model must be one that torch.export can follow; at this one it raises {type(error).__name__}: {said}: "
+            "write the forward without what it names, or save the model and load it with automc."
+        ) from error
+
+
+@contextmanager
+def quietly() -> Iterator[None]:
+    """Within, no log lines and warnings of torch's exporters, which speak to their authors."""
+    loggers = [logging.getLogger(name) for name in ("torch.export", "torch._export", "torch.onnx", "torch.fx")]
+    before = [x.level for x in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, before, strict=True):
+            logger.setLevel(level)
