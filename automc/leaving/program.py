@@ -3,7 +3,8 @@
 import logging
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from io import StringIO
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +15,8 @@ from automc.errors import ArtifactError
 Inputs = tuple[Tensor, ...]
 BATCH = "batch"
 """What the first dimension of every input is called."""
+ROUNDED = ".rounded"
+"""In a file with names: what a quantizer gives is called by its path, this, and the number of its call."""
 
 
 def recorded(module: nn.Module, inputs: Inputs) -> tuple[ExportedProgram, bool]:
@@ -24,9 +27,12 @@ def recorded(module: nn.Module, inputs: Inputs) -> tuple[ExportedProgram, bool]:
     dimensions = tuple({0: Dim(BATCH)} if x.dim() else None for x in inputs)
     with torch.no_grad(), quietly():
         try:
-            return torch.export.export(module, inputs, dynamic_shapes=dimensions), True
+            program, any_size = torch.export.export(module, inputs, dynamic_shapes=dimensions), True
         except Exception:  # whatever a model's own forward raises when it is given symbols
-            return _of_this_size(module, inputs), False
+            program, any_size = _of_this_size(module, inputs), False
+    for node in program.graph.nodes:
+        node.meta.pop("stack_trace", None)  # where its lines lie on this machine is nobody else's business
+    return program, any_size
 
 
 def _of_this_size(module: nn.Module, inputs: Inputs) -> ExportedProgram:
@@ -42,13 +48,13 @@ def _of_this_size(module: nn.Module, inputs: Inputs) -> ExportedProgram:
 
 @contextmanager
 def quietly() -> Iterator[None]:
-    """Within, no log lines and warnings of torch's exporters, which speak to their authors."""
+    """Within, no log lines, printed graphs and warnings of torch's exporters, which speak to their authors."""
     loggers = [logging.getLogger(name) for name in ("torch.export", "torch._export", "torch.onnx", "torch.fx")]
     before = [x.level for x in loggers]
     for logger in loggers:
         logger.setLevel(logging.CRITICAL)
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), redirect_stdout(StringIO()), redirect_stderr(StringIO()):
             warnings.simplefilter("ignore")
             yield
     finally:

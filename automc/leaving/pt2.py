@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from automc.compression.quantize import dequantize
+from automc.compression.quantize import ActivationQuantizer, dequantize
 from automc.errors import ArtifactError
 from automc.leaving.agreement import Sample, check, sampled
 from automc.leaving.formats import Format
@@ -49,6 +49,7 @@ numpy.savez(sys.argv[2] + "/outputs.npz", **found)
 def write(module: nn.Module, inputs: Inputs, path: Path) -> tuple[str, ...]:
     """Writes and checks the file; what a user must know of it, as sentences."""
     program, any_size = recorded(portable(module, _TORCH), inputs)
+    program.example_inputs = None  # samples of the user's data, which would lie in the file
     with quietly():
         torch.export.save(program, path)
     samples = sampled(module, inputs, any_size=any_size)
@@ -86,5 +87,20 @@ def _shared(codes: Tensor, centroids: Tensor) -> Tensor:
     return centroids[codes.to(torch.int64)]
 
 
-_TORCH = Operations(_even, _shared, lambda quantizer: quantizer)
+class _Rounding(nn.Module):
+    """What an activation quantizer does, its levels worked out once."""
+
+    def __init__(self, quantizer: ActivationQuantizer) -> None:
+        super().__init__()
+        step, zero, top = quantizer.levels()
+        self.low, self.high = -zero, top - zero
+        self.register_buffer("step", torch.tensor(step))
+
+    step: Tensor
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (x / self.step).round().clamp(self.low, self.high) * self.step
+
+
+_TORCH = Operations(_even, _shared, _Rounding)
 PT2 = Format("pt2", write)
