@@ -87,6 +87,6 @@ def _drawn(origin: Provenance) -> Inputs:
     found = []
     for shape, name in origin.inputs:
         kind = getattr(torch, name)
-        size = (SAMPLES, *shape[1:]) if shape else ()
-        found.append(torch.randn(size, generator=generator).to(kind) if kind.is_floating_point else torch.zeros(size, dtype=kind))
+        x = torch.zeros((SAMPLES, *shape[1:]) if shape else ())
+        found.append((torch.randn(x.shape, generator=generator) if kind.is_floating_point else x).to(kind))
     return tuple(found)

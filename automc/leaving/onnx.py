@@ -107,9 +107,11 @@ def _scope(node: "ir.Node") -> str:
     return str(scopes[-2])
 
 
-def _operation(name: str, inputs: tuple[Tensor, ...], shape: torch.Size, kind: torch.dtype, **attributes: int) -> Tensor:
+def _operation(
+    name: str, inputs: tuple[Tensor, ...], shape: torch.Size, kind: torch.dtype, **attributes: int
+) -> Tensor:
     """An ONNX operation in the forward of a module that is only ever recorded."""
-    return torch.onnx.ops.symbolic(name, inputs, attributes, dtype=kind, shape=shape, version=OPSET)
+    return torch.onnx.ops.symbolic(name, inputs, {**attributes}, dtype=kind, shape=shape, version=OPSET)
 
 
 def _even(codes: Tensor, scale: Tensor) -> Tensor:

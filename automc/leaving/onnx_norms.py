@@ -2,8 +2,8 @@
 
     gamma (W x + b - mean) / sqrt(var + eps) + beta = (f W) x + (b - mean) f + beta,  f = gamma / sqrt(var + eps)
 
-W is codes times a scale for each output channel, so that |f| goes into the scale and the sign of f into the codes, which
-are as many below zero as above. Nothing is rounded anew.
+W is codes times a scale for each output channel, so that |f| goes into the scale and the sign of f into the codes,
+which are as many below zero as above. Nothing is rounded anew.
 """
 
 from typing import TYPE_CHECKING

@@ -1,7 +1,7 @@
 """A compressed module in the form in which it leaves: few-bit weights as the codes that stand for them.
 
-A `QuantizedLayer` computes on float weights, exactly those its codes mean. Here the codes are what the module holds, one
-byte each, and the forward makes weights of them, so that a file of its tensors is as small as they are. In which
+A `QuantizedLayer` computes on float weights, exactly those its codes mean. Here the codes are what the module holds,
+one byte each, and the forward makes weights of them, so that a file of its tensors is as small as they are. In which
 operations it does so, is the format's to say.
 """
 

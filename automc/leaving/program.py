@@ -1,4 +1,4 @@
-"""A module as the graph of operations that `torch.export` records, for a batch of any size where the model allows it."""
+"""A module as the operations that `torch.export` records, for a batch of any size where the model allows it."""
 
 import logging
 import warnings

@@ -9,6 +9,7 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -62,7 +63,9 @@ def write(module: nn.Module, inputs: Inputs, path: Path) -> tuple[str, ...]:
 def _elsewhere(path: Path, samples: Sequence[Sample]) -> list[list[Tensor]]:
     """What the program gives for each sample in a fresh process."""
     with tempfile.TemporaryDirectory() as folder:
-        arrays = {f"{b} {n}": x.numpy() for b, sample in enumerate(samples) for n, x in enumerate(sample.inputs)}
+        arrays: dict[str, Any] = {
+            f"{b} {n}": x.numpy() for b, sample in enumerate(samples) for n, x in enumerate(sample.inputs)
+        }
         np.savez(f"{folder}/inputs.npz", **arrays)
         command = [sys.executable, "-c", _CHILD, str(path.resolve()), folder, str(torch.get_num_threads())]
         done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
