@@ -286,9 +286,11 @@ def export(
     loaded, module = _loaded(directory, task, saved)
     inputs = loaded.calibration_inputs(leaving.SAMPLES)
     made = leaving.export(module, target, format=format, example_inputs=inputs)
-    for note in made.notes:
-        _say(note)
-    print(f"{made.path}: {made.bytes} bytes, checked: it computes what {directory} does")
+    if not made.any_size:
+        _say(f"It takes batches of {len(inputs[0])} only, since its forward computes with the size of a batch.")
+    if not made.checked:
+        _say("Nothing was checked, since onnxruntime is not installed: pip install automc[onnx].")
+    print(f"{made.path}: {made.bytes} bytes" + f", checked: it computes what {directory} does" * made.checked)
 
 
 @app.command()

@@ -1,4 +1,4 @@
-"""Exporting a compressed module: the inputs it is recorded on, the place it goes to, and nothing left where it fails."""
+"""Exporting a compressed module: inputs to record it on, a place for the file, and nothing left where it fails."""
 
 import copy
 import tempfile
@@ -22,16 +22,18 @@ SAMPLES = 16
 
 @dataclass(frozen=True, slots=True)
 class Exported:
-    """A file that was written and checked."""
+    """A file that was written."""
 
     path: Path
     bytes: int
-    notes: tuple[str, ...]
-    """What its user must know, as sentences."""
+    any_size: bool
+    """Whether it takes batches of any size, or only of the examples'."""
+    checked: bool
+    """Whether it was run and compared with the module: there may be nothing here to run it."""
 
 
 def export(
-    module: nn.Module, path: str | Path, *, format: str = "pt2", example_inputs: Tensor | Inputs | None = None
+    module: nn.Module, path: str | Path, *, format: str, example_inputs: Tensor | Inputs | None = None
 ) -> Exported:
     """Writes what `apply` or `load` returned as a file that other programs run, and checks that it computes the same.
 
@@ -46,9 +48,9 @@ def export(
     module = copy.deepcopy(module).cpu().eval()
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=".export-") as folder:
         made = Path(folder) / f"model.{chosen.suffix}"
-        notes = chosen.write(module, inputs, made)
+        written = chosen.write(module, inputs, made)
         made.replace(target)
-    return Exported(target, target.stat().st_size, notes)
+    return Exported(target, target.stat().st_size, written.any_size, written.checked)
 
 
 def ready(path: str | Path, format: str) -> tuple[Format, Path]:

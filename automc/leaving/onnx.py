@@ -15,14 +15,16 @@ from torch import Tensor, nn
 
 from automc.compression.quantize import ActivationQuantizer
 from automc.errors import ArtifactError
-from automc.leaving.formats import Format
+from automc.leaving.formats import Format, Written
 from automc.leaving.portable import Operations, portable
-from automc.leaving.program import BATCH, ROUNDED, Inputs, quietly, recorded
+from automc.leaving.program import BATCH, ROUNDED, Inputs, in_short, quietly, recorded
 
 if TYPE_CHECKING:
     import onnx_ir as ir
 
 OPSET = 20
+_OURS = "automc"
+"""Marks the operations of quantized layers until the file is written."""
 _INT32 = 6  # in ONNX's own numbering
 
 
@@ -36,8 +38,8 @@ def need() -> None:
         )
 
 
-def write(module: nn.Module, inputs: Inputs, path: Path) -> tuple[str, ...]:
-    """Writes and checks the file; what a user must know of it, as sentences."""
+def write(module: nn.Module, inputs: Inputs, path: Path) -> Written:
+    """Writes and checks the file."""
     from automc.leaving.onnx_norms import fold_
     from automc.leaving.onnx_runtime import check
 
@@ -47,11 +49,10 @@ def write(module: nn.Module, inputs: Inputs, path: Path) -> tuple[str, ...]:
     fold_(model.model)
     _name_(model.model)
     model.save(path, external_data=False)
-    notes = () if any_size else (f"The model takes batches of {len(inputs[0])} only: it computes with their size.",)
-    if find_spec("onnxruntime") is None:
-        return (*notes, "Nothing was checked, since onnxruntime is not installed: pip install automc[onnx].")
-    check(path, module, inputs, any_size=any_size)
-    return notes
+    checked = find_spec("onnxruntime") is not None
+    if checked:
+        check(path, module, inputs, any_size=any_size)
+    return Written(any_size, checked)
 
 
 def _translated(program: torch.export.ExportedProgram, inputs: Inputs, *, any_size: bool) -> Any:
@@ -67,10 +68,9 @@ def _translated(program: torch.export.ExportedProgram, inputs: Inputs, *, any_si
                 dynamic_shapes=shapes if any_size else None,
             )
     except Exception as error:
-        said = " ".join(str(error.__cause__ or error).split())[:160]
         raise ArtifactError(
-            f"A model must consist of operations that ONNX has; torch.onnx says of this one {said}: export it as pt2, or "
-            "write the forward without what it names."
+            "A model must consist of operations that ONNX has; torch.onnx says of this one "
+            f"{in_short(error.__cause__ or error)}: export it as pt2, or write the forward without what it names."
         ) from error
 
 
@@ -78,19 +78,15 @@ def _optimize_(model: "ir.Model") -> None:
     """Constants worked out, save for codes, which would become floats; nodes without use removed."""
     from onnxscript.optimizer import optimize_ir
 
-    optimize_ir(model, should_fold=lambda node: False if node.op_type in ("Cast", "Gather") and _codes(node) else None)
-
-
-def _codes(node: "ir.Node") -> bool:
-    return "parametrizations" in node.metadata_props.get("pkg.torch.onnx.name_scopes", "")
+    optimize_ir(model, should_fold=lambda node: False if _OURS in node.metadata_props else None)
 
 
 def _name_(model: "ir.Model") -> None:
     """Gives what activations are rounded to the names of their quantizers, and takes away where lines of code lie."""
     calls: dict[str, int] = {}
     for node in model.graph:
-        path = _scope(node)
-        if node.op_type == "DequantizeLinear" and node.inputs[0] is not None and not node.inputs[0].is_initializer():
+        path = node.metadata_props.get(_OURS)
+        if path and node.op_type == "DequantizeLinear":
             calls[path] = calls.get(path, -1) + 1
             node.outputs[0].name = f"{path}{ROUNDED}.{calls[path]}"
         node.metadata_props.clear()
@@ -99,19 +95,13 @@ def _name_(model: "ir.Model") -> None:
         value.metadata_props.clear()
 
 
-def _scope(node: "ir.Node") -> str:
-    """The path of the module that a node comes from."""
-    import ast
-
-    scopes = ast.literal_eval(node.metadata_props.get("pkg.torch.onnx.name_scopes", "['', '']"))
-    return str(scopes[-2])
-
-
 def _operation(
-    name: str, inputs: tuple[Tensor, ...], shape: torch.Size, kind: torch.dtype, **attributes: int
+    name: str, inputs: tuple[Tensor, ...], shape: torch.Size, kind: torch.dtype, path: str = "", **attributes: int
 ) -> Tensor:
-    """An ONNX operation in the forward of a module that is only ever recorded."""
-    return torch.onnx.ops.symbolic(name, inputs, {**attributes}, dtype=kind, shape=shape, version=OPSET)
+    """An ONNX operation in the forward of a module that is only ever recorded; `path` says whose it is."""
+    return torch.onnx.ops.symbolic(
+        name, inputs, {**attributes}, dtype=kind, shape=shape, version=OPSET, metadata_props={_OURS: path}
+    )
 
 
 def _even(codes: Tensor, scale: Tensor) -> Tensor:
@@ -126,8 +116,9 @@ def _shared(codes: Tensor, centroids: Tensor) -> Tensor:
 class _Rounding(nn.Module):
     """An activation quantizer: to levels, into their range, and back."""
 
-    def __init__(self, quantizer: ActivationQuantizer) -> None:
+    def __init__(self, quantizer: ActivationQuantizer, path: str) -> None:
         super().__init__()
+        self.path = path
         step, zero, top = quantizer.levels()
         self.clips = top < 255  # what uint8 does not do by itself
         self.register_buffer("step", torch.tensor(step))
@@ -143,7 +134,7 @@ class _Rounding(nn.Module):
         levels = _operation("QuantizeLinear", (x, self.step, self.zero), x.shape, torch.uint8)
         if self.clips:
             levels = _operation("Clip", (levels, self.least, self.most), x.shape, torch.uint8)
-        return _operation("DequantizeLinear", (levels, self.step, self.zero), x.shape, x.dtype)
+        return _operation("DequantizeLinear", (levels, self.step, self.zero), x.shape, x.dtype, self.path)
 
 
 _ONNX = Operations(_even, _shared, _Rounding)

@@ -24,21 +24,21 @@ class Operations:
     """Weights from codes (out, ...), int8, and a scale for each output channel (out,)."""
     shared: Callable[[Tensor, Tensor], Tensor]
     """Weights from codes of any shape, uint8, and centroids (2^bits,)."""
-    rounding: Callable[[ActivationQuantizer], nn.Module]
-    """What stands where an activation quantizer stood."""
+    rounding: Callable[[ActivationQuantizer, str], nn.Module]
+    """What stands where an activation quantizer stood, at a path."""
 
 
 def portable(module: nn.Module, operations: Operations) -> nn.Module:
     """A copy in eval mode and on the CPU; `module` is untouched."""
     made = copy.deepcopy(module).cpu().eval().requires_grad_(False)
-    for _, holder in list(quantized_layers(made)):
+    for name, holder in list(quantized_layers(made)):
         codes = holder.codes
         if codes is not None and holder.centroids is not None:
             _store(holder.layer, codes.to(torch.uint8), _Meaning(holder.centroids, operations.shared))
         elif codes is not None and holder.weight_scale is not None:
             _store(holder.layer, codes.to(torch.int8), _Meaning(holder.weight_scale, operations.even))
         if holder.input is not None:
-            holder.input = operations.rounding(holder.input)  # type: ignore[assignment]
+            holder.input = operations.rounding(holder.input, f"{name}.input")  # type: ignore[assignment]
     return made
 
 

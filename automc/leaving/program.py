@@ -39,11 +39,16 @@ def _of_this_size(module: nn.Module, inputs: Inputs) -> ExportedProgram:
     try:
         return torch.export.export(module, inputs)
     except Exception as error:
-        said = " ".join(str(error).split())[:160]
         raise ArtifactError(
-            f"A model must be one that torch.export can follow; at this one it raises {type(error).__name__}: {said}: "
-            "write the forward without what it names, or save the model and load it with automc."
+            f"A model must be one that torch.export can follow; at this one it raises {in_short(error)}: write the "
+            "forward without what it names, or load with automc what automc saved."
         ) from error
+
+
+def in_short(error: BaseException) -> str:
+    """An exception's kind and the first line of what it says, which is often pages."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[0][:160]}" if lines else type(error).__name__
 
 
 @contextmanager

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from automc.compression.quantize import ActivationQuantizer, dequantize
 from automc.errors import ArtifactError
 from automc.leaving.agreement import Sample, check, sampled
-from automc.leaving.formats import Format
+from automc.leaving.formats import Format, Written
 from automc.leaving.portable import Operations, portable
 from automc.leaving.program import Inputs, quietly, recorded
 
@@ -47,8 +47,8 @@ numpy.savez(sys.argv[2] + "/outputs.npz", **found)
 """
 
 
-def write(module: nn.Module, inputs: Inputs, path: Path) -> tuple[str, ...]:
-    """Writes and checks the file; what a user must know of it, as sentences."""
+def write(module: nn.Module, inputs: Inputs, path: Path) -> Written:
+    """Writes and checks the file."""
     program, any_size = recorded(portable(module, _TORCH), inputs)
     program.example_inputs = None  # samples of the user's data, which would lie in the file
     with quietly():
@@ -56,8 +56,7 @@ def write(module: nn.Module, inputs: Inputs, path: Path) -> tuple[str, ...]:
     samples = sampled(module, inputs, any_size=any_size)
     for sample, found in zip(samples, _elsewhere(path, samples), strict=True):
         check(sample.outputs, found, _SAME)
-    note = f"The model takes batches of {len(inputs[0])} only: its forward computes with the size of a batch."
-    return () if any_size else (note,)
+    return Written(any_size, checked=True)
 
 
 def _elsewhere(path: Path, samples: Sequence[Sample]) -> list[list[Tensor]]:
@@ -93,7 +92,7 @@ def _shared(codes: Tensor, centroids: Tensor) -> Tensor:
 class _Rounding(nn.Module):
     """What an activation quantizer does, its levels worked out once."""
 
-    def __init__(self, quantizer: ActivationQuantizer) -> None:
+    def __init__(self, quantizer: ActivationQuantizer, path: str) -> None:
         super().__init__()
         step, zero, top = quantizer.levels()
         self.low, self.high = -zero, top - zero

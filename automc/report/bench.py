@@ -28,8 +28,8 @@ def bench(
 
     `runs` has an entry for each number of threads and each batch size, with the median and the quartiles of the seconds
     a batch takes, the form that was fastest, the speed-up, and `peak_bytes`, the most that all tensors alive take
-    together. `file_bytes` are those of the file `save` writes. TaskError for sizes or threads below 1, ArtifactError for a module
-    that automc did not make.
+    together. `file_bytes` are those of the file `save` writes. TaskError for sizes or threads below 1, ArtifactError
+    for a module that automc did not make.
     """
     check_counts("A batch", batches)
     check_counts("A number of threads", threads)
