@@ -71,7 +71,6 @@ class Normed(nn.Module):
         super().__init__()
         self.a, self.norm = nn.Conv1d(6, 10, 3), nn.BatchNorm1d(10)
         nn.init.uniform_(self.norm.weight, 0.5, 1.5)
-        nn.init.normal_(self.norm.running_mean)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.norm(self.a(x)).relu().mean(2)
