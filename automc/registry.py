@@ -1,6 +1,6 @@
 """Names to implementations: one table of strings a kind, resolved on first use.
 
-A new criterion, cost, agent, search space or searcher is one new file and one line here (or one call of
+A new criterion, cost, agent, search space, searcher or file format is one new file and one line here (or one call of
 `Registry.add` from a plug-in). Strings keep importing automc cheap, as Gymnasium's registry does.
 """
 
