@@ -25,7 +25,7 @@ class Sample:
 
 def sampled(module: nn.Module, inputs: Inputs, *, any_size: bool) -> list[Sample]:
     """The inputs as they are and, where a batch may have any size, as one sample and one more than there are."""
-    more = tuple(torch.cat((x, x[:1])) for x in inputs if x.dim())
+    more = tuple(torch.cat((x, x[:1])) for x in inputs)
     batches = [inputs, tuple(x[:1] for x in inputs), more] if any_size else [inputs]
     return [Sample(batch, outputs(module, batch)) for batch in batches]
 

@@ -11,9 +11,10 @@ from torch import Tensor, nn
 from automc.compression import provenance
 from automc.compression.provenance import Provenance
 from automc.errors import ArtifactError
-from automc.files import check_folder
+from automc.files import check_folder, write_atomic
+from automc.leaving.agreement import outputs
 from automc.leaving.formats import Format
-from automc.leaving.program import Inputs
+from automc.leaving.program import Inputs, in_short
 from automc.registry import FORMATS
 
 SAMPLES = 16
@@ -44,13 +45,15 @@ def export(
     """
     origin = provenance.of(module)
     chosen, target = ready(path, format)
-    inputs = _inputs(origin, example_inputs)
     module = copy.deepcopy(module).cpu().eval()
-    with tempfile.TemporaryDirectory(dir=target.parent, prefix=".export-") as folder:
+    given = _drawn(origin) if example_inputs is None else example_inputs
+    inputs = _usable(module, given if isinstance(given, tuple) else (given,))
+    with tempfile.TemporaryDirectory() as folder:
         made = Path(folder) / f"model.{chosen.suffix}"
         written = chosen.write(module, inputs, made)
-        made.replace(target)
-    return Exported(target, target.stat().st_size, written.any_size, written.checked)
+        data = made.read_bytes()
+    write_atomic(target, data)
+    return Exported(target, len(data), written.any_size, written.checked)
 
 
 def ready(path: str | Path, format: str) -> tuple[Format, Path]:
@@ -66,29 +69,24 @@ def ready(path: str | Path, format: str) -> tuple[Format, Path]:
     return chosen, target
 
 
-def _inputs(origin: Provenance, given: Tensor | Inputs | None) -> Inputs:
-    """Two samples or more of every input."""
-    if given is None:
-        return _drawn(origin)
-    inputs = given if isinstance(given, tuple) else (given,)
-    shapes = [tuple(x.shape[1:]) for x in inputs]
-    wanted = [shape[1:] for shape, _ in origin.inputs]
-    if shapes != wanted:
-        raise ArtifactError(
-            f"Example inputs must have the shapes the module was made with, {wanted} a sample; they have {shapes}: "
-            "pass others, or none."
-        )
-    if any(len(x) == 1 for x in inputs):
-        inputs = tuple(torch.cat((x, x)) for x in inputs)
-    return tuple(x.detach().cpu() for x in inputs)
-
-
 def _drawn(origin: Provenance) -> Inputs:
     """Random floats, and zeros of all other types, of which nobody knows what they may be."""
     generator = torch.Generator().manual_seed(0)
     found = []
     for shape, name in origin.inputs:
-        kind = getattr(torch, name)
-        x = torch.zeros((SAMPLES, *shape[1:]) if shape else ())
-        found.append((torch.randn(x.shape, generator=generator) if kind.is_floating_point else x).to(kind))
+        kind, size = getattr(torch, name), (SAMPLES, *shape[1:])
+        x = torch.randn(size, generator=generator) if kind.is_floating_point else torch.zeros(size)
+        found.append(x.to(kind))
     return tuple(found)
+
+
+def _usable(module: nn.Module, given: Inputs) -> Inputs:
+    """Two samples or more of every input; ArtifactError where the module does not take them."""
+    inputs = tuple(torch.cat((x, x)) if len(x) == 1 else x for x in (x.detach().cpu() for x in given))
+    try:
+        outputs(module, inputs)
+    except Exception as error:  # whatever a model's own forward raises
+        raise ArtifactError(
+            f"Example inputs must be what the model takes; with these it raises {in_short(error)}: pass others."
+        ) from error
+    return inputs

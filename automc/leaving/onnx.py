@@ -56,7 +56,7 @@ def write(module: nn.Module, inputs: Inputs, path: Path) -> Written:
 
 
 def _translated(program: torch.export.ExportedProgram, inputs: Inputs, *, any_size: bool) -> Any:
-    shapes = tuple({0: BATCH} if x.dim() else None for x in inputs)
+    shapes = tuple({0: BATCH} for _ in inputs)
     try:
         with quietly():
             return torch.onnx.export(

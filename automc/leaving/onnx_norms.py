@@ -1,4 +1,4 @@
-"""Batch norms of an ONNX graph, folded into the codes' scales of the convolution or matrix product before them.
+"""Batch norms of an ONNX graph, folded into the codes' scales of the convolution before them.
 
     gamma (W x + b - mean) / sqrt(var + eps) + beta = (f W) x + (b - mean) f + beta,  f = gamma / sqrt(var + eps)
 

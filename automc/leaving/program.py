@@ -24,7 +24,7 @@ def recorded(module: nn.Module, inputs: Inputs) -> tuple[ExportedProgram, bool]:
 
     `inputs` are at least two samples: a dimension of one would be taken for a constant.
     """
-    dimensions = tuple({0: Dim(BATCH)} if x.dim() else None for x in inputs)
+    dimensions = tuple({0: Dim(BATCH)} for _ in inputs)
     with torch.no_grad(), quietly():
         try:
             program, any_size = torch.export.export(module, inputs, dynamic_shapes=dimensions), True

@@ -8,10 +8,11 @@ from torch import nn
 
 import automc
 from automc.errors import ArtifactError, TaskError
+from automc.policy import LayerDecision
 from automc.report import bench
 from automc.report.memory import peak_bytes
 from tests.compression.conftest import make_task
-from tests.leaving.models import resnet
+from tests.leaving.models import compressed, resnet
 from tests.report.test_report import printed
 
 
@@ -32,7 +33,8 @@ def test_the_peak_is_all_that_is_alive_at_once() -> None:
 
 
 def test_every_batch_and_every_number_of_threads_has_its_line() -> None:
-    task, small = make_task("resnet"), resnet("weights")
+    task = make_task("mlp")
+    small = compressed(task, [LayerDecision(8)], keep=0.5)
     found = automc.bench(small, task, batches=(1, 3), threads=(1, 2))
     assert [(run["threads"], run["batch"]) for run in found["runs"]] == [(1, 1), (1, 3), (2, 1), (2, 3)]
     for run in found["runs"]:
@@ -44,7 +46,7 @@ def test_every_batch_and_every_number_of_threads_has_its_line() -> None:
     assert found["runs"][1]["dense"]["peak_bytes"] > found["runs"][0]["dense"]["peak_bytes"]
     assert found["file_bytes"]["compressed"] == automc.cost(small, task.example_inputs)["size"]
     shown = printed(bench.table(found))
-    assert all(f"{run['speed_up']:.2f}x" in shown for run in found["runs"]) and "resnet" in shown
+    assert all(f"{run['speed_up']:.2f}x" in shown for run in found["runs"]) and "mlp" in shown
 
 
 def test_counts_below_one_and_other_modules_are_refused() -> None:
