@@ -206,7 +206,16 @@ def test_without_its_packages_the_error_says_what_to_install(tmp_path: Path, mon
         automc.export(models.resnet("weights"), tmp_path / "model.onnx", format="onnx")
 
 
+def test_a_forward_that_counts_its_batch_leaves_for_that_size_only(tmp_path: Path):
+    module, path = models.of(models.Looping, LayerDecision(weight_bits=8)), tmp_path / "model.onnx"
+    made = automc.export(module, path, format="onnx", example_inputs=models.sequences(3))
+    assert made.checked and not made.any_size
+    run(path, models.sequences(3))
+    with pytest.raises(Exception, match="Expected: 3"):
+        run(path, models.sequences(4))
+
+
 def test_without_the_runtime_the_file_is_said_to_be_unchecked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     right = importlib.util.find_spec
     monkeypatch.setattr(leaving, "find_spec", lambda name: None if name == "onnxruntime" else right(name))
-    assert not automc.export(models.of(models.Looping, LayerDecision()), tmp_path / "m.onnx", format="onnx").checked
+    assert not automc.export(models.of(models.Single, LayerDecision()), tmp_path / "m.onnx", format="onnx").checked

@@ -62,12 +62,6 @@ def test_a_recurrent_model_leaves_and_is_left_as_it_is(tmp_path: Path):
     assert all(torch.equal(x, before[name]) for name, x in module.state_dict().items())
 
 
-def test_a_forward_that_counts_its_batch_leaves_for_that_size_only(tmp_path: Path):
-    module, path = models.of(models.Looping, LayerDecision(weight_bits=8)), tmp_path / "model.pt2"
-    made = automc.export(module, path, format="pt2", example_inputs=models.sequences(3))
-    assert made.checked and not made.any_size
-
-
 def test_a_file_that_computes_something_else_is_noticed_and_none_is_left(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):

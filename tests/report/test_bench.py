@@ -32,6 +32,7 @@ def test_the_peak_is_all_that_is_alive_at_once() -> None:
     assert peak_bytes(net, (x,)) == rest + wide + narrow
 
 
+@pytest.mark.filterwarnings("ignore:Layer:UserWarning")
 def test_every_batch_and_every_number_of_threads_has_its_line() -> None:
     task = make_task("mlp")
     small = compressed(task, [LayerDecision(8)], keep=0.5)
