@@ -19,6 +19,7 @@ from automc.task import Task
 from automc.tasks import load_task
 
 _NAMES = ("dense", "compressed")
+_PEAK = "the most that all tensors alive take together during one run, weights and inputs included"
 
 
 def bench(
@@ -41,7 +42,7 @@ def bench(
         with latency.threads(count):
             runs += _runs(modules, found, tuple(batches))
     sizes = {name: len(artifact.serialized(m)) for name, m in modules.items()}
-    return {"task": found.name, "unit": "seconds", "file_bytes": sizes, "runs": runs}
+    return {"task": found.name, "unit": "seconds", "peak_bytes": _PEAK, "file_bytes": sizes, "runs": runs}
 
 
 def check_counts(what: str, counts: Sequence[int]) -> None:
@@ -67,7 +68,7 @@ def lines(found: dict[str, Any]) -> list[str]:
     """What stands below the table."""
     dense, small = (found["file_bytes"][name] for name in _NAMES)
     size = f"on disk: {text.amount('size', small)} of {text.amount('size', dense)} ({text.share(small, dense)})"
-    return [size, "memory: the most that all tensors alive take together during one run, weights and inputs included"]
+    return [size, f"memory: {_PEAK}"]
 
 
 def _runs(modules: dict[str, nn.Module], task: Task, batches: tuple[int, ...]) -> list[dict[str, Any]]:
