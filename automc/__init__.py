@@ -7,11 +7,15 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from automc.api import apply, cost, distill, inspect, load, policy_for, save, search
+    from automc.api import apply, distill, inspect, policy_for, search
+    from automc.artifact import save
     from automc.budget import Budget
     from automc.errors import AutomcError
     from automc.evaluation import Evaluation
+    from automc.leaving.export import export
     from automc.policy import Policy
+    from automc.report.bench import bench
+    from automc.saved import cost, load
     from automc.study import Study
     from automc.task import Task
 
@@ -25,12 +29,14 @@ _EXPORTS = {
     "Study": "automc.study",
     "Task": "automc.task",
     "apply": "automc.api",
-    "cost": "automc.api",
+    "bench": "automc.report.bench",
+    "cost": "automc.saved",
     "distill": "automc.api",
+    "export": "automc.leaving.export",
     "inspect": "automc.api",
-    "load": "automc.api",
+    "load": "automc.saved",
     "policy_for": "automc.api",
-    "save": "automc.api",
+    "save": "automc.artifact",
     "search": "automc.api",
 }
 
@@ -42,8 +48,10 @@ __all__ = [
     "Study",
     "Task",
     "apply",
+    "bench",
     "cost",
     "distill",
+    "export",
     "inspect",
     "load",
     "policy_for",

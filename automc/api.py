@@ -1,17 +1,16 @@
-"""The public calls, from search to inspect. The command line is a thin layer over them.
+"""The public calls that compress, from search to distill. The command line is a thin layer over them.
 
 A task is given as a `Task`, or as a reference: a registered name, `path/to/file.py:attribute`, or `module:attribute`.
 """
 
-import copy
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
-from automc import artifact, loop
+from automc import loop
 from automc.budget import Budget
 from automc.compression import provenance
 from automc.compression.bank import MEMORY_BYTES
@@ -19,7 +18,6 @@ from automc.compression.compress import Compressor
 from automc.earlier import recall
 from automc.errors import AutomcError, StudyError, TaskError
 from automc.evaluation import Evaluation
-from automc.graph.counting import forward_macs
 from automc.graph.facts import ModelFacts
 from automc.graph.trace import trace_model
 from automc.policy import Policy, Recipe
@@ -178,32 +176,6 @@ def distill(
     inputs = found.calibration_inputs(samples)
     recovery.distill(module, found.model, graph, inputs, settings, augment=found.augment, progress=progress)
     return module
-
-
-def save(module: nn.Module, directory: str | Path, *, report: Mapping[str, Any] | None = None) -> int:
-    """Writes what `apply` or `load` returned as safetensors and JSON; returns the bytes of model.safetensors."""
-    return artifact.save(module, directory, report=report)
-
-
-def load(directory: str | Path, factory: Callable[[], nn.Module] | Task | str) -> nn.Module:
-    """Reads what `save` wrote; `factory` builds the uncompressed model (its weights do not matter), or is the task."""
-    if isinstance(factory, (Task, str)):
-        task = found_task(factory)
-        factory = task.factory or (lambda: copy.deepcopy(task.model))
-    return artifact.load(directory, factory)
-
-
-def cost(module: nn.Module, example_inputs: Tensor | tuple[Tensor, ...]) -> dict[str, float]:
-    """Costs counted on the module itself: macs of one sample, params, and size, the bytes it takes on disk.
-
-    macs are half the operations `torch.utils.flop_counter` counts in one forward pass, attention included.
-    """
-    inputs = example_inputs if isinstance(example_inputs, tuple) else (example_inputs,)
-    return {
-        "macs": forward_macs(module, inputs),
-        "params": float(sum(p.numel() for p in module.parameters())),
-        "size": float(len(artifact.serialized(module))),
-    }
 
 
 def inspect(task: Task | str) -> ModelFacts:

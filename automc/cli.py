@@ -1,4 +1,4 @@
-"""The command line: automc tasks, inspect, search, pareto, show, apply, evaluate.
+"""The command line: automc tasks, inspect, search, pareto, show, apply, evaluate, export, bench.
 
 An error is one line on standard error and exit status 2; Ctrl-C gives 130, SIGTERM 143. Heavy packages are imported
 inside the commands, so that help and typing errors answer at once.
@@ -39,6 +39,7 @@ DropOption = Annotated[
     float | None,
     typer.Option(metavar="DROP", help="Instead of the best: the cheapest trial whose score is at most so much lower."),
 ]
+SavedArgument = Annotated[Path, typer.Argument(metavar="DIR", help="A folder that `automc apply` wrote.")]
 TaskOption = Annotated[str | None, typer.Option("--task", help="The task, where its recorded name does not find it.")]
 CacheOption = Annotated[
     Path | None, typer.Option(help="Folder where what is computed once per layer is kept, for later runs.")
@@ -227,7 +228,7 @@ def apply(
     from automc.files import check_folder
 
     check_folder(out)  # before minutes of work that could not be kept
-    from automc import api
+    from automc import api, artifact
     from automc.report import summary
     from automc.tasks import load_task
 
@@ -238,9 +239,9 @@ def apply(
     origin = {"reference": reference, "study": found.name, "trial": chosen.number, "validation_score": chosen.score}
     origin["validation_metric"] = chosen.metric
     origin["distilled_epochs"] = distill
-    api.save(small, out, report=origin)  # whatever becomes of the report, what was trained is kept
+    artifact.save(small, out, report=origin)  # whatever becomes of the report, what was trained is kept
     report = summary.report(loaded, small, origin)
-    size = api.save(small, out, report=report)
+    size = artifact.save(small, out, report=report)
     for line in summary.lines(report):
         print(line)
     print(f"{out}: model.safetensors ({size} bytes), policy.json, report.json; check it with: automc evaluate {out}")
@@ -248,27 +249,74 @@ def apply(
 
 @app.command()
 def evaluate(
-    directory: Annotated[Path, typer.Argument(metavar="DIR", help="A folder that `automc apply` wrote.")],
+    directory: SavedArgument,
     task: TaskOption = None,
 ) -> None:
     """Load a saved model and score it again."""
-    from automc import artifact
-
-    saved = artifact.read_report(directory)
-    reference = _reference(task or saved.get("reference"))
-    from automc import api
+    saved = _report(directory)
+    loaded, module = _loaded(directory, task, saved)
     from automc.report import summary, text
+    from automc.saved import cost
     from automc.setting import evaluator_of
-    from automc.tasks import load_task
 
-    loaded = load_task(reference)
-    module = api.load(directory, loaded)
     split = summary.split_of(loaded)
     score = evaluator_of(loaded).score(module, split)
     before = saved.get("compressed", {}).get("score")
     print(f"score on {split}: {text.score(score)} (when saved: {text.score(before)})")
-    for metric, value in api.cost(module, loaded.example_inputs).items():
+    for metric, value in cost(module, loaded.example_inputs).items():
         print(f"{metric}: {text.amount(metric, value)}")
+
+
+@app.command()
+def export(
+    directory: SavedArgument,
+    format: Annotated[str, typer.Option(help="pt2: PyTorch's own; onnx: needs automc[onnx].")],
+    out: Annotated[Path | None, typer.Option(metavar="FILE", help="Default: model.pt2 or model.onnx in DIR.")] = None,
+    task: TaskOption = None,
+) -> None:
+    """Write a saved model as a file that runs without automc, and check that it computes the same."""
+    from automc.registry import FORMATS
+
+    FORMATS.check(format)
+    target = out or directory / f"model.{format}"
+    saved = _report(directory)
+    from automc.leaving import export as leaving
+
+    leaving.ready(target, format)  # before the task is loaded, which may train it
+    loaded, module = _loaded(directory, task, saved)
+    inputs = loaded.calibration_inputs(leaving.SAMPLES)
+    made = leaving.export(module, target, format=format, example_inputs=inputs)
+    if not made.any_size:
+        _say(f"It takes batches of {len(inputs[0])} only, since its forward computes with the size of a batch.")
+    if not made.checked:
+        _say("Nothing was checked, since onnxruntime is not installed: pip install automc[onnx].")
+    print(f"{made.path}: {made.bytes} bytes" + f", checked: it computes what {directory} does" * made.checked)
+
+
+@app.command()
+def bench(
+    directory: SavedArgument,
+    task: TaskOption = None,
+    batch: Annotated[str, typer.Option(metavar="N,N", help="Batch sizes.")] = "1,32,128",
+    threads: Annotated[str, typer.Option(metavar="N,N", help="Numbers of threads.")] = "1,2",
+    json: JsonOption = False,
+) -> None:
+    """Time a saved model against the dense one, and measure the memory and the bytes both take."""
+    batches = numbers(batch, "Batch sizes", "1,32,128")
+    counts = numbers(threads, "Threads", "1,2")
+    saved = _report(directory)
+    from automc.report import bench as side_by_side
+
+    side_by_side.check_counts("A batch", batches)
+    side_by_side.check_counts("A number of threads", counts)
+    loaded, module = _loaded(directory, task, saved)
+    found = side_by_side.bench(module, loaded, batches=batches, threads=counts)
+    if json:
+        _print_json(found)
+        return
+    _console().print(side_by_side.table(found))
+    for line in side_by_side.lines(found):
+        print(line)
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
@@ -320,10 +368,10 @@ def duration(text: str) -> float:
     return seconds
 
 
-def numbers(text: str) -> tuple[int, ...]:
-    """Stages in `256,1024`."""
+def numbers(text: str, what: str = "Stages", such: str = "256,1024") -> tuple[int, ...]:
+    """The numbers in `256,1024`."""
     if not re.fullmatch(r"\s*\d+\s*(,\s*\d+\s*)*", text):
-        raise TaskError(f"Stages must be numbers of samples such as 256,1024; {text!r} is not: rewrite it.")
+        raise TaskError(f"{what} must be numbers such as {such}; {text!r} is not: rewrite it.")
     return tuple(int(word) for word in text.split(","))
 
 
@@ -374,6 +422,23 @@ def _distill(small: "nn.Module", task: "Task", epochs: int) -> None:
         _say(f"epoch {epoch + 1}/{epochs}: loss {loss:.4g}")
 
     api.distill(small, task, settings=Distillation(Schedule(epochs=epochs)), progress=tell)
+
+
+def _report(directory: Path) -> dict[str, Any]:
+    """The report beside a saved model, once its files are what they were."""
+    from automc import artifact
+
+    return artifact.read_report(directory)
+
+
+def _loaded(directory: Path, task: str | None, saved: dict[str, Any]) -> tuple["Task", "nn.Module"]:
+    """The task of a saved model, and the model."""
+    reference = _reference(task or saved.get("reference"))
+    from automc.saved import load
+    from automc.tasks import load_task
+
+    loaded = load_task(reference)
+    return loaded, load(directory, loaded)
 
 
 def _reference(found: str | None) -> str:

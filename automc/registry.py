@@ -1,6 +1,6 @@
 """Names to implementations: one table of strings a kind, resolved on first use.
 
-A new criterion, cost, agent, search space or searcher is one new file and one line here (or one call of
+A new criterion, cost, agent, search space, searcher or file format is one new file and one line here (or one call of
 `Registry.add` from a plug-in). Strings keep importing automc cheap, as Gymnasium's registry does.
 """
 
@@ -174,5 +174,13 @@ TASKS = Registry(
         "mnist-lenet5": "automc.tasks.mnist:mnist_lenet5",
         "cifar10-resnet20": "automc.tasks.cifar10:resnet20",
         "cifar10-resnet56": "automc.tasks.cifar10:resnet56",
+    },
+)
+
+FORMATS = Registry(
+    "format",
+    {
+        "pt2": "automc.leaving.pt2:PT2",
+        "onnx": "automc.leaving.onnx:ONNX",
     },
 )

@@ -51,7 +51,7 @@ def search(**changes: Any) -> automc.Study:
 def test_every_trial_meets_the_budget_and_the_best_one_is_what_apply_builds() -> None:
     study = search()
     found = task()
-    dense = api.cost(found.model, found.example_inputs)
+    dense = automc.cost(found.model, found.example_inputs)
     assert all(e.cost("macs") <= study.meta["limits"]["macs"] for e in study.evaluations)
     small = automc.apply(found, study.best.policy)
     counted = automc.cost(small, found.example_inputs)

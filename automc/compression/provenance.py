@@ -61,6 +61,7 @@ def of(module: nn.Module) -> Provenance:
     found = known(module)
     if found is None:
         raise ArtifactError(
-            "Only a module that automc.apply or automc.load returned can be saved; this one is none: apply a policy."
+            "Only a module that automc.apply or automc.load returned can be saved or exported; this one is none: "
+            "apply a policy."
         )
     return found

@@ -1,4 +1,4 @@
-"""How long two modules take: medians of runs taken in turn, each module in its fastest form.
+"""How long two modules take: medians and quartiles of runs taken in turn, each module in its fastest form.
 
 Taking turns makes a slow moment of the machine hit both. A speed-up over a slow way to run the dense model would
 flatter, so every module is timed as it is, in channels-last, and with batch norms folded; its best form counts.
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from automc.compression.compress import channels_last, in_channels_last
+from automc.graph.runs import copies
 from automc.scoring.forward import prepared
 
 Inputs = tuple[Tensor, ...]
@@ -26,19 +27,30 @@ _ROUNDS, _LEAST, _SECONDS = 15, 5, 5.0
 @torch.no_grad()
 def compare(modules: Mapping[str, nn.Module], example: Inputs, batches: tuple[int, ...] = _BATCHES) -> dict[str, Any]:
     """Seconds per batch of each module, by batch size, with the form that was fastest and the threads used."""
-    forms = {f"{name}/{form}": m for name, module in modules.items() for form, m in _forms(module, example)}
+    made = {f"{name}/{form}": m for name, module in modules.items() for form, m in forms(module, example)}
     measured: dict[str, Any] = {
         "threads": torch.get_num_threads(),
         "rounds": f"{_LEAST} to {_ROUNDS}",
         "unit": "seconds",
     }
     for size in batches:
-        medians = _medians(forms, _batch(example, size))
-        measured[f"batch_{size}"] = {name: _best(name, medians) for name in modules}
+        times = _times(made, batch(example, size))
+        measured[f"batch_{size}"] = {name: _best(name, times) for name in modules}
     return measured
 
 
-def _forms(module: nn.Module, example: Inputs) -> Iterator[tuple[str, nn.Module]]:
+@contextlib.contextmanager
+def threads(count: int) -> Iterator[None]:
+    """Within, torch computes with so many threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def forms(module: nn.Module, example: Inputs) -> Iterator[tuple[str, nn.Module]]:
     """A module in every form that it runs in: `view` asks for tensors as they usually lie."""
     plain = copy.deepcopy(module).eval()
     yield "plain", plain
@@ -49,28 +61,36 @@ def _forms(module: nn.Module, example: Inputs) -> Iterator[tuple[str, nn.Module]
             yield name, form
 
 
-def _batch(example: Inputs, size: int) -> Inputs:
+def batch(example: Inputs, size: int) -> Inputs:
     """`size` samples, repeated from the example."""
     return tuple(torch.cat([x] * -(-size // len(x)))[:size] for x in example)
 
 
-def _medians(forms: Mapping[str, nn.Module], inputs: Inputs) -> dict[str, float]:
-    last = tuple(map(channels_last, inputs))
-    times: dict[str, list[float]] = {name: [] for name in forms}
+def given_to(form: str, inputs: Inputs) -> Inputs:
+    """Inputs as a form takes them."""
+    return tuple(map(channels_last, inputs)) if "channels-last" in form else inputs
+
+
+def _times(made: Mapping[str, nn.Module], inputs: Inputs) -> dict[str, list[float]]:
+    inputs_of = {name: given_to(name, inputs) for name in made}
+    times: dict[str, list[float]] = {name: [] for name in made}
     begin = time.perf_counter()
     for turn in range(_ROUNDS + 2):
         if turn >= _LEAST + 2 and time.perf_counter() - begin > _SECONDS:
             break
-        for name, module in forms.items():
-            given = last if "channels-last" in name else inputs
+        for name, module in made.items():
+            given = copies(inputs_of[name])  # a model may change them
             start = time.perf_counter()
             module(*given)
             if turn >= 2:  # the first runs pay for allocation and primitives
                 times[name].append(time.perf_counter() - start)
-    return {name: statistics.median(values) for name, values in times.items()}
+    return times
 
 
-def _best(name: str, medians: Mapping[str, float]) -> dict[str, Any]:
-    own = {full.partition("/")[2]: value for full, value in medians.items() if full.startswith(f"{name}/")}
-    form = min(own, key=lambda f: own[f])
-    return {"median": own[form], "form": form}
+def _best(name: str, times: Mapping[str, list[float]]) -> dict[str, Any]:
+    own = {
+        full.partition("/")[2]: statistics.quantiles(x, n=4) for full, x in times.items() if full.startswith(f"{name}/")
+    }
+    form = min(own, key=lambda f: own[f][1])
+    low, median, high = own[form]
+    return {"median": median, "quartiles": [low, high], "form": form}

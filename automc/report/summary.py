@@ -6,8 +6,8 @@ from typing import Any
 from torch import nn
 
 from automc import artifact
-from automc.api import cost
 from automc.report import latency, text
+from automc.saved import cost
 from automc.scoring.evaluator import Split
 from automc.setting import evaluator_of
 from automc.task import Task

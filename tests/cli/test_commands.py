@@ -101,6 +101,24 @@ def test_a_policy_is_applied_and_distilled(run: Run, tmp_path: Path) -> None:
     assert score[0] == score[1]
 
 
+def test_a_saved_model_is_exported_and_measured(run: Run, tmp_path: Path) -> None:
+    assert run(*SEARCH, "--trials", "2")[0] == 0
+    assert run("apply", "tiny", "--out", "small")[0] == 0
+    for command, target in ((("pt2",), "small/model.pt2"), (("onnx", "--out", "left/net.onnx"), "left/net.onnx")):
+        status, out, err = run("export", "small", "--format", *command)
+        assert status == 0 and not err, err
+        size = (tmp_path / target).stat().st_size
+        assert out == f"{target}: {size} bytes, checked: it computes what small does\n"
+    assert [path.name for path in (tmp_path / "left").iterdir()] == ["net.onnx"]
+
+    status, out, _ = run("bench", "small", "--batch", "1,4", "--threads", "1")
+    assert status == 0 and "speed-up" in out and "on disk: " in out
+    status, out, _ = run("bench", "small", "--batch", "2", "--threads", "1", "--json")
+    found = json.loads(out)
+    assert [entry["batch"] for entry in found["runs"]] == [2]
+    assert found["file_bytes"]["compressed"] == (tmp_path / "small" / "model.safetensors").stat().st_size
+
+
 def test_the_same_command_again_goes_on(run: Run) -> None:
     run(*SEARCH, "--trials", "3")
     _, _, err = run(*SEARCH, "--trials", "5")

@@ -92,10 +92,26 @@ def test_a_search_that_cannot_begin(run: Run, changes: tuple[str, ...], said: st
         (("pareto", "nothing.journal"), "nothing.journal"),
         (("evaluate", "nowhere"), "nowhere"),
         (("show", "my_task.py"), "another kind of file"),
+        (("export", "nowhere", "--format", "pt2"), "nowhere must hold a saved model"),
+        (("export", "nowhere", "--format", "onxx"), "did you mean 'onnx'?"),
+        (("export", "nowhere"), "--format"),
+        (("bench", "nowhere"), "nowhere must hold a saved model"),
+        (("bench", "nowhere", "--threads", "two"), "Threads must be numbers such as 1,2; 'two' is not"),
     ],
 )
 def test_commands_without_their_input(run: Run, command: tuple[str, ...], said: str) -> None:
     refused(run(*command), said)
+
+
+def test_a_saved_model_that_cannot_be_exported_or_measured_so(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert run(*SEARCH)[0] == 0 and run("apply", "tiny", "--out", "small")[0] == 0
+    monkeypatch.setattr("automc.artifact.load", None)  # all of it is found out before the model is loaded
+    refused(run("export", "small", "--format", "pt2", "--out", "small"), "small is a folder: name one in it")
+    refused(run("export", "small", "--format", "pt2", "--out", "/proc/nowhere/x.pt2"), "/proc/nowhere")
+    refused(run("bench", "small", "--threads", "0"), "A number of threads must be 1 or more; given is 0")
+    refused(run("bench", "small", "--batch", "1,0"), "A batch must be 1 or more; given is 1, 0")
+    Path("small/model.safetensors").write_bytes(b"")
+    refused(run("export", "small", "--format", "pt2"), "its content has changed")
 
 
 def test_a_study_that_does_not_fit_is_refused_and_kept(run: Run) -> None:

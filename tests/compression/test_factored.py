@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from automc import api, artifact
+import automc
+from automc import artifact
 from automc.compression.chains import FactoredLayer
 from automc.compression.quantize import ActivationQuantizer, bare
 from automc.errors import PolicyError
@@ -128,7 +129,7 @@ def test_every_factor_of_an_svd_takes_the_layers_zeros_and_bits(
             assert int((weight == 0).sum()) >= int(weight.numel() * decision.sparsity)
             if decision.weight_bits < 32:
                 assert all(len(row.unique()) <= 2**decision.weight_bits for row in weight)
-    counted = api.cost(small, setup.task.example_inputs)
+    counted = automc.cost(small, setup.task.example_inputs)
     predicted = setup.costing.of_policy(policy)
     assert (counted["macs"], counted["params"]) == (predicted["macs"], predicted["params"])
     assert artifact.save(small, tmp_path) <= predicted["size"]

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from automc import api
+import automc
 from automc.graph.ranks import METHODS
 from automc.policy import LayerDecision, Policy, Recipe
 from automc.projection import Costing
@@ -29,7 +29,7 @@ CASES = [(name, m) for name in SPACES for m in (SHORT if name in PRESETS else ("
 
 def counted(model: torch.nn.Module, name: str) -> dict[str, float]:
     """macs, params, and bytes on disk, counted on the module itself."""
-    return api.cost(model, models.task_of(name).example_inputs)
+    return automc.cost(model, models.task_of(name).example_inputs)
 
 
 @pytest.mark.filterwarnings("ignore:Layer:UserWarning")
