@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from automc.api import apply, distill, inspect, policy_for, search
     from automc.artifact import save
     from automc.budget import Budget
+    from automc.deployment.deploy import deploy
     from automc.errors import AutomcError
     from automc.evaluation import Evaluation
     from automc.leaving.export import export
@@ -31,6 +32,7 @@ _EXPORTS = {
     "apply": "automc.api",
     "bench": "automc.report.bench",
     "cost": "automc.saved",
+    "deploy": "automc.deployment.deploy",
     "distill": "automc.api",
     "export": "automc.leaving.export",
     "inspect": "automc.api",
@@ -50,6 +52,7 @@ __all__ = [
     "apply",
     "bench",
     "cost",
+    "deploy",
     "distill",
     "export",
     "inspect",

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from automc.compression import calibration
 from automc.compression.chains import FactoredLayer
 from automc.compression.quantize import ActivationQuantizer, QuantizedLayer, bare
-from automc.graph.blocks import ADDITIONS
+from automc.graph.blocks import ADDITIONS, stays
 from automc.kernels.tiles import FREE, FloatArray, Limits, Pair, Program, Room, Shape, Window, from_tiles
 
 _ACTIVATIONS: dict[Any, Limits] = {
@@ -401,7 +401,7 @@ _FUNCTIONS: dict[Any, Callable[[Lowering[Any], fx.Node], None]] = {
     torch.cat: Lowering.concatenation,
     operator.getitem: Lowering.slicing,
     **dict.fromkeys((F.pad, torch._C._nn.pad), Lowering.padding),
-    **dict.fromkeys((F.dropout, "contiguous"), Lowering.nothing),
+    **dict.fromkeys((F.dropout, "contiguous", stays), Lowering.nothing),
 }
 
 

@@ -82,9 +82,10 @@ def _sparse_layers(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     """Layers whose kernels are here: of these types exactly, float32, on a CPU, with zeros enough to try."""
     for name, layer in module.named_modules():
         weight = layer.weight if type(layer) in (nn.Linear, nn.Conv2d) else None
-        if isinstance(weight, Tensor) and weight.dtype == torch.float32 and weight.device.type == "cpu":
-            if float((weight != 0).float().mean()) < DENSE:
-                yield name, layer
+        if not isinstance(weight, Tensor) or weight.dtype != torch.float32 or weight.device.type != "cpu":
+            continue
+        if int(weight.count_nonzero()) < DENSE * weight.numel():
+            yield name, layer
 
 
 def _faster(layer: nn.Module, x: Tensor, others: list[nn.Module]) -> nn.Module | None:

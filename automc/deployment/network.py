@@ -24,8 +24,8 @@ LARGE = 2**15
 class PlannedNetwork(nn.Module):
     """A planned model; its plan is a buffer, and suits processors with vectors of the same width."""
 
-    def __init__(self, plan: Tensor, given: Shape, made: Shape, *, flat: bool) -> None:
-        """Shapes of one sample that is given and one result that is made; flat: whether results are (B, channels)."""
+    def __init__(self, plan: Tensor, given: tuple[int, ...], made: Shape, *, flat: bool) -> None:
+        """given: one sample's shape as torch has it; made: one result's; flat: whether results are (B, channels)."""
         super().__init__()
         from automc.kernels import ops  # noqa: F401  (registers the operation)
 
@@ -36,18 +36,18 @@ class PlannedNetwork(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x (B, channels, height, width) or (B, channels), float32; of another size raises TaskError."""
-        height, width, channels = self.given
-        if x.dim() not in (2, 4) or tuple(x.shape[1:]) not in {
-            (channels, height, width),
-            (channels,)[: height * width],
-        }:
+        if tuple(x.shape[1:]) != self.given:
             raise TaskError(
-                f"Inputs must be {channels} x {height} x {width}, which this plan was made for; one is "
-                f"{' x '.join(map(str, x.shape[1:]))}: deploy the model for inputs of that size."
+                f"Inputs must be {_sizes(self.given)}, which this plan was made for; one is {_sizes(x.shape[1:])}: "
+                "deploy the model for inputs of that size."
             )
         height, width, channels = self.made
         found: Tensor = torch.ops.automc.images(x, self.plan, [channels, height, width])
         return found.flatten(1) if self.flat else found
+
+
+def _sizes(shape: Sequence[int]) -> str:
+    return " x ".join(map(str, shape))
 
 
 def network_of(module: nn.Module, inputs: tuple[Tensor, ...]) -> PlannedNetwork | None:
@@ -58,7 +58,8 @@ def network_of(module: nn.Module, inputs: tuple[Tensor, ...]) -> PlannedNetwork 
     if found is None or found.output is None:
         return None
     source, result = found.value(found.inputs[0]), found.value(found.output)
-    return _planned(found.program, source, result, flat=found.is_flat(found.output))
+    sample = tuple(inputs[0].shape[1:])
+    return _planned(found.program, source, result, sample, flat=found.is_flat(found.output))
 
 
 def convolution_of(layer: nn.Conv2d, shape: Shape) -> PlannedNetwork | None:
@@ -70,13 +71,14 @@ def convolution_of(layer: nn.Conv2d, shape: Shape) -> PlannedNetwork | None:
     bias = None if layer.bias is None else layer.bias.detach().numpy()
     given = network.given(shape)
     made = network.convolution(given, layer.weight.detach().numpy(), bias, window, layer.groups)
-    return _planned(network, given, made, flat=False)
+    height, width, channels = shape
+    return _planned(network, given, made, (channels, height, width), flat=False)
 
 
-def _planned(network: Network, source: int, result: int, *, flat: bool) -> PlannedNetwork:
+def _planned(network: Network, source: int, result: int, sample: tuple[int, ...], *, flat: bool) -> PlannedNetwork:
     choices = {number: _choice(network, number) for number in network.products}
     plan = planned(network, source, result, choices)
-    return PlannedNetwork(plan, network.shapes[source], network.shapes[result], flat=flat)
+    return PlannedNetwork(plan, sample, network.shapes[result], flat=flat)
 
 
 def _choice(network: Network, number: int) -> Choice:

@@ -218,7 +218,8 @@ def run(x: Tensor, plan: Tensor, shape: Sequence[int]) -> Tensor:
         given, made = x[begin:].data_ptr(), out[begin:].data_ptr()
         library.images_run(plan.data_ptr(), given, made, end - begin, own.data_ptr())
 
-    together(lambda bounds: part(*bounds), list(pairwise(edges)))
+    if workers:
+        together(lambda bounds: part(*bounds), list(pairwise(edges)))
     return out
 
 

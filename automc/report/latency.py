@@ -1,40 +1,52 @@
 """How long two modules take: medians and quartiles of runs taken in turn, each module in its fastest form.
 
 Taking turns makes a slow moment of the machine hit both. A speed-up over a slow way to run the dense model would
-flatter, so every module is timed as it is, in channels-last, and with batch norms folded; its best form counts.
+flatter, so every module is timed in all its forms (`automc.deployment`), and its best one counts.
 """
 
 import contextlib
-import copy
 import statistics
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from automc.compression.compress import channels_last, in_channels_last
+from automc.compression.compress import channels_last
+from automc.deployment.forms import Inputs, forms
 from automc.graph.runs import copies
-from automc.scoring.forward import prepared
 
-Inputs = tuple[Tensor, ...]
 _BATCHES = (1, 32, 128)
 _ROUNDS, _LEAST, _SECONDS = 15, 5, 5.0
 """Rounds a batch size gets, and how many at least where they take longer than so many seconds."""
 
 
 @torch.no_grad()
-def compare(modules: Mapping[str, nn.Module], example: Inputs, batches: tuple[int, ...] = _BATCHES) -> dict[str, Any]:
-    """Seconds per batch of each module, by batch size, with the form that was fastest and the threads used."""
-    made = {f"{name}/{form}": m for name, module in modules.items() for form, m in forms(module, example)}
+def compare(
+    modules: Mapping[str, nn.Module],
+    example: Inputs,
+    batches: tuple[int, ...] = _BATCHES,
+    *,
+    by_torch: Collection[str] = ("dense",),
+) -> dict[str, Any]:
+    """Seconds per batch of each module, by batch size, with the form that was fastest and the threads used.
+
+    by_torch: modules that only torch's own kernels count for.
+    """
     measured: dict[str, Any] = {
         "threads": torch.get_num_threads(),
         "rounds": f"{_LEAST} to {_ROUNDS}",
         "unit": "seconds",
     }
     for size in batches:
-        times = _times(made, batch(example, size))
+        inputs = batch(example, size)
+        made = {
+            f"{name}/{form}": found
+            for name, module in modules.items()
+            for form, found in forms(module, inputs, kernels=name not in by_torch).items()
+        }
+        times = _times(made, inputs)
         measured[f"batch_{size}"] = {name: _best(name, times) for name in modules}
     return measured
 
@@ -50,25 +62,14 @@ def threads(count: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def forms(module: nn.Module, example: Inputs) -> Iterator[tuple[str, nn.Module]]:
-    """A module in every form that it runs in: `view` asks for tensors as they usually lie."""
-    plain = copy.deepcopy(module).eval()
-    yield "plain", plain
-    last = in_channels_last(copy.deepcopy(plain))
-    for name, form in (("channels-last", last), ("fused channels-last", prepared(module).eval())):
-        with contextlib.suppress(RuntimeError):
-            form(*map(channels_last, example))
-            yield name, form
-
-
 def batch(example: Inputs, size: int) -> Inputs:
     """`size` samples, repeated from the example."""
     return tuple(torch.cat([x] * -(-size // len(x)))[:size] for x in example)
 
 
 def given_to(form: str, inputs: Inputs) -> Inputs:
-    """Inputs as a form takes them."""
-    return tuple(map(channels_last, inputs)) if "channels-last" in form else inputs
+    """Inputs as a form takes them without work of its own."""
+    return tuple(map(channels_last, inputs)) if "channels last" in form else inputs
 
 
 def _times(made: Mapping[str, nn.Module], inputs: Inputs) -> dict[str, list[float]]:

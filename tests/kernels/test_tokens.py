@@ -1,0 +1,138 @@
+"""Sparse linear layers against torch: blocks, parts, odd sizes, threads, as operations of torch."""
+
+import platform
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from automc.deployment.layers import PlannedLinear
+from automc.deployment.network import PlannedNetwork, network_of
+from automc.kernels import build, tokens
+from automc.kernels.matrix import BLOCKS
+from automc.kernels.tiles import Limits
+from automc.kernels.tokens import ACROSS, TokenChoice, lanes, most_vectors, planned, run
+
+pytestmark = pytest.mark.skipif(not lanes(), reason="needs a C compiler")
+
+
+def normal(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+@st.composite
+def choices(draw: st.DrawFn) -> TokenChoice:
+    block = draw(st.sampled_from([*BLOCKS, ACROSS]))
+    if block == ACROSS:
+        return TokenChoice(ACROSS)
+    return TokenChoice(block, draw(st.integers(1, most_vectors(block))), draw(st.integers(1, 4)))
+
+
+@given(
+    st.integers(1, 90),
+    st.integers(1, 70),
+    st.integers(0, 70),
+    st.sampled_from([0.0, 0.1, 0.5, 1.0]),
+    st.data(),
+    st.booleans(),
+    st.integers(0, 2**31),
+)
+@settings(max_examples=250, deadline=None)
+def test_a_linear_layer_is_torchs(
+    inputs: int, outputs: int, rows: int, density: float, data: st.DataObject, residual: bool, seed: int
+) -> None:
+    choice = data.draw(choices())
+    check_linear(inputs, outputs, rows, density, choice, residual, seed)
+
+
+def check_linear(
+    inputs: int, outputs: int, rows: int, density: float, choice: TokenChoice, residual: bool, seed: int
+) -> None:
+    weight, bias = normal(outputs, inputs, seed=seed + 2), normal(outputs, seed=seed + 3)
+    weight = weight * (torch.rand(weight.shape, generator=torch.Generator().manual_seed(seed)) < density)
+    x, other = normal(rows, inputs, seed=seed), normal(rows, outputs, seed=seed + 1)
+    plan = planned(weight.numpy(), bias.numpy(), choice, Limits(-0.5, 2.0) if residual else Limits())
+    expected = F.linear(x, weight, bias)
+    expected = (expected + other).clamp(-0.5, 2) if residual else expected
+    torch.testing.assert_close(run(x, plan, other if residual else None), expected, rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize("choice", [TokenChoice(1, 2), TokenChoice(4, 1, 2), TokenChoice(ACROSS)], ids=str)
+def test_leading_dimensions_strides_and_threads_make_no_difference(choice: TokenChoice) -> None:
+    weight = normal(20, 33, seed=1)
+    plan = planned(weight.numpy(), None, choice)
+    x = normal(33, 5, 40).permute(1, 2, 0)  # not contiguous
+    whole, before = run(x, plan), torch.get_num_threads()
+    torch.testing.assert_close(whole, F.linear(x, weight), rtol=1e-5, atol=1e-4)
+    try:
+        for threads in (1, 3, 64):
+            torch.set_num_threads(threads)
+            assert torch.equal(run(x, plan), whole)
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_what_is_not_a_number_stays_in_its_row() -> None:
+    x = normal(40, 12)
+    x[17, 3] = torch.nan
+    for choice in (TokenChoice(1, 2), TokenChoice(8, 1), TokenChoice(ACROSS)):
+        found = run(x, planned(normal(9, 12, seed=1).numpy(), None, choice))
+        assert bool(found[17].isnan().all()) and not bool(found[torch.arange(40) != 17].isnan().any())
+
+
+def two_plans() -> nn.Sequential:
+    """A model of both operations."""
+    weight = normal(7, 6, seed=2)
+    net = nn.Sequential(nn.Conv2d(3, 6, 3, padding=1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()).eval()
+    first = network_of(net, (normal(1, 3, 8, 8),))
+    assert isinstance(first, PlannedNetwork)
+    return nn.Sequential(first, PlannedLinear(planned(weight.numpy(), None, TokenChoice()), 6, 7)).eval()
+
+
+def test_plans_are_exported_saved_and_compiled(tmp_path: Path) -> None:
+    net, x = two_plans(), normal(5, 3, 8, 8, seed=3)
+    batch = torch.export.Dim("batch", min=1, max=64)
+    program = torch.export.export(net, (x,), dynamic_shapes=({0: batch},))
+    assert {"automc.images.default", "automc.tokens.default"} <= {str(n.target) for n in program.graph.nodes}
+    torch.export.save(program, tmp_path / "net.pt2")
+    again = torch.export.load(tmp_path / "net.pt2").module()
+    for count in (1, 5):
+        assert torch.equal(again(x[:count]), net(x[:count]))
+    assert torch.equal(torch.compile(net, backend="aot_eager", fullgraph=True)(x), net(x))
+
+
+def test_operations_are_as_torch_wants_them() -> None:
+    (first, second), x = two_plans(), normal(2, 3, 8, 8)
+    checks = ("test_schema", "test_faketensor")
+    torch.library.opcheck(torch.ops.automc.images.default, (x, first.plan, [6, 1, 1]), test_utils=checks)
+    torch.library.opcheck(torch.ops.automc.tokens.default, (normal(2, 6), second.plan, 7), test_utils=checks)
+
+
+@pytest.fixture(params=["-march=x86-64-v3", "-march=x86-64"])
+def narrower(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """Compiled for a processor with less."""
+    if platform.machine() != "x86_64":
+        pytest.skip("an option of x86 compilers")
+    caches = (build.compiled, tokens._library, tokens.lanes)
+    for cached in caches:
+        cached.cache_clear()
+    with monkeypatch.context() as patch:
+        patch.setattr(build, "FLAGS", (*build.FLAGS, request.param))
+        yield request.param
+    for cached in caches:
+        cached.cache_clear()
+
+
+def test_narrower_vectors(narrower: str) -> None:
+    assert tokens.lanes() == (8 if narrower.endswith("v3") else 4)
+    for seed in range(60):
+        block = (*BLOCKS, ACROSS)[seed % 5]
+        parts = (
+            TokenChoice(block, 1 + seed % most_vectors(block), 1 + seed % 3) if block < ACROSS else TokenChoice(block)
+        )
+        check_linear(1 + 7 * seed % 60, 1 + 11 * seed % 50, seed % 40, 0.4, parts, bool(seed % 2), seed)

@@ -1,0 +1,130 @@
+"""Deployed modules compute the same by every kernel, and stay as they are where none is faster or none is there."""
+
+import copy
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import automc
+from automc.deployment import forms as made_forms
+from automc.deployment.forms import ChannelsLast, forms
+from automc.deployment.layers import PlannedLinear, layerwise
+from automc.deployment.network import PlannedNetwork, network_of
+from automc.errors import TaskError
+from automc.kernels import images as image_kernels
+from automc.kernels import tokens as token_kernels
+from tests.leaving.models import DECISIONS, images, resnet
+
+needs_compiler = pytest.mark.skipif(not image_kernels.lanes(), reason="needs a C compiler")
+
+
+def thinned(module: nn.Module, share: float = 0.9) -> nn.Module:
+    """A copy with so many zeros in every layer."""
+    small, generator = copy.deepcopy(module).eval(), torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for layer in small.modules():
+            if isinstance(layer, (nn.Linear, nn.Conv2d)):
+                layer.weight.mul_(torch.rand(layer.weight.shape, generator=generator) >= share)
+    return small
+
+
+class Attentive(nn.Module):
+    """Torch's own encoder, whose fast path reads the weights of its layers, and a head."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        layer = nn.TransformerEncoderLayer(64, 4, 256, batch_first=True)
+        self.encoder = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
+        self.head = nn.Linear(64, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (B, T, 64)"""
+        return self.head(self.encoder(x).mean(1))
+
+
+class Halves(nn.Module):
+    """A convolution inside of what has no step."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(16, 64, 3, padding=1), nn.Conv2d(64, 16, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (B, 16, H, W)"""
+        return torch.tanh(self.second(torch.sigmoid(self.first(x))))
+
+
+@needs_compiler
+@pytest.mark.parametrize("kind", DECISIONS)
+def test_a_network_is_one_plan_that_gives_what_the_module_gives(kind: str) -> None:
+    small = resnet(kind)
+    found = forms(small, (images(3),))
+    assert isinstance(found["one plan"], PlannedNetwork)
+    if kind in ("weights", "few", "factored"):  # no activation is rounded
+        with torch.no_grad():
+            for count in (1, 3, 40):
+                x = images(count, seed=count)
+                torch.testing.assert_close(found["one plan"](x), small(x), rtol=1e-4, atol=1e-4)
+
+
+@needs_compiler
+@pytest.mark.parametrize(("module", "shape"), [(Attentive(), (2, 60, 64)), (Halves(), (2, 16, 20, 20))], ids=["t", "c"])
+def test_layers_with_zeros_are_planned_and_the_rest_stays(module: nn.Module, shape: tuple[int, ...]) -> None:
+    small, x = thinned(module, 0.97), torch.randn(shape, generator=torch.Generator().manual_seed(1))
+    found = layerwise(small, (x,))
+    assert found is not None and network_of(small, (x,)) is None
+    assert any(isinstance(part, (PlannedLinear, PlannedNetwork)) for part in found.modules())
+    assert not any(isinstance(part, (PlannedLinear, PlannedNetwork)) for part in small.modules())
+    with torch.no_grad():
+        torch.testing.assert_close(found(x), small(x), rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(found(x[:1]), small(x[:1]), rtol=1e-4, atol=1e-4)
+
+
+def test_dense_layers_are_left_alone() -> None:
+    assert layerwise(Attentive().eval(), (torch.randn(1, 4, 64),)) is None
+
+
+def test_the_deployed_module_is_the_fastest_form() -> None:
+    small = thinned(Halves(), 0.5)
+    found = automc.deploy(small, (torch.randn(2, 16, 20, 20),))
+    assert found.seconds[found.form] == min(found.seconds.values())
+    assert {"as it is", "folded", "channels last"} <= set(found.seconds)
+    x = torch.randn(2, 16, 20, 20)
+    torch.testing.assert_close(found.module(x), small(x), rtol=1e-4, atol=1e-4)
+
+
+def test_without_a_compiler_torch_does_the_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    for kernels in (image_kernels, token_kernels):
+        monkeypatch.setattr(kernels, "_library", lambda: None)
+    monkeypatch.setattr("automc.deployment.network.lanes", lambda: 0)
+    small = thinned(Halves())
+    assert set(automc.deploy(small, (torch.randn(2, 16, 20, 20),)).seconds) == {
+        "as it is",
+        "folded",
+        "channels last",
+        "folded, channels last",
+    }
+
+
+def test_a_form_that_computes_something_else_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Wrong(ChannelsLast):
+        def forward(self, *inputs: Tensor) -> object:
+            return self.module(*inputs) + 1e-2
+
+    monkeypatch.setattr(made_forms, "ChannelsLast", Wrong)
+    assert "channels last" not in forms(Halves().eval(), (torch.randn(1, 16, 6, 6),))
+
+
+@needs_compiler
+def test_a_plan_says_for_which_images_it_was_made() -> None:
+    plan = network_of(resnet("weights"), (images(1),))
+    assert plan is not None
+    with pytest.raises(TaskError, match="Inputs must be 3 x 8 x 8, which this plan was made for; one is 3 x 9 x 8"):
+        plan(torch.zeros(1, 3, 9, 8))
+    assert plan(torch.zeros(0, 3, 8, 8)).shape == (0, 5)
+
+
+def test_inputs_without_a_sample_are_refused() -> None:
+    with pytest.raises(TaskError, match="must hold at least one sample"):
+        automc.deploy(Halves(), (torch.zeros(0, 16, 4, 4),))
