@@ -8,33 +8,34 @@
 
 /* to[j][i] = from[i][j] for 16 by 16, rows that far apart; of both sides only so many are there. */
 #if LANES == 16
+/* Four rows of each four: lane l of the result is row 4 l + j, columns c to c + 3. Loads do most of the rearranging. */
+static inline __m512 quarters(const float *from, ptrdiff_t row, int j, int c) {
+  __m512 x = _mm512_castps128_ps512(_mm_loadu_ps(from + j * row + c));
+  x = _mm512_mask_broadcast_f32x4(x, 0x00f0, _mm_loadu_ps(from + (4 + j) * row + c));
+  x = _mm512_mask_broadcast_f32x4(x, 0x0f00, _mm_loadu_ps(from + (8 + j) * row + c));
+  return _mm512_mask_broadcast_f32x4(x, 0xf000, _mm_loadu_ps(from + (12 + j) * row + c));
+}
+
+static inline void transpose_whole(const float *from, ptrdiff_t from_row, float *to, ptrdiff_t to_row) {
+  for (int c = 0; c < 16; c += 4) {
+    const __m512 a = quarters(from, from_row, 0, c), b = quarters(from, from_row, 1, c);
+    const __m512 d = quarters(from, from_row, 2, c), e = quarters(from, from_row, 3, c);
+    const __m512d low = _mm512_castps_pd(_mm512_unpacklo_ps(a, b)), high = _mm512_castps_pd(_mm512_unpackhi_ps(a, b));
+    const __m512d low2 = _mm512_castps_pd(_mm512_unpacklo_ps(d, e)), high2 = _mm512_castps_pd(_mm512_unpackhi_ps(d, e));
+    _mm512_storeu_pd((double *)(to + c * to_row), _mm512_unpacklo_pd(low, low2));
+    _mm512_storeu_pd((double *)(to + (c + 1) * to_row), _mm512_unpackhi_pd(low, low2));
+    _mm512_storeu_pd((double *)(to + (c + 2) * to_row), _mm512_unpacklo_pd(high, high2));
+    _mm512_storeu_pd((double *)(to + (c + 3) * to_row), _mm512_unpackhi_pd(high, high2));
+  }
+}
+
 static inline void transpose(const float *from, ptrdiff_t from_row, int rows, int columns, float *to, ptrdiff_t to_row) {
-  __m512 a[16], b[16];
-  const __mmask16 read = (__mmask16)((1u << columns) - 1), written = (__mmask16)((1u << rows) - 1);
-  for (int i = 0; i < 16; i++) a[i] = i < rows ? _mm512_maskz_loadu_ps(read, from + i * from_row) : _mm512_setzero_ps();
-  for (int i = 0; i < 16; i += 2) {
-    b[i] = _mm512_unpacklo_ps(a[i], a[i + 1]);
-    b[i + 1] = _mm512_unpackhi_ps(a[i], a[i + 1]);
+  if (rows == 16 && columns == 16) {
+    transpose_whole(from, from_row, to, to_row);
+    return;
   }
-  for (int i = 0; i < 16; i += 4)
-    for (int k = 0; k < 2; k++) {
-      const __m512d x = _mm512_castps_pd(b[i + k]), y = _mm512_castps_pd(b[i + k + 2]);
-      a[i + 2 * k] = _mm512_castpd_ps(_mm512_unpacklo_pd(x, y));
-      a[i + 2 * k + 1] = _mm512_castpd_ps(_mm512_unpackhi_pd(x, y));
-    }
-  for (int k = 0; k < 4; k++) {
-    b[k] = _mm512_shuffle_f32x4(a[k], a[k + 4], 0x88);
-    b[k + 4] = _mm512_shuffle_f32x4(a[k], a[k + 4], 0xdd);
-    b[k + 8] = _mm512_shuffle_f32x4(a[k + 8], a[k + 12], 0x88);
-    b[k + 12] = _mm512_shuffle_f32x4(a[k + 8], a[k + 12], 0xdd);
-  }
-  for (int k = 0; k < 4; k++) {
-    a[k] = _mm512_shuffle_f32x4(b[k], b[k + 8], 0x88);
-    a[k + 8] = _mm512_shuffle_f32x4(b[k], b[k + 8], 0xdd);
-    a[k + 4] = _mm512_shuffle_f32x4(b[k + 4], b[k + 12], 0x88);
-    a[k + 12] = _mm512_shuffle_f32x4(b[k + 4], b[k + 12], 0xdd);
-  }
-  for (int j = 0; j < columns; j++) _mm512_mask_storeu_ps(to + j * to_row, written, a[j]);
+  for (int j = 0; j < columns; j++)
+    for (int i = 0; i < rows; i++) to[j * to_row + i] = from[i * from_row + j];
 }
 #else
 static inline void transpose(const float *from, ptrdiff_t from_row, int rows, int columns, float *to, ptrdiff_t to_row) {
