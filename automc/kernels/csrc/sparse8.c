@@ -1,0 +1,586 @@
+/* Products of 8-bit activations with 8-bit weights of which whole blocks are zero.
+
+   Weights come in sets of consecutive outputs, each with the list of its blocks that are not zero. Four inputs at a time
+   are multiplied and added up in 32 bits, which is what VNNI instructions do and what the layouts follow:
+
+   16x4   a set is 16 outputs, a block 4 consecutive inputs: codes [block][output][4], places [block], in groups of 4
+   4x1    a set is 4 outputs, a block any 4 of its inputs: codes [block][output][4], places [block][4]
+
+   Activations are rounded to [group of 4 inputs][token][4] bytes, some tokens at a time, so that a group of one token is
+   a word to broadcast, of 16 tokens a vector, and a row of the tiles of AMX. Sums are exact, hence the same on all
+   processors and for any number of threads. */
+
+#include <math.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+#if defined(__AVX2__)
+#include <immintrin.h>
+#endif
+#if defined(__AMX_INT8__) && defined(__linux__) && defined(__AVX512BW__)
+#include <sys/syscall.h>
+#include <unistd.h>
+#define AMX 1
+#else
+#define AMX 0
+#endif
+
+#if defined(__AVX512BW__)
+#define LANES 16
+#elif defined(__AVX2__)
+#define LANES 8
+#else
+#define LANES 4
+#endif
+
+enum { ROWS = 16, PARTS = ROWS / LANES, WIDE = 64 /* tokens of a 4x1 tile */ };
+
+typedef int vec __attribute__((vector_size(4 * LANES)));
+typedef float real __attribute__((vector_size(4 * LANES)));
+
+typedef struct {
+  int inputs, outputs;
+  int rows;              /* outputs of a set: 16 or 4 */
+  int blocks;            /* of all sets */
+  int tiles;             /* whether AMX may be used */
+  float low, high;       /* the output is clamped to this */
+  const float *levels;   /* of the activations: distance of two, the one of 0.0, the last one */
+  const int32_t *starts; /* [sets + 1] first block of each set */
+  const int32_t *places; /* what each block reads */
+  const int8_t *codes;
+  const int32_t *offset; /* [sets * rows] added to the sum: what the level of 0.0 makes too much */
+  const float *scale;    /* [sets * rows] of a sum */
+  const float *bias;     /* [sets * rows] */
+} Layer;
+
+static inline int smaller(int a, int b) { return a < b ? a : b; }
+static inline vec all(int x) { return x - (vec){}; }
+static inline real same(float x) { return x - (real){}; }
+static inline vec load(const void *at) {
+  vec x;
+  memcpy(&x, at, sizeof x);
+  return x;
+}
+static inline void store(void *at, vec x) { memcpy(at, &x, sizeof x); }
+
+/* sum + the four products of unsigned bytes of x and signed bytes of w, in each lane */
+static inline vec dot(vec sum, vec x, vec w) {
+#if defined(__AVX512BW__) && defined(__AVX512VNNI__)
+  return (vec)_mm512_dpbusd_epi32((__m512i)sum, (__m512i)x, (__m512i)w);
+#elif defined(__AVX512BW__)
+  const __m512i even = _mm512_madd_epi16(_mm512_and_si512((__m512i)x, _mm512_set1_epi16(255)),
+                                         _mm512_srai_epi16(_mm512_slli_epi16((__m512i)w, 8), 8));
+  const __m512i odd = _mm512_madd_epi16(_mm512_srli_epi16((__m512i)x, 8), _mm512_srai_epi16((__m512i)w, 8));
+  return sum + (vec)even + (vec)odd;
+#elif defined(__AVXVNNI__)
+  return (vec)_mm256_dpbusd_avx_epi32((__m256i)sum, (__m256i)x, (__m256i)w);
+#elif defined(__AVX2__)
+  /* vpmaddubsw would saturate: two products of 255 and 127 are more than 16 bits hold */
+  const __m256i even = _mm256_madd_epi16(_mm256_and_si256((__m256i)x, _mm256_set1_epi16(255)),
+                                         _mm256_srai_epi16(_mm256_slli_epi16((__m256i)w, 8), 8));
+  const __m256i odd = _mm256_madd_epi16(_mm256_srli_epi16((__m256i)x, 8), _mm256_srai_epi16((__m256i)w, 8));
+  return sum + (vec)even + (vec)odd;
+#else
+  for (int b = 0; b < 4; b++) sum += ((x >> 8 * b) & 255) * ((vec)((__typeof__((vec){} < (vec){}))w << (24 - 8 * b)) >> 24);
+  return sum;
+#endif
+}
+
+/* ---- what the activations are rounded to ---- */
+
+typedef struct {
+  float step, inverse, low, high, zero, top;
+} Levels;
+
+static Levels levels_of(const Layer *l) {
+  const float step = l->levels[0], zero = l->levels[1], top = l->levels[2];
+  return (Levels){step, 1.0f / step, -(zero + 1) * step, (top - zero + 1) * step, zero, top};
+}
+
+#if defined(__AVX512BW__)
+/* The nearest integers to x / step, as division finds it: the quotient by the reciprocal is put right by what it leaves
+   (Markstein 1990). Limits one level outside keep that finite; what is not a number becomes the lower one. */
+static inline __m512i nearest(__m512 x, const Levels *v) {
+  x = _mm512_min_ps(_mm512_max_ps(x, _mm512_set1_ps(v->low)), _mm512_set1_ps(v->high));
+  const __m512 q = _mm512_mul_ps(x, _mm512_set1_ps(v->inverse));
+  const __m512 left = _mm512_fnmadd_ps(q, _mm512_set1_ps(v->step), x);
+  return _mm512_cvtps_epi32(_mm512_fmadd_ps(left, _mm512_set1_ps(v->inverse), q));
+}
+
+/* 16 inputs of 4 tokens: lane g holds group g of all four */
+static inline __m512i round_four(const float *x, ptrdiff_t apart, const Levels *v, __mmask16 *odd) {
+  const __m512 a = _mm512_loadu_ps(x), b = _mm512_loadu_ps(x + apart);
+  const __m512 c = _mm512_loadu_ps(x + 2 * apart), d = _mm512_loadu_ps(x + 3 * apart);
+  *odd |= _mm512_cmp_ps_mask(a, b, _CMP_UNORD_Q) | _mm512_cmp_ps_mask(c, d, _CMP_UNORD_Q);
+  const __m512i zero = _mm512_set1_epi16((short)v->zero), top = _mm512_set1_epi16((short)v->top);
+  const __m512i ab = _mm512_add_epi16(_mm512_packs_epi32(nearest(a, v), nearest(b, v)), zero);
+  const __m512i cd = _mm512_add_epi16(_mm512_packs_epi32(nearest(c, v), nearest(d, v)), zero);
+  return _mm512_packus_epi16(_mm512_min_epi16(ab, top), _mm512_min_epi16(cd, top));
+}
+
+/* 16 inputs of 16 tokens, `apart` floats from each other, to 4 groups, `next` bytes from each other; whether all are numbers */
+static inline int round_square(const float *x, ptrdiff_t apart, const Levels *v, uint8_t *out, ptrdiff_t next) {
+  __mmask16 odd = 0;
+  __m512i t[4];
+  for (int i = 0; i < 4; i++) t[i] = round_four(x + 4 * i * apart, apart, v, &odd);
+  const __m512i a = _mm512_shuffle_i32x4(t[0], t[1], 0x44), b = _mm512_shuffle_i32x4(t[2], t[3], 0x44);
+  const __m512i c = _mm512_shuffle_i32x4(t[0], t[1], 0xee), d = _mm512_shuffle_i32x4(t[2], t[3], 0xee);
+  _mm512_storeu_si512(out, _mm512_shuffle_i32x4(a, b, 0x88));
+  _mm512_storeu_si512(out + next, _mm512_shuffle_i32x4(a, b, 0xdd));
+  _mm512_storeu_si512(out + 2 * next, _mm512_shuffle_i32x4(c, d, 0x88));
+  _mm512_storeu_si512(out + 3 * next, _mm512_shuffle_i32x4(c, d, 0xdd));
+  return !odd;
+}
+#else
+static inline int round_square(const float *x, ptrdiff_t apart, const Levels *v, uint8_t *out, ptrdiff_t next) {
+  int numbers = 1;
+  for (int t = 0; t < 16; t++, x += apart)
+    for (int g = 0; g < 4; g++)
+      for (int k = 0; k < 4; k++) {
+        const float given = x[4 * g + k];
+        numbers &= given == given;
+        const float from = given > v->low ? given : v->low; /* the lower one of what is no number */
+        /* adding and subtracting 1.5 * 2^23 rounds to even */
+        const float level = (from < v->high ? from : v->high) / v->step + 12582912.0f - 12582912.0f + v->zero;
+        out[g * next + 4 * t + k] = (uint8_t)(level < 0 ? 0 : level > v->top ? v->top : level);
+      }
+  return numbers;
+}
+#endif
+
+/* The same where fewer than 16 inputs or tokens are left; the others are zero, whose products nobody reads. */
+static int round_edge(const float *x, ptrdiff_t apart, int tokens, int inputs, const Levels *v, uint8_t *out,
+                      ptrdiff_t next, int groups, int width) {
+  float square[16 * 16] = {0};
+  uint8_t found[4 * 64];
+  for (int t = 0; t < tokens; t++) memcpy(square + 16 * t, x + t * apart, sizeof(float) * inputs);
+  const int numbers = round_square(square, 16, v, found, 64);
+  for (int g = 0; g < groups; g++) memcpy(out + g * next, found + 64 * g, 4 * smaller(width, 16));
+  return numbers;
+}
+
+/* Tokens (tokens, inputs) as [groups][width][4] bytes; whether all of them are numbers */
+static int round_tile(const Layer *l, const float *x, int tokens, int width, uint8_t *out) {
+  const Levels v = levels_of(l);
+  const ptrdiff_t apart = l->inputs, next = 4 * (ptrdiff_t)width;
+  int numbers = 1;
+  for (int t = 0; t < width; t += 16) {
+    const int present = smaller(16, tokens - t);
+    for (int k = 0; k < l->inputs; k += 16) {
+      const int inputs = smaller(16, l->inputs - k);
+      uint8_t *to = out + k / 4 * next + 4 * t;
+      if (present <= 0)
+        break;
+      else if (present == 16 && inputs == 16)
+        numbers &= round_square(x + t * apart + k, apart, &v, to, next);
+      else
+        numbers &= round_edge(x + t * apart + k, apart, present, inputs, &v, to, next, (inputs + 3) / 4, width - t);
+    }
+  }
+  return numbers;
+}
+
+/* ---- what the sums are turned into ---- */
+
+static inline real finished(const Layer *l, vec sum, int row) {
+  const real scaled = __builtin_convertvector(sum + load(l->offset + row), real);
+  real y = scaled * (real)load(l->scale + row) + (real)load(l->bias + row);
+#if LANES == 16
+  return (real)_mm512_min_ps(_mm512_max_ps((__m512)y, (__m512)same(l->low)), (__m512)same(l->high));
+#else
+  const vec under = y < l->low, over = y > l->high;
+  return (real)(((vec)y & ~under & ~over) | ((vec)same(l->low) & under) | ((vec)same(l->high) & over));
+#endif
+}
+
+/* The sums of 16 outputs of one token, from output `row` on, of which as many are written as there are */
+static inline void finish(const Layer *l, const vec sum[PARTS], int row, float *y) {
+  if (row + ROWS <= l->outputs) {
+    for (int p = 0; p < PARTS; p++) store(y + row + p * LANES, (vec)finished(l, sum[p], row + p * LANES));
+    return;
+  }
+  float found[ROWS];
+  for (int p = 0; p < PARTS; p++) store(found + p * LANES, (vec)finished(l, sum[p], row + p * LANES));
+  memcpy(y + row, found, sizeof(float) * (l->outputs - row));
+}
+
+#if LANES == 16
+static inline void transpose(const int32_t *from, ptrdiff_t apart, __m512i r[16]) {
+  __m512i t[16];
+#define QUARTERS(A, B, C, D, I)                                                                                        \
+  _mm512_inserti32x4(_mm512_inserti32x4(_mm512_inserti32x4(_mm512_castsi128_si512(_mm_load_si128((void *)(A))),        \
+                                                           _mm_load_si128((void *)(B)), 1),                            \
+                                        _mm_load_si128((void *)(C)), 2),                                               \
+                     _mm_load_si128((void *)(D)), 3)
+  for (int i = 0; i < 4; i++) /* t[4 * j + i]: columns 4 j to 4 j + 3 of rows i, 4 + i, 8 + i and 12 + i */
+    for (int j = 0; j < 4; j++) {
+      const int32_t *at = from + i * apart + 4 * j;
+      t[4 * j + i] = QUARTERS(at, at + 4 * apart, at + 8 * apart, at + 12 * apart, j);
+    }
+#undef QUARTERS
+  for (int j = 0; j < 16; j += 4) {
+    const __m512i a = _mm512_unpacklo_epi32(t[j], t[j + 1]), b = _mm512_unpackhi_epi32(t[j], t[j + 1]);
+    const __m512i c = _mm512_unpacklo_epi32(t[j + 2], t[j + 3]), d = _mm512_unpackhi_epi32(t[j + 2], t[j + 3]);
+    r[j] = _mm512_unpacklo_epi64(a, c);
+    r[j + 1] = _mm512_unpackhi_epi64(a, c);
+    r[j + 2] = _mm512_unpacklo_epi64(b, d);
+    r[j + 3] = _mm512_unpackhi_epi64(b, d);
+  }
+}
+#endif
+
+/* Sums [16 outputs][apart] of 16 tokens, of which `tokens` are written */
+static void finish_square(const Layer *l, const int32_t *sums, ptrdiff_t apart, int row, int tokens, float *y) {
+#if LANES == 16
+  __m512i r[16];
+  transpose(sums, apart, r);
+  if (tokens == 16 && row + ROWS <= l->outputs)
+    for (int t = 0; t < 16; t++) store(y + t * (ptrdiff_t)l->outputs + row, (vec)finished(l, (vec)r[t], row));
+  else
+    for (int t = 0; t < tokens; t++) finish(l, (const vec *)&r[t], row, y + t * (ptrdiff_t)l->outputs);
+#else
+  for (int t = 0; t < tokens; t++) {
+    int32_t one[ROWS];
+    vec sum[PARTS];
+    for (int o = 0; o < ROWS; o++) one[o] = sums[o * apart + t];
+    memcpy(sum, one, sizeof sum);
+    finish(l, sum, row, y + t * (ptrdiff_t)l->outputs);
+  }
+#endif
+}
+
+/* Tokens with an input that is no number get outputs that are none, as in torch. */
+static void mark(const Layer *l, const float *x, int tokens, float *y) {
+  for (int t = 0; t < tokens; t++) {
+    int numbers = 1;
+    for (int k = 0; k < l->inputs; k++) numbers &= x[(ptrdiff_t)t * l->inputs + k] == x[(ptrdiff_t)t * l->inputs + k];
+    for (int o = 0; o < l->outputs && !numbers; o++) y[(ptrdiff_t)t * l->outputs + o] = NAN;
+  }
+}
+
+/* ---- blocks of 16x4 ---- */
+
+/* N tokens of a set; every WAYS-th block has sums of its own, so that sums need not wait for one another */
+#define BLOCKS(N, WAYS)                                                                                                \
+  static inline void blocks_##N(const Layer *l, const uint8_t *x, ptrdiff_t next, int set, float *y) {                 \
+    const int32_t *place = l->places + l->starts[set], *end = l->places + l->starts[set + 1];                          \
+    const int8_t *w = l->codes + (ptrdiff_t)l->starts[set] * 4 * ROWS;                                                 \
+    vec sum[WAYS][N][PARTS] = {0};                                                                                     \
+    for (; place + WAYS <= end; place += WAYS, w += 4 * ROWS * WAYS)                                                   \
+      _Pragma("GCC unroll 4") for (int i = 0; i < WAYS; i++)                                                           \
+        _Pragma("GCC unroll 16") for (int t = 0; t < N; t++)                                                           \
+          _Pragma("GCC unroll 4") for (int p = 0; p < PARTS; p++) {                                                    \
+            int four;                                                                                                  \
+            memcpy(&four, x + place[i] * next + 4 * t, 4);                                                             \
+            sum[i][t][p] = dot(sum[i][t][p], all(four), load(w + 4 * (ROWS * i + LANES * p)));                         \
+          }                                                                                                            \
+    for (; place < end; place++, w += 4 * ROWS)                                                                        \
+      _Pragma("GCC unroll 16") for (int t = 0; t < N; t++)                                                             \
+        _Pragma("GCC unroll 4") for (int p = 0; p < PARTS; p++) {                                                      \
+          int four;                                                                                                    \
+          memcpy(&four, x + *place * next + 4 * t, 4);                                                                 \
+          sum[0][t][p] = dot(sum[0][t][p], all(four), load(w + 4 * LANES * p));                                        \
+        }                                                                                                              \
+    _Pragma("GCC unroll 16") for (int t = 0; t < N; t++) {                                                             \
+      _Pragma("GCC unroll 4") for (int i = 1; i < WAYS; i++)                                                           \
+        _Pragma("GCC unroll 4") for (int p = 0; p < PARTS; p++) sum[0][t][p] += sum[i][t][p];                          \
+      finish(l, sum[0][t], ROWS * set, y + t * (ptrdiff_t)l->outputs);                                                 \
+    }                                                                                                                  \
+  }
+BLOCKS(1, 4) BLOCKS(2, 2) BLOCKS(4, 1)
+#if LANES == 16
+BLOCKS(8, 1) BLOCKS(16, 1)
+#endif
+
+/* A tile [groups][width][4] of up to 16 tokens */
+static void blocks(const Layer *l, const uint8_t *x, int width, int tokens, float *y) {
+  const int sets = (l->outputs + ROWS - 1) / ROWS;
+  const ptrdiff_t next = 4 * (ptrdiff_t)width;
+  for (int set = 0; set < sets; set++)
+    for (int t = 0; t < tokens;) {
+      const int left = tokens - t;
+      const uint8_t *at = x + 4 * t;
+      float *to = y + t * (ptrdiff_t)l->outputs;
+#if LANES == 16
+      if (left >= 16) { blocks_16(l, at, next, set, to); t += 16; continue; }
+      if (left >= 8) { blocks_8(l, at, next, set, to); t += 8; continue; }
+#endif
+      if (left >= 4) { blocks_4(l, at, next, set, to); t += 4; }
+      else if (left >= 2) { blocks_2(l, at, next, set, to); t += 2; }
+      else { blocks_1(l, at, next, set, to); t += 1; }
+    }
+}
+
+static int run_blocks(const Layer *l, const float *x, ptrdiff_t tokens, float *y) {
+  const int width = tokens == 1 ? 1 : 16, groups = (l->inputs + 3) / 4;
+  uint8_t *tile = aligned_alloc(64, (size_t)(groups + 16) * 64);
+  if (!tile) return 0;
+  for (ptrdiff_t t = 0; t < tokens; t += 16) {
+    const int present = tokens - t < 16 ? (int)(tokens - t) : 16;
+    const float *from = x + t * l->inputs;
+    float *to = y + t * l->outputs;
+    const int numbers = round_tile(l, from, present, width, tile);
+    blocks(l, tile, width, present, to);
+    if (!numbers) mark(l, from, present, to);
+  }
+  free(tile);
+  return 1;
+}
+
+/* ---- the same on AMX: 16 outputs by 64 inputs by 16 tokens at once ---- */
+
+#if AMX
+enum { AHEAD = 4 /* tiles of tokens that share a tile of weights */, PANEL = 1 << 19 /* bytes kept at hand */ };
+
+static int amx_granted(void) {
+  static int granted = -1; /* threads that ask at once get the same answer */
+  if (granted < 0) granted = syscall(SYS_arch_prctl, 0x1023 /* ARCH_REQ_XCOMP_PERM */, 18 /* XTILEDATA */) == 0;
+  return granted;
+}
+
+static void amx_configure(void) {
+  struct {
+    uint8_t palette, start, zeros[14];
+    uint16_t bytes[16];
+    uint8_t rows[16];
+  } all_full __attribute__((aligned(64))) = {.palette = 1};
+  for (int i = 0; i < 8; i++) all_full.bytes[i] = 64, all_full.rows[i] = 16;
+  _tile_loadconfig(&all_full);
+}
+
+/* Blocks of a set, 16 at a time, as tiles [output][block][4], the last one filled up with zeros */
+static void weight_tiles(const int8_t *codes, int count, int8_t *out) {
+  for (int done = 0; done < count; done += 16, out += 1024) {
+    int8_t last[1024] __attribute__((aligned(64)));
+    const int8_t *from = codes + 64 * (ptrdiff_t)done;
+    if (count - done < 16) {
+      memset(last, 0, sizeof last);
+      memcpy(last, from, 64 * (size_t)(count - done));
+    }
+    if (count - done < 16 || ((uintptr_t)from & 15)) {
+      if (count - done >= 16) memcpy(last, from, sizeof last);
+      from = last;
+    }
+    __m512i r[16];
+    transpose((const int32_t *)from, 16, r);
+    for (int i = 0; i < 16; i++) _mm512_store_si512(out + 64 * i, r[i]);
+  }
+}
+
+/* The sums [16][16] of N tiles of tokens, `apart` bytes from each other, and one set */
+#define TILED(N)                                                                                                       \
+  static void tiled_##N(const int32_t *places, int count, const int8_t *weights, const uint8_t *x, ptrdiff_t apart,   \
+                        int32_t *sums) {                                                                               \
+    uint8_t rows[2][N][1024] __attribute__((aligned(64)));                                                             \
+    _tile_zero(0);                                                                                                     \
+    if (N > 1) _tile_zero(1);                                                                                          \
+    if (N > 2) _tile_zero(2);                                                                                          \
+    if (N > 3) _tile_zero(3);                                                                                          \
+    for (int done = 0, side = 0; done < count; done += 16, weights += 1024, side ^= 1) {                               \
+      const int here = smaller(16, count - done);                                                                      \
+      for (int i = 0; i < here; i++) {                                                                                 \
+        const uint8_t *at = x + 64 * (ptrdiff_t)places[done + i];                                                      \
+        _Pragma("GCC unroll 4") for (int n = 0; n < N; n++)                                                            \
+            _mm512_store_si512(rows[side][n] + 64 * i, _mm512_load_si512(at + n * apart));                             \
+      }                                                                                                                \
+      _tile_loadd(4, weights, 64);                                                                                     \
+      _tile_loadd(5, rows[side][0], 64);                                                                               \
+      _tile_dpbsud(0, 4, 5);                                                                                           \
+      if (N > 1) { _tile_loadd(6, rows[side][N > 1 ? 1 : 0], 64); _tile_dpbsud(1, 4, 6); }                             \
+      if (N > 2) { _tile_loadd(7, rows[side][N > 2 ? 2 : 0], 64); _tile_dpbsud(2, 4, 7); }                             \
+      if (N > 3) { _tile_loadd(5, rows[side][N > 3 ? 3 : 0], 64); _tile_dpbsud(3, 4, 5); }                             \
+    }                                                                                                                  \
+    _tile_stored(0, sums, 64);                                                                                         \
+    if (N > 1) _tile_stored(1, sums + 256, 64);                                                                        \
+    if (N > 2) _tile_stored(2, sums + 512, 64);                                                                        \
+    if (N > 3) _tile_stored(3, sums + 768, 64);                                                                        \
+  }
+TILED(1) TILED(2) TILED(3) TILED(4)
+
+/* All sets for tiles of tokens [tile][groups][16][4] */
+static void tiled(const Layer *l, const uint8_t *x, ptrdiff_t apart, int tokens, int8_t *weights, float *y) {
+  static void (*const some[])(const int32_t *, int, const int8_t *, const uint8_t *, ptrdiff_t,
+                              int32_t *) = {0, tiled_1, tiled_2, tiled_3, tiled_4};
+  int32_t sums[AHEAD * 256] __attribute__((aligned(64)));
+  const int sets = (l->outputs + ROWS - 1) / ROWS, count = (tokens + 15) / 16;
+  for (int set = 0; set < sets; set++) {
+    const int first = l->starts[set], blocks_here = l->starts[set + 1] - first;
+    weight_tiles(l->codes + 64 * (ptrdiff_t)first, blocks_here, weights);
+    for (int t = 0; t < count; t += AHEAD) {
+      const int here = smaller(AHEAD, count - t);
+      some[here](l->places + first, blocks_here, weights, x + t * apart, apart, sums);
+      for (int i = 0; i < here; i++)
+        finish_square(l, sums + 256 * i, 16, ROWS * set, smaller(16, tokens - 16 * (t + i)),
+                      y + 16 * (ptrdiff_t)(t + i) * l->outputs);
+    }
+  }
+}
+
+static int most_blocks(const Layer *l) {
+  const int sets = (l->outputs + ROWS - 1) / ROWS;
+  int most = 0;
+  for (int set = 0; set < sets; set++)
+    if (l->starts[set + 1] - l->starts[set] > most) most = l->starts[set + 1] - l->starts[set];
+  return most;
+}
+
+static int run_tiled(const Layer *l, const float *x, ptrdiff_t tokens, float *y) {
+  const ptrdiff_t apart = 64 * (ptrdiff_t)((l->inputs + 15) / 16 * 4); /* whole squares are written */
+  ptrdiff_t panel = PANEL / apart;
+  panel = panel < AHEAD ? AHEAD : panel / AHEAD * AHEAD;
+  if (panel > (tokens + 15) / 16) panel = (tokens + 15) / 16;
+  uint8_t *tiles = aligned_alloc(64, (size_t)(panel * apart));
+  int8_t *weights = aligned_alloc(64, ((size_t)most_blocks(l) + 16) * 64);
+  if (tiles && weights) {
+    amx_configure();
+    for (ptrdiff_t t = 0; t < tokens; t += 16 * panel) {
+      const int present = tokens - t < 16 * panel ? (int)(tokens - t) : (int)(16 * panel);
+      int numbers = 1;
+      for (int i = 0; i < present; i += 16)
+        numbers &= round_tile(l, x + (t + i) * l->inputs, smaller(16, present - i), 16, tiles + i / 16 * apart);
+      tiled(l, tiles, apart, present, weights, y + t * l->outputs);
+      if (!numbers) mark(l, x + t * l->inputs, present, y + t * l->outputs);
+    }
+    _tile_release();
+  }
+  free(tiles);
+  free(weights);
+  return tiles && weights;
+}
+#endif
+
+/* ---- blocks of 4x1 ---- */
+
+typedef unsigned char bytes __attribute__((vector_size(4 * LANES)));
+
+#if LANES == 16
+#define LOW8(A, B) (vec) _mm512_unpacklo_epi8((__m512i)(A), (__m512i)(B))
+#define HIGH8(A, B) (vec) _mm512_unpackhi_epi8((__m512i)(A), (__m512i)(B))
+#define LOW16(A, B) (vec) _mm512_unpacklo_epi16((__m512i)(A), (__m512i)(B))
+#define HIGH16(A, B) (vec) _mm512_unpackhi_epi16((__m512i)(A), (__m512i)(B))
+#elif LANES == 8
+#define LOW8(A, B) (vec) _mm256_unpacklo_epi8((__m256i)(A), (__m256i)(B))
+#define HIGH8(A, B) (vec) _mm256_unpackhi_epi8((__m256i)(A), (__m256i)(B))
+#define LOW16(A, B) (vec) _mm256_unpacklo_epi16((__m256i)(A), (__m256i)(B))
+#define HIGH16(A, B) (vec) _mm256_unpackhi_epi16((__m256i)(A), (__m256i)(B))
+#else
+typedef unsigned short shorts __attribute__((vector_size(16)));
+#define LOW8(A, B) \
+  (vec) __builtin_shufflevector((bytes)(A), (bytes)(B), 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23)
+#define HIGH8(A, B) \
+  (vec) __builtin_shufflevector((bytes)(A), (bytes)(B), 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31)
+#define LOW16(A, B) (vec) __builtin_shufflevector((shorts)(A), (shorts)(B), 0, 8, 1, 9, 2, 10, 3, 11)
+#define HIGH16(A, B) (vec) __builtin_shufflevector((shorts)(A), (shorts)(B), 4, 12, 5, 13, 6, 14, 7, 15)
+#endif
+
+enum { SPAN = 4 * LANES /* tokens whose inputs fill a vector */ };
+
+/* Groups [groups][WIDE][4] to columns [input][WIDE], in an order that `interleave` undoes */
+static void columns_of(uint8_t *x, int groups) {
+  for (int g = 0; g < groups; g++, x += 4 * WIDE) {
+    uint8_t found[4 * WIDE];
+    for (int h = 0; h < WIDE / SPAN; h++)
+      for (int k = 0; k < 4; k++)
+        for (int b = 0; b < LANES / 4; b++)
+          for (int s = 0; s < 4; s++)
+            for (int j = 0; j < 4; j++)
+              found[k * WIDE + h * SPAN + 16 * b + 4 * s + j] = x[4 * (h * SPAN + s * LANES + 4 * b + j) + k];
+    memcpy(x, found, sizeof found);
+  }
+}
+
+/* Four columns to vectors of LANES tokens with four inputs each */
+static inline void interleave(const uint8_t *x, const int32_t *place, vec out[4]) {
+  const vec a = load(x + place[0] * (ptrdiff_t)WIDE), b = load(x + place[1] * (ptrdiff_t)WIDE);
+  const vec c = load(x + place[2] * (ptrdiff_t)WIDE), d = load(x + place[3] * (ptrdiff_t)WIDE);
+  const vec low = LOW8(a, b), high = HIGH8(a, b), low2 = LOW8(c, d), high2 = HIGH8(c, d);
+  out[0] = LOW16(low, low2);
+  out[1] = HIGH16(low, low2);
+  out[2] = LOW16(high, high2);
+  out[3] = HIGH16(high, high2);
+}
+
+/* Sums [4][WIDE] of a set, SPAN tokens */
+static inline void quarter(const Layer *l, const uint8_t *x, int set, int32_t *sums) {
+  vec sum[4][4] = {0};
+  const int8_t *w = l->codes + 16 * (ptrdiff_t)l->starts[set];
+  for (int b = l->starts[set]; b < l->starts[set + 1]; b++, w += 16) {
+    vec four[4];
+    interleave(x, l->places + 4 * (ptrdiff_t)b, four);
+    _Pragma("GCC unroll 4") for (int o = 0; o < 4; o++) {
+      int code;
+      memcpy(&code, w + 4 * o, 4);
+      _Pragma("GCC unroll 4") for (int s = 0; s < 4; s++) sum[o][s] = dot(sum[o][s], four[s], all(code));
+    }
+  }
+  for (int o = 0; o < 4; o++)
+    for (int s = 0; s < 4; s++) store(sums + o * WIDE + s * LANES, sum[o][s]);
+}
+
+static void columns(const Layer *l, const uint8_t *x, int tokens, float *y) {
+  int32_t sums[ROWS * WIDE] __attribute__((aligned(64)));
+  const int sets = (l->outputs + 3) / 4;
+  for (int set = 0; set < sets; set += 4) {
+    for (int i = 0; i < 4 && set + i < sets; i++)
+      for (int h = 0; h * SPAN < tokens; h++) quarter(l, x + h * SPAN, set + i, sums + 4 * i * WIDE + h * SPAN);
+    for (int t = 0; t < tokens; t += 16)
+      finish_square(l, sums + t, WIDE, 4 * set, smaller(16, tokens - t), y + t * (ptrdiff_t)l->outputs);
+  }
+}
+
+static int run_columns(const Layer *l, const float *x, ptrdiff_t tokens, float *y) {
+  const int groups = (l->inputs + 15) / 16 * 4;
+  uint8_t *tile = aligned_alloc(64, (size_t)groups * 4 * WIDE);
+  if (!tile) return 0;
+  for (ptrdiff_t t = 0; t < tokens; t += WIDE) {
+    const int present = tokens - t < WIDE ? (int)(tokens - t) : WIDE;
+    const float *from = x + t * l->inputs;
+    float *to = y + t * l->outputs;
+    const int numbers = round_tile(l, from, present, WIDE, tile);
+    columns_of(tile, (l->inputs + 3) / 4);
+    columns(l, tile, present, to);
+    if (!numbers) mark(l, from, present, to);
+  }
+  free(tile);
+  return 1;
+}
+
+/* ---- what others call ---- */
+
+/* Of a Layer, so that the two sides can tell whether they mean the same. */
+int sparse8_layer_bytes(void) { return sizeof(Layer); }
+
+/* What multiplies: 2: AMX, 1: instructions that add up four products, 0: neither */
+int sparse8_level(void) {
+#if AMX
+  if (amx_granted()) return 2;
+#endif
+#if defined(__AVX512VNNI__) || defined(__AVXVNNI__)
+  return 1;
+#else
+  return 0;
+#endif
+}
+
+/* Whether all blocks lie inside: what was saved may have been changed since. */
+static int sound(const Layer *l) {
+  const int sets = (l->outputs + l->rows - 1) / l->rows, reads = l->rows == 4 ? 4 : 1;
+  const uint32_t places = (uint32_t)(l->rows == 4 ? l->inputs : (l->inputs + 3) / 4);
+  int good = l->starts[0] == 0 && l->starts[sets] == l->blocks;
+  for (int set = 0; set < sets; set++) good &= l->starts[set] <= l->starts[set + 1];
+  for (ptrdiff_t b = 0; b < (ptrdiff_t)l->blocks * reads; b++) good &= (uint32_t)l->places[b] < places;
+  return good;
+}
+
+enum { DONE, NO_MEMORY, NOT_SOUND };
+
+/* Tokens x (tokens, inputs) to y (tokens, outputs) */
+int sparse8_linear(const Layer *l, const float *x, ptrdiff_t tokens, float *y) {
+  if (!sound(l)) return NOT_SOUND;
+  if (l->rows == 4) return run_columns(l, x, tokens, y) ? DONE : NO_MEMORY;
+#if AMX
+  if (l->tiles && amx_granted()) return run_tiled(l, x, tokens, y) ? DONE : NO_MEMORY;
+#endif
+  return run_blocks(l, x, tokens, y) ? DONE : NO_MEMORY;
+}
