@@ -160,6 +160,9 @@ static int round_edge(const float *x, ptrdiff_t apart, int tokens, int inputs, c
   return numbers;
 }
 
+/* Bytes of a tile of activations; whole squares are written */
+static size_t tile_bytes(const Layer *l, int width) { return (size_t)((l->inputs + 15) / 16) * 16 * (size_t)(width < 4 ? 4 : width); }
+
 /* Tokens (tokens, inputs) as [groups][width][4] bytes; whether all of them are numbers */
 static int round_tile(const Layer *l, const float *x, int tokens, int width, uint8_t *out) {
   const Levels v = levels_of(l);
@@ -194,15 +197,19 @@ static inline real finished(const Layer *l, vec sum, int row) {
 #endif
 }
 
-/* The sums of 16 outputs of one token, from output `row` on, of which as many are written as there are */
-static inline void finish(const Layer *l, const vec sum[PARTS], int row, float *y) {
-  if (row + ROWS <= l->outputs) {
-    for (int p = 0; p < PARTS; p++) store(y + row + p * LANES, (vec)finished(l, sum[p], row + p * LANES));
-    return;
-  }
-  float found[ROWS];
-  for (int p = 0; p < PARTS; p++) store(found + p * LANES, (vec)finished(l, sum[p], row + p * LANES));
-  memcpy(y + row, found, sizeof(float) * (l->outputs - row));
+/* Outputs are put down in a room [token][FAR] first, so that rows of the result are written a good piece at a time:
+   sixteen of them a line at a time are more pages than a processor has at hand for what it writes. */
+enum { STAGED = 4 /* sets of 16 outputs */, FAR = ROWS * (STAGED + 1) };
+
+/* The sums of the 16 outputs from `row` on of one token */
+static inline void finish(const Layer *l, const vec sum[PARTS], int row, float *at) {
+  _Pragma("GCC unroll 4") for (int p = 0; p < PARTS; p++) store(at + p * LANES, (vec)finished(l, sum[p], row + p * LANES));
+}
+
+/* Outputs from `row` up to, but without, `end` go to rows of the result */
+static void deliver(const Layer *l, const float *room, int row, int end, int tokens, float *y) {
+  const int count = smaller(end, l->outputs) - row;
+  for (int t = 0; t < tokens; t++) memcpy(y + t * (ptrdiff_t)l->outputs + row, room + t * FAR, sizeof(float) * count);
 }
 
 #if LANES == 16
@@ -230,22 +237,19 @@ static inline void transpose(const int32_t *from, ptrdiff_t apart, __m512i r[16]
 }
 #endif
 
-/* Sums [16 outputs][apart] of 16 tokens, of which `tokens` are written */
-static void finish_square(const Layer *l, const int32_t *sums, ptrdiff_t apart, int row, int tokens, float *y) {
+/* Sums [16 outputs][apart] of 16 tokens, to tokens `far` floats from each other */
+static void finish_square(const Layer *l, const int32_t *sums, ptrdiff_t apart, int row, float *to, ptrdiff_t far) {
 #if LANES == 16
   __m512i r[16];
   transpose(sums, apart, r);
-  if (tokens == 16 && row + ROWS <= l->outputs)
-    for (int t = 0; t < 16; t++) store(y + t * (ptrdiff_t)l->outputs + row, (vec)finished(l, (vec)r[t], row));
-  else
-    for (int t = 0; t < tokens; t++) finish(l, (const vec *)&r[t], row, y + t * (ptrdiff_t)l->outputs);
+  _Pragma("GCC unroll 16") for (int t = 0; t < 16; t++) store(to + t * far, (vec)finished(l, (vec)r[t], row));
 #else
-  for (int t = 0; t < tokens; t++) {
+  for (int t = 0; t < 16; t++) {
     int32_t one[ROWS];
     vec sum[PARTS];
     for (int o = 0; o < ROWS; o++) one[o] = sums[o * apart + t];
     memcpy(sum, one, sizeof sum);
-    finish(l, sum, row, y + t * (ptrdiff_t)l->outputs);
+    finish(l, sum, row, to + t * far);
   }
 #endif
 }
@@ -263,7 +267,7 @@ static void mark(const Layer *l, const float *x, int tokens, float *y) {
 
 /* N tokens of a set; every WAYS-th block has sums of its own, so that sums need not wait for one another */
 #define BLOCKS(N, WAYS)                                                                                                \
-  static inline void blocks_##N(const Layer *l, const uint8_t *x, ptrdiff_t next, int set, float *y) {                 \
+  static inline void blocks_##N(const Layer *l, const uint8_t *x, ptrdiff_t next, int set, float *to, int far) {       \
     const int32_t *place = l->places + l->starts[set], *end = l->places + l->starts[set + 1];                          \
     const int8_t *w = l->codes + (ptrdiff_t)l->starts[set] * 4 * ROWS;                                                 \
     vec sum[WAYS][N][PARTS] = {0};                                                                                     \
@@ -285,7 +289,7 @@ static void mark(const Layer *l, const float *x, int tokens, float *y) {
     _Pragma("GCC unroll 16") for (int t = 0; t < N; t++) {                                                             \
       _Pragma("GCC unroll 4") for (int i = 1; i < WAYS; i++)                                                           \
         _Pragma("GCC unroll 4") for (int p = 0; p < PARTS; p++) sum[0][t][p] += sum[i][t][p];                          \
-      finish(l, sum[0][t], ROWS * set, y + t * (ptrdiff_t)l->outputs);                                                 \
+      finish(l, sum[0][t], ROWS * set, to + t * far);                                                                  \
     }                                                                                                                  \
   }
 BLOCKS(1, 4) BLOCKS(2, 2) BLOCKS(4, 1)
@@ -293,35 +297,40 @@ BLOCKS(1, 4) BLOCKS(2, 2) BLOCKS(4, 1)
 BLOCKS(8, 1) BLOCKS(16, 1)
 #endif
 
-/* A tile [groups][width][4] of up to 16 tokens */
-static void blocks(const Layer *l, const uint8_t *x, int width, int tokens, float *y) {
-  const int sets = (l->outputs + ROWS - 1) / ROWS;
+/* One set for a tile [groups][width][4] of up to 16 tokens */
+static void blocks(const Layer *l, const uint8_t *x, int width, int tokens, int set, float *to, int far) {
   const ptrdiff_t next = 4 * (ptrdiff_t)width;
-  for (int set = 0; set < sets; set++)
-    for (int t = 0; t < tokens;) {
-      const int left = tokens - t;
-      const uint8_t *at = x + 4 * t;
-      float *to = y + t * (ptrdiff_t)l->outputs;
+  int t = 0;
 #if LANES == 16
-      if (left >= 16) { blocks_16(l, at, next, set, to); t += 16; continue; }
-      if (left >= 8) { blocks_8(l, at, next, set, to); t += 8; continue; }
+  for (; tokens - t >= 16; t += 16) blocks_16(l, x + 4 * t, next, set, to + t * far, far);
+  for (; tokens - t >= 8; t += 8) blocks_8(l, x + 4 * t, next, set, to + t * far, far);
 #endif
-      if (left >= 4) { blocks_4(l, at, next, set, to); t += 4; }
-      else if (left >= 2) { blocks_2(l, at, next, set, to); t += 2; }
-      else { blocks_1(l, at, next, set, to); t += 1; }
-    }
+  for (; tokens - t >= 4; t += 4) blocks_4(l, x + 4 * t, next, set, to + t * far, far);
+  for (; tokens - t >= 2; t += 2) blocks_2(l, x + 4 * t, next, set, to + t * far, far);
+  if (t < tokens) blocks_1(l, x + 4 * t, next, set, to + t * far, far);
+}
+
+/* All sets */
+static void all_blocks(const Layer *l, const uint8_t *x, int width, int tokens, float *y) {
+  float room[16 * FAR] __attribute__((aligned(64)));
+  const int sets = (l->outputs + ROWS - 1) / ROWS;
+  for (int set = 0; set < sets; set += STAGED) {
+    const int end = smaller(sets, set + STAGED);
+    for (int s = set; s < end; s++) blocks(l, x, width, tokens, s, room + ROWS * (s - set), FAR);
+    deliver(l, room, ROWS * set, ROWS * end, tokens, y);
+  }
 }
 
 static int run_blocks(const Layer *l, const float *x, ptrdiff_t tokens, float *y) {
-  const int width = tokens == 1 ? 1 : 16, groups = (l->inputs + 3) / 4;
-  uint8_t *tile = aligned_alloc(64, (size_t)(groups + 16) * 64);
+  const int width = tokens == 1 ? 1 : 16;
+  uint8_t *tile = aligned_alloc(64, tile_bytes(l, width));
   if (!tile) return 0;
   for (ptrdiff_t t = 0; t < tokens; t += 16) {
     const int present = tokens - t < 16 ? (int)(tokens - t) : 16;
     const float *from = x + t * l->inputs;
     float *to = y + t * l->outputs;
     const int numbers = round_tile(l, from, present, width, tile);
-    blocks(l, tile, width, present, to);
+    all_blocks(l, tile, width, present, to);
     if (!numbers) mark(l, from, present, to);
   }
   free(tile);
@@ -331,7 +340,7 @@ static int run_blocks(const Layer *l, const float *x, ptrdiff_t tokens, float *y
 /* ---- the same on AMX: 16 outputs by 64 inputs by 16 tokens at once ---- */
 
 #if AMX
-enum { AHEAD = 4 /* tiles of tokens that share a tile of weights */, PANEL = 1 << 19 /* bytes kept at hand */ };
+enum { BATCH = 4 /* tiles gathered at a time */ };
 
 static int amx_granted(void) {
   static int granted = -1; /* threads that ask at once get the same answer */
@@ -349,104 +358,94 @@ static void amx_configure(void) {
   _tile_loadconfig(&all_full);
 }
 
-/* Blocks of a set, 16 at a time, as tiles [output][block][4], the last one filled up with zeros */
-static void weight_tiles(const int8_t *codes, int count, int8_t *out) {
-  for (int done = 0; done < count; done += 16, out += 1024) {
-    int8_t last[1024] __attribute__((aligned(64)));
-    const int8_t *from = codes + 64 * (ptrdiff_t)done;
-    if (count - done < 16) {
-      memset(last, 0, sizeof last);
-      memcpy(last, from, 64 * (size_t)(count - done));
-    }
-    if (count - done < 16 || ((uintptr_t)from & 15)) {
-      if (count - done >= 16) memcpy(last, from, sizeof last);
-      from = last;
-    }
-    __m512i r[16];
-    transpose((const int32_t *)from, 16, r);
-    for (int i = 0; i < 16; i++) _mm512_store_si512(out + 64 * i, r[i]);
-  }
+/* Weights as tiles [output][block][4] of 16 blocks of a set, the last one filled up with zeros */
+typedef struct {
+  int8_t *codes;
+  int32_t *places; /* [chunks][16]; what fills a tile up reads the first group */
+  int8_t *last;    /* [chunks] whether its set ends here */
+  int chunks;
+} Tiles;
+
+static void weight_tile(const int8_t *codes, int count, int8_t *out) {
+  int8_t square[1024] __attribute__((aligned(64))) = {0};
+  memcpy(square, codes, 64 * (size_t)count);
+  __m512i r[16];
+  transpose((const int32_t *)square, 16, r);
+  _Pragma("GCC unroll 16") for (int i = 0; i < 16; i++) _mm512_store_si512(out + 64 * i, r[i]);
 }
 
-/* The sums [16][16] of N tiles of tokens, `apart` bytes from each other, and one set */
-#define TILED(N)                                                                                                       \
-  static void tiled_##N(const int32_t *places, int count, const int8_t *weights, const uint8_t *x, ptrdiff_t apart,   \
-                        int32_t *sums) {                                                                               \
-    uint8_t rows[2][N][1024] __attribute__((aligned(64)));                                                             \
-    _tile_zero(0);                                                                                                     \
-    if (N > 1) _tile_zero(1);                                                                                          \
-    if (N > 2) _tile_zero(2);                                                                                          \
-    if (N > 3) _tile_zero(3);                                                                                          \
-    for (int done = 0, side = 0; done < count; done += 16, weights += 1024, side ^= 1) {                               \
-      const int here = smaller(16, count - done);                                                                      \
-      for (int i = 0; i < here; i++) {                                                                                 \
-        const uint8_t *at = x + 64 * (ptrdiff_t)places[done + i];                                                      \
-        _Pragma("GCC unroll 4") for (int n = 0; n < N; n++)                                                            \
-            _mm512_store_si512(rows[side][n] + 64 * i, _mm512_load_si512(at + n * apart));                             \
-      }                                                                                                                \
-      _tile_loadd(4, weights, 64);                                                                                     \
-      _tile_loadd(5, rows[side][0], 64);                                                                               \
-      _tile_dpbsud(0, 4, 5);                                                                                           \
-      if (N > 1) { _tile_loadd(6, rows[side][N > 1 ? 1 : 0], 64); _tile_dpbsud(1, 4, 6); }                             \
-      if (N > 2) { _tile_loadd(7, rows[side][N > 2 ? 2 : 0], 64); _tile_dpbsud(2, 4, 7); }                             \
-      if (N > 3) { _tile_loadd(5, rows[side][N > 3 ? 3 : 0], 64); _tile_dpbsud(3, 4, 5); }                             \
-    }                                                                                                                  \
-    _tile_stored(0, sums, 64);                                                                                         \
-    if (N > 1) _tile_stored(1, sums + 256, 64);                                                                        \
-    if (N > 2) _tile_stored(2, sums + 512, 64);                                                                        \
-    if (N > 3) _tile_stored(3, sums + 768, 64);                                                                        \
-  }
-TILED(1) TILED(2) TILED(3) TILED(4)
-
-/* All sets for tiles of tokens [tile][groups][16][4] */
-static void tiled(const Layer *l, const uint8_t *x, ptrdiff_t apart, int tokens, int8_t *weights, float *y) {
-  static void (*const some[])(const int32_t *, int, const int8_t *, const uint8_t *, ptrdiff_t,
-                              int32_t *) = {0, tiled_1, tiled_2, tiled_3, tiled_4};
-  int32_t sums[AHEAD * 256] __attribute__((aligned(64)));
-  const int sets = (l->outputs + ROWS - 1) / ROWS, count = (tokens + 15) / 16;
-  for (int set = 0; set < sets; set++) {
-    const int first = l->starts[set], blocks_here = l->starts[set + 1] - first;
-    weight_tiles(l->codes + 64 * (ptrdiff_t)first, blocks_here, weights);
-    for (int t = 0; t < count; t += AHEAD) {
-      const int here = smaller(AHEAD, count - t);
-      some[here](l->places + first, blocks_here, weights, x + t * apart, apart, sums);
-      for (int i = 0; i < here; i++)
-        finish_square(l, sums + 256 * i, 16, ROWS * set, smaller(16, tokens - 16 * (t + i)),
-                      y + 16 * (ptrdiff_t)(t + i) * l->outputs);
-    }
-  }
-}
-
-static int most_blocks(const Layer *l) {
+/* 0 where there is no memory */
+static int weight_tiles(const Layer *l, Tiles *to) {
   const int sets = (l->outputs + ROWS - 1) / ROWS;
-  int most = 0;
-  for (int set = 0; set < sets; set++)
-    if (l->starts[set + 1] - l->starts[set] > most) most = l->starts[set + 1] - l->starts[set];
-  return most;
+  const size_t most = (size_t)l->blocks / 16 + (size_t)sets;
+  to->codes = aligned_alloc(64, most * (1024 + 64) + (most + 63) / 64 * 64);
+  if (!to->codes) return 0;
+  to->places = (int32_t *)(to->codes + most * 1024);
+  to->last = (int8_t *)(to->places + most * 16);
+  int chunk = 0;
+  for (int set = 0; set < sets; set++) {
+    const int end = l->starts[set + 1];
+    int b = l->starts[set];
+    do { /* an empty set gets an empty tile */
+      const int count = smaller(16, end - b);
+      weight_tile(l->codes + 64 * (ptrdiff_t)b, count, to->codes + 1024 * (ptrdiff_t)chunk);
+      memset(to->places + 16 * (ptrdiff_t)chunk, 0, 64);
+      memcpy(to->places + 16 * (ptrdiff_t)chunk, l->places + b, sizeof(int32_t) * count);
+      b += count;
+      to->last[chunk++] = b == end;
+    } while (b < end);
+  }
+  to->chunks = chunk;
+  return 1;
+}
+
+/* All sets for a tile [groups][16][4] of tokens. Some tiles are gathered, then multiplied, then what is done is finished:
+   a tile that is loaded waits for all that is still on its way to memory. */
+static void tiled(const Layer *l, const Tiles *w, const uint8_t *x, int tokens, float *y) {
+  uint8_t rows[BATCH][1024] __attribute__((aligned(64)));
+  int32_t sums[BATCH][256] __attribute__((aligned(64)));
+  float room[16 * FAR] __attribute__((aligned(64)));
+  const int sets = (l->outputs + ROWS - 1) / ROWS;
+  int set = 0;
+  _tile_zero(0);
+  for (int chunk = 0; chunk < w->chunks; chunk += BATCH) {
+    const int count = smaller(BATCH, w->chunks - chunk);
+    const int32_t *places = w->places + 16 * (ptrdiff_t)chunk;
+    for (int i = 0; i < count; i++, places += 16)
+      _Pragma("GCC unroll 16") for (int j = 0; j < 16; j++)
+          _mm512_store_si512(rows[i] + 64 * j, _mm512_load_si512(x + 64 * (ptrdiff_t)places[j]));
+    int done = 0;
+    for (int i = 0; i < count; i++) {
+      _tile_loadd(1, w->codes + 1024 * (ptrdiff_t)(chunk + i), 64);
+      _tile_loadd(2, rows[i], 64);
+      _tile_dpbsud(0, 1, 2);
+      if (!w->last[chunk + i]) continue;
+      _tile_stored(0, sums[done++], 64);
+      _tile_zero(0);
+    }
+    for (int i = 0; i < done; i++, set++) {
+      const int place = set % STAGED;
+      finish_square(l, sums[i], 16, ROWS * set, room + ROWS * place, FAR);
+      if (place == STAGED - 1 || set == sets - 1) deliver(l, room, ROWS * (set - place), ROWS * (set + 1), tokens, y);
+    }
+  }
 }
 
 static int run_tiled(const Layer *l, const float *x, ptrdiff_t tokens, float *y) {
-  const ptrdiff_t apart = 64 * (ptrdiff_t)((l->inputs + 15) / 16 * 4); /* whole squares are written */
-  ptrdiff_t panel = PANEL / apart;
-  panel = panel < AHEAD ? AHEAD : panel / AHEAD * AHEAD;
-  if (panel > (tokens + 15) / 16) panel = (tokens + 15) / 16;
-  uint8_t *tiles = aligned_alloc(64, (size_t)(panel * apart));
-  int8_t *weights = aligned_alloc(64, ((size_t)most_blocks(l) + 16) * 64);
-  if (tiles && weights) {
-    amx_configure();
-    for (ptrdiff_t t = 0; t < tokens; t += 16 * panel) {
-      const int present = tokens - t < 16 * panel ? (int)(tokens - t) : (int)(16 * panel);
-      int numbers = 1;
-      for (int i = 0; i < present; i += 16)
-        numbers &= round_tile(l, x + (t + i) * l->inputs, smaller(16, present - i), 16, tiles + i / 16 * apart);
-      tiled(l, tiles, apart, present, weights, y + t * l->outputs);
-      if (!numbers) mark(l, x + t * l->inputs, present, y + t * l->outputs);
-    }
-    _tile_release();
+  uint8_t *rounded = aligned_alloc(64, tile_bytes(l, 16));
+  Tiles tiles = {0};
+  const int possible = rounded && weight_tiles(l, &tiles);
+  if (possible) amx_configure();
+  for (ptrdiff_t t = 0; t < tokens && possible; t += 16) {
+    const int present = tokens - t < 16 ? (int)(tokens - t) : 16;
+    const int numbers = round_tile(l, x + t * l->inputs, present, 16, rounded);
+    tiled(l, &tiles, rounded, present, y + t * l->outputs);
+    if (!numbers) mark(l, x + t * l->inputs, present, y + t * l->outputs);
   }
-  free(tiles);
-  free(weights);
-  return tiles && weights;
+  if (possible) _tile_release();
+  free(rounded);
+  free(tiles.codes);
+  return possible;
 }
 #endif
 
@@ -520,18 +519,21 @@ static inline void quarter(const Layer *l, const uint8_t *x, int set, int32_t *s
 
 static void columns(const Layer *l, const uint8_t *x, int tokens, float *y) {
   int32_t sums[ROWS * WIDE] __attribute__((aligned(64)));
+  float room[WIDE * FAR] __attribute__((aligned(64)));
   const int sets = (l->outputs + 3) / 4;
-  for (int set = 0; set < sets; set += 4) {
-    for (int i = 0; i < 4 && set + i < sets; i++)
-      for (int h = 0; h * SPAN < tokens; h++) quarter(l, x + h * SPAN, set + i, sums + 4 * i * WIDE + h * SPAN);
-    for (int t = 0; t < tokens; t += 16)
-      finish_square(l, sums + t, WIDE, 4 * set, smaller(16, tokens - t), y + t * (ptrdiff_t)l->outputs);
+  for (int set = 0; set < sets; set += 4 * STAGED) {
+    const int end = smaller(sets, set + 4 * STAGED);
+    for (int s = set; s < end; s += 4) {
+      for (int i = 0; i < 4 && s + i < sets; i++)
+        for (int h = 0; h * SPAN < tokens; h++) quarter(l, x + h * SPAN, s + i, sums + 4 * i * WIDE + h * SPAN);
+      for (int t = 0; t < tokens; t += 16) finish_square(l, sums + t, WIDE, 4 * s, room + t * FAR + 4 * (s - set), FAR);
+    }
+    deliver(l, room, 4 * set, 4 * end, tokens, y);
   }
 }
 
 static int run_columns(const Layer *l, const float *x, ptrdiff_t tokens, float *y) {
-  const int groups = (l->inputs + 15) / 16 * 4;
-  uint8_t *tile = aligned_alloc(64, (size_t)groups * 4 * WIDE);
+  uint8_t *tile = aligned_alloc(64, tile_bytes(l, WIDE));
   if (!tile) return 0;
   for (ptrdiff_t t = 0; t < tokens; t += WIDE) {
     const int present = tokens - t < WIDE ? (int)(tokens - t) : WIDE;
