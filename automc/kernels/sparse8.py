@@ -7,10 +7,13 @@ magnitudes. `automc::sparse8_linear` is an operator of torch's, which torch.expo
 """
 
 import ctypes
+import itertools
 import math
+import struct
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -26,19 +29,15 @@ LARGEST = (2**31 - 1) // 255
 """What the magnitudes of an output's codes may sum up to, so that 32 bits hold its sum of products."""
 SHARE = 64
 """Tokens are dealt out to threads in so many at a time."""
-TILED = 32
-"""Tokens from which on AMX is used where it is."""
+TILED, BUSY = 32, 32
+"""Tokens, and blocks of a set of 16 outputs, from which on AMX is used where it is."""
 TROUBLES = {1: "its memory was not granted", 2: "they are not"}
 
 
-class _Layer(ctypes.Structure):
-    """As in sparse8.c."""
-
-    _fields_ = [
-        *((name, ctypes.c_int) for name in ("inputs", "outputs", "rows", "blocks", "tiles")),
-        *((name, ctypes.c_float) for name in ("low", "high")),
-        *((name, ctypes.c_void_p) for name in ("levels", "starts", "places", "codes", "offset", "scale", "bias")),
-    ]
+_LAYER = struct.Struct("@5i2f7P")
+"""As in sparse8.c: inputs, outputs, rows, blocks, tiles; low, high; and the addresses of all tensors."""
+_DTYPES = (torch.int8, torch.int32, torch.int32, torch.int32, torch.float32, torch.float32, torch.float32)
+"""Of codes, places, starts, offset, scale, bias and levels."""
 
 
 class Activations(Protocol):
@@ -122,7 +121,7 @@ def _fours(laid: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
     Codes (blocks, rows, 4), inputs (blocks, 4), blocks of each set (sets,).
     """
-    sets, _, rows = laid.shape
+    rows = laid.shape[2]
     present = laid.any(dim=2)
     filled = present.sum(dim=1)
     counts = (filled + 3) // 4
@@ -148,15 +147,28 @@ def _dense(codes: Tensor, places: Tensor, starts: Tensor, outputs: int, inputs: 
 
 
 @cache
+def _function() -> Callable[[bytes, int, int, int], int] | None:
+    """`sparse8_linear` of the compiled library; None where there is none."""
+    found = compiled("sparse8")
+    if found is None or found.sparse8_layer_bytes() != _LAYER.size:
+        return None
+    found.sparse8_linear.argtypes = (ctypes.c_char_p, ctypes.c_void_p, ctypes.c_ssize_t, ctypes.c_void_p)
+    return found.sparse8_linear
+
+
 def level() -> int:
     """What multiplies: 2 AMX tiles, 1 instructions for sums of four products, 0 neither, -1 torch alone."""
     found = compiled("sparse8")
-    if found is None or found.sparse8_layer_bytes() != ctypes.sizeof(_Layer):
-        return -1
-    return int(found.sparse8_level())
+    return -1 if found is None or _function() is None else int(found.sparse8_level())
 
 
-def _linear(
+def _linear(x: Tensor, *given: Any) -> Tensor:
+    """`automc::sparse8_linear` on a processor."""
+    _check_call(x, given[:7], *given[7:9])
+    return _multiplied(x, *given)
+
+
+def _multiplied(
     x: Tensor,
     codes: Tensor,
     places: Tensor,
@@ -170,42 +182,64 @@ def _linear(
     low: float,
     high: float,
 ) -> Tensor:
-    if level() < 0:
+    function = _function()
+    if function is None:
         return _in_torch(x, codes, places, starts, offset, scale, bias, levels, outputs, rows, low, high)
     inputs = x.shape[-1]
     x = x.contiguous()
-    y = x.new_empty((*x.shape[:-1], outputs))
-    tokens = y.numel() // outputs if outputs else 0
+    y = torch.empty((*x.shape[:-1], outputs))
+    tokens, blocks = y.numel() // outputs, codes.numel() // (4 * rows)
     if not tokens:
         return y
-    held = (levels, starts, places, codes, offset, scale, bias)
-    layer = _Layer(inputs, outputs, rows, len(codes), tokens >= TILED, low, high, *(t.data_ptr() for t in held))
-    _run(layer, x.data_ptr(), y.data_ptr(), tokens)
+    tiles = tokens >= TILED and blocks >= BUSY * (len(starts) - 1)
+    pointers = (levels, starts, places, codes, offset, scale, bias)
+    layer = _LAYER.pack(inputs, outputs, rows, blocks, tiles, low, high, *[t.data_ptr() for t in pointers])
+    trouble = _run(function, layer, (x.data_ptr(), 4 * inputs), (y.data_ptr(), 4 * outputs), tokens)
+    if trouble:
+        raise RuntimeError(f"A layer's blocks must lie inside it and its memory be had; {TROUBLES[trouble]}.")
     return y
 
 
-def _run(layer: _Layer, x: int, y: int, tokens: int) -> None:
-    """All tokens, dealt out to threads."""
-    found = compiled("sparse8")
-    assert found is not None
-    step = 4 * layer.inputs, 4 * layer.outputs
+def _check_call(x: Tensor, held: tuple[Tensor, ...], outputs: int, rows: int) -> None:
+    """RuntimeError for what the compiled function would misread; that blocks lie inside is checked there."""
+    codes, places, starts, *vectors, levels = held
+    sets, blocks, whole = -(-outputs // rows), codes.numel() // (4 * rows), -(-outputs // 16) * 16
+    if (
+        x.dtype is not torch.float32
+        or not x.is_cpu
+        or outputs < 1
+        or not all(t.dtype is d and t.is_cpu and t.is_contiguous() for t, d in zip(held, _DTYPES, strict=True))
+        or codes.numel() != 4 * rows * blocks
+        or places.numel() != blocks * (4 if rows == 4 else 1)
+        or starts.numel() != sets + 1
+        or not all(v.numel() == whole for v in vectors)
+        or levels.numel() != 3
+    ):
+        given = ", ".join(f"{t.dtype} {tuple(t.shape)}" for t in (x, *held))
+        raise RuntimeError(
+            f"sparse8_linear must be given float32 x and what SparseInt8Linear holds, on the processor; it was given "
+            f"{given}: use the module."
+        )
+
+
+def _run(
+    function: Callable[[bytes, int, int, int], int], layer: bytes, x: tuple[int, int], y: tuple[int, int], tokens: int
+) -> int:
+    """All tokens, dealt out to threads; x and y: address, and bytes of a token. What went wrong, 0 for nothing."""
+    if tokens <= SHARE or threads() == 1:
+        return function(layer, x[0], tokens, y[0])
 
     def some(part: tuple[int, int]) -> int:
         begin, end = part
-        at = ctypes.c_void_p(x + begin * step[0]), ctypes.c_void_p(y + begin * step[1])
-        return int(found.sparse8_linear(ctypes.byref(layer), at[0], ctypes.c_ssize_t(end - begin), at[1]))
+        return function(layer, x[0] + begin * x[1], end - begin, y[0] + begin * y[1])
 
-    troubles = max(together(some, _parts(tokens, threads())))
-    if troubles:
-        raise RuntimeError(f"A layer's blocks must lie inside it and its memory be had; {TROUBLES[troubles]}.")
+    return max(together(some, _parts(tokens, threads())))
 
 
 def _parts(tokens: int, workers: int) -> list[tuple[int, int]]:
     """Tokens in as many parts as there are workers, each of a multiple of SHARE."""
-    if workers == 1 or tokens <= SHARE:
-        return [(0, tokens)]
     bounds = np.linspace(0, -(-tokens // SHARE), workers + 1).astype(int) * SHARE
-    parts = [(int(a), min(int(b), tokens)) for a, b in zip(bounds, bounds[1:], strict=False)]
+    parts = [(int(a), min(int(b), tokens)) for a, b in itertools.pairwise(bounds)]
     return [(a, b) for a, b in parts if a < b]
 
 
@@ -231,19 +265,20 @@ def _in_torch(
     return (sums * scale[:outputs] + bias[:outputs]).clamp(low, high)
 
 
-_library = torch.library.Library("automc", "FRAGMENT")
-_library.define(
+_library = torch.library.Library("automc", "FRAGMENT")  # type: ignore[no-untyped-call]
+_library.define(  # type: ignore[no-untyped-call]
     "sparse8_linear(Tensor x, Tensor codes, Tensor places, Tensor starts, Tensor offset, Tensor scale, Tensor bias, "
     "Tensor levels, int outputs, int rows, float low, float high) -> Tensor"
 )
-_library.impl("sparse8_linear", _linear, "CPU")
+_library.impl("sparse8_linear", _linear, "CPU")  # type: ignore[no-untyped-call]
 
 
-@torch.library.register_fake("automc::sparse8_linear", lib=_library)
-def _fake(x: Tensor, *tensors: object) -> Tensor:
-    outputs = tensors[7]
-    assert isinstance(outputs, int)
-    return x.new_empty((*x.shape[:-1], outputs))
+def _shaped(x: Tensor, *given: Any) -> Tensor:
+    """What `_linear` gives, without the numbers."""
+    return x.new_empty((*x.shape[:-1], given[7]))
+
+
+torch.library.register_fake("automc::sparse8_linear", _shaped, lib=_library)
 
 
 class SparseInt8Linear(nn.Module):
@@ -291,7 +326,9 @@ class SparseInt8Linear(nn.Module):
     levels: Tensor
 
     @classmethod
-    def of(cls, quantized: Quantized, *, rows: int = 16, low: float = -math.inf, high: float = math.inf) -> "SparseInt8Linear":
+    def of(
+        cls, quantized: Quantized, *, rows: int = 16, low: float = -math.inf, high: float = math.inf
+    ) -> "SparseInt8Linear":
         """The same layer as one with integer codes and rounded input that holds an nn.Linear.
 
         PolicyError for one without codes of its own scale, or that does not round what it reads.
@@ -300,28 +337,37 @@ class SparseInt8Linear(nn.Module):
         if not isinstance(layer, nn.Linear):
             raise PolicyError(f"The layer must be an nn.Linear; it is a {type(layer).__name__}: leave it in torch.")
         if quantized.codes is None or quantized.weight_scale is None or rounding is None:
-            raise PolicyError("Weights and activations must be rounded to evenly spaced levels; choose 8 bits for both.")
+            raise PolicyError(
+                "Weights and activations must be rounded to evenly spaced levels; choose 8 bits for both."
+            )
         bias = None if layer.bias is None else layer.bias.detach()
         levels: tuple[float, float, float] = rounding.levels()
         return cls(quantized.codes, quantized.weight_scale, bias, levels, rows=rows, low=low, high=high)
 
     def forward(self, x: Tensor) -> Tensor:
         """x (..., inputs) float32 gives (..., outputs); not a number where an input of the same row is none."""
-        found: Tensor = torch.ops.automc.sparse8_linear(
-            x,
-            self.codes,
-            self.places,
-            self.starts,
-            self.offset,
-            self.scale,
-            self.bias,
-            self.levels,
-            self.outputs,
-            self.rows,
-            self.low,
-            self.high,
+        held: dict[str, Any] = self._buffers  # looked up at once: a module takes its time over each
+        given = (
+            *(held["codes"], held["places"], held["starts"], held["offset"], held["scale"], held["bias"]),
+            *(held["levels"], self.outputs, self.rows, self.low, self.high),
         )
-        return found
+        # torch takes longer to find the way to an operator than a few tokens do
+        if x.shape[-1] == self.inputs and _plain(x) and _plain(held["scale"]):
+            return _multiplied(x, *given)
+        return torch.ops.automc.sparse8_linear.default(x, *given)  # type: ignore[no-any-return]
+
+
+def _plain(x: Tensor) -> bool:
+    """Whether x is what the compiled function reads, and nobody watches what is done with it."""
+    return (
+        type(x) is Tensor
+        and x.dtype is torch.float32
+        and x.is_cpu
+        and not torch.compiler.is_compiling()
+        and torch._C._get_tracing_state() is None
+        and not torch._C._len_torch_dispatch_stack()
+        and not torch._C._is_torch_function_mode_enabled()
+    )
 
 
 def _whole(values: Tensor, dtype: torch.dtype) -> Tensor:

@@ -26,12 +26,22 @@
 #define AMX 0
 #endif
 
-#if defined(__AVX512BW__)
+/* FOURS: whether an instruction adds up four products */
+#if defined(__AVX512BW__) && defined(__AVX512VNNI__)
 #define LANES 16
+#define FOURS 1
+#elif defined(__AVX512BW__)
+#define LANES 16
+#define FOURS 0
+#elif defined(__AVX2__) && defined(__AVXVNNI__)
+#define LANES 8
+#define FOURS 1
 #elif defined(__AVX2__)
 #define LANES 8
+#define FOURS 0
 #else
 #define LANES 4
+#define FOURS 0
 #endif
 
 enum { ROWS = 16, PARTS = ROWS / LANES, WIDE = 64 /* tokens of a 4x1 tile */ };
@@ -66,16 +76,16 @@ static inline void store(void *at, vec x) { memcpy(at, &x, sizeof x); }
 
 /* sum + the four products of unsigned bytes of x and signed bytes of w, in each lane */
 static inline vec dot(vec sum, vec x, vec w) {
-#if defined(__AVX512BW__) && defined(__AVX512VNNI__)
+#if LANES == 16 && FOURS
   return (vec)_mm512_dpbusd_epi32((__m512i)sum, (__m512i)x, (__m512i)w);
-#elif defined(__AVX512BW__)
+#elif LANES == 16
   const __m512i even = _mm512_madd_epi16(_mm512_and_si512((__m512i)x, _mm512_set1_epi16(255)),
                                          _mm512_srai_epi16(_mm512_slli_epi16((__m512i)w, 8), 8));
   const __m512i odd = _mm512_madd_epi16(_mm512_srli_epi16((__m512i)x, 8), _mm512_srai_epi16((__m512i)w, 8));
   return sum + (vec)even + (vec)odd;
-#elif defined(__AVXVNNI__)
+#elif LANES == 8 && FOURS
   return (vec)_mm256_dpbusd_avx_epi32((__m256i)sum, (__m256i)x, (__m256i)w);
-#elif defined(__AVX2__)
+#elif LANES == 8
   /* vpmaddubsw would saturate: two products of 255 and 127 are more than 16 bits hold */
   const __m256i even = _mm256_madd_epi16(_mm256_and_si256((__m256i)x, _mm256_set1_epi16(255)),
                                          _mm256_srai_epi16(_mm256_slli_epi16((__m256i)w, 8), 8));
@@ -98,7 +108,7 @@ static Levels levels_of(const Layer *l) {
   return (Levels){step, 1.0f / step, -(zero + 1) * step, (top - zero + 1) * step, zero, top};
 }
 
-#if defined(__AVX512BW__)
+#if LANES == 16
 /* The nearest integers to x / step, as division finds it: the quotient by the reciprocal is put right by what it leaves
    (Markstein 1990). Limits one level outside keep that finite; what is not a number becomes the lower one. */
 static inline __m512i nearest(__m512 x, const Levels *v) {
@@ -132,19 +142,35 @@ static inline int round_square(const float *x, ptrdiff_t apart, const Levels *v,
   _mm512_storeu_si512(out + 3 * next, _mm512_shuffle_i32x4(c, d, 0xdd));
   return !odd;
 }
+
+/* 16 inputs of one token */
+static inline int round_row(const float *x, const Levels *v, uint8_t *out) {
+  const __m512 given = _mm512_loadu_ps(x);
+  const __m512i level = _mm512_add_epi32(nearest(given, v), _mm512_set1_epi32((int)v->zero));
+  const __m512i top = _mm512_set1_epi32((int)v->top);
+  _mm_storeu_si128((__m128i *)out, _mm512_cvtepi32_epi8(_mm512_max_epi32(_mm512_min_epi32(level, top), _mm512_setzero_si512())));
+  return !_mm512_cmp_ps_mask(given, given, _CMP_UNORD_Q);
+}
 #else
+static inline int round_row(const float *x, const Levels *v, uint8_t *out) {
+  int numbers = 1;
+  for (int k = 0; k < 16; k++) {
+    numbers &= x[k] == x[k];
+    const float from = x[k] > v->low ? x[k] : v->low; /* the lower limit of what is no number */
+    /* adding and subtracting 1.5 * 2^23 rounds to even */
+    const float level = (from < v->high ? from : v->high) / v->step + 12582912.0f - 12582912.0f + v->zero;
+    out[k] = (uint8_t)(int)(level < 0 ? 0 : level > v->top ? v->top : level);
+  }
+  return numbers;
+}
+
 static inline int round_square(const float *x, ptrdiff_t apart, const Levels *v, uint8_t *out, ptrdiff_t next) {
   int numbers = 1;
-  for (int t = 0; t < 16; t++, x += apart)
-    for (int g = 0; g < 4; g++)
-      for (int k = 0; k < 4; k++) {
-        const float given = x[4 * g + k];
-        numbers &= given == given;
-        const float from = given > v->low ? given : v->low; /* the lower one of what is no number */
-        /* adding and subtracting 1.5 * 2^23 rounds to even */
-        const float level = (from < v->high ? from : v->high) / v->step + 12582912.0f - 12582912.0f + v->zero;
-        out[g * next + 4 * t + k] = (uint8_t)(level < 0 ? 0 : level > v->top ? v->top : level);
-      }
+  for (int t = 0; t < 16; t++) {
+    uint8_t row[16];
+    numbers &= round_row(x + t * apart, v, row);
+    for (int g = 0; g < 4; g++) memcpy(out + g * next + 4 * t, row + 4 * g, 4);
+  }
   return numbers;
 }
 #endif
@@ -175,6 +201,8 @@ static int round_tile(const Layer *l, const float *x, int tokens, int width, uin
       uint8_t *to = out + k / 4 * next + 4 * t;
       if (present <= 0)
         break;
+      else if (width == 1 && inputs == 16)
+        numbers &= round_row(x + k, &v, to);
       else if (present == 16 && inputs == 16)
         numbers &= round_square(x + t * apart + k, apart, &v, to, next);
       else
@@ -558,11 +586,7 @@ int sparse8_level(void) {
 #if AMX
   if (amx_granted()) return 2;
 #endif
-#if defined(__AVX512VNNI__) || defined(__AVXVNNI__)
-  return 1;
-#else
-  return 0;
-#endif
+  return FOURS;
 }
 
 /* Whether all blocks lie inside: what was saved may have been changed since. */
