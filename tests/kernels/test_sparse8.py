@@ -275,7 +275,7 @@ SANITIZED = """
 import sys, pytest
 from automc.kernels import build
 build.FLAGS = (*build.FLAGS, "-g", "-fsanitize=address")
-sys.exit(pytest.main(["-q", "-x", "-p", "no:cacheprovider", "-k", "not exported", sys.argv[1]]))
+sys.exit(pytest.main(["-q", "-x", "-s", "-p", "no:cacheprovider", "-k", "not exported", sys.argv[1]]))
 """
 
 
@@ -284,9 +284,10 @@ sys.exit(pytest.main(["-q", "-x", "-p", "no:cacheprovider", "-k", "not exported"
 @pytest.mark.skipif(platform.system() != "Linux" or not shutil.which("gcc"), reason="needs gcc's address sanitizer")
 def test_no_byte_outside_is_touched(tmp_path: Path) -> None:
     """All of the above, the library built with the address sanitizer; one instruction set after the other."""
-    asked = ["gcc", "-print-file-name=libasan.so"]
-    runtime = subprocess.run(asked, capture_output=True, text=True, check=True).stdout.strip()
-    variables = {"LD_PRELOAD": runtime, "ASAN_OPTIONS": "detect_leaks=0", "CC": "gcc", "AUTOMC_KERNELS": str(tmp_path)}
+    asked = [["gcc", f"-print-file-name={name}"] for name in ("libasan.so", "libstdc++.so")]
+    runtime = [subprocess.run(a, capture_output=True, text=True, check=True).stdout.strip() for a in asked]
+    variables = {"LD_PRELOAD": " ".join(runtime), "ASAN_OPTIONS": "detect_leaks=0"}
+    variables |= {"CC": "gcc", "AUTOMC_KERNELS": str(tmp_path)}
     found = subprocess.run(
         [sys.executable, "-c", SANITIZED, __file__],
         check=False,
