@@ -44,7 +44,7 @@
 #define FOURS 0
 #endif
 
-enum { ROWS = 16, PARTS = ROWS / LANES, WIDE = 64 /* tokens of a 4x1 tile */ };
+enum { ROWS = 16, PARTS = ROWS / LANES, WIDE = 64 /* tokens of a 4x1 tile */, FEW = 6 /* for which none is worth it */ };
 
 typedef int vec __attribute__((vector_size(4 * LANES)));
 typedef float real __attribute__((vector_size(4 * LANES)));
@@ -110,9 +110,9 @@ static Levels levels_of(const Layer *l) {
 
 #if LANES == 16
 /* The nearest integers to x / step, as division finds it: the quotient by the reciprocal is put right by what it leaves
-   (Markstein 1990). Limits one level outside keep that finite; what is not a number becomes the lower one. */
+   (Markstein 1990). Large numbers are limited to one level above the last; what is below all integers becomes the least one. */
 static inline __m512i nearest(__m512 x, const Levels *v) {
-  x = _mm512_min_ps(_mm512_max_ps(x, _mm512_set1_ps(v->low)), _mm512_set1_ps(v->high));
+  x = _mm512_min_ps(x, _mm512_set1_ps(v->high));
   const __m512 q = _mm512_mul_ps(x, _mm512_set1_ps(v->inverse));
   const __m512 left = _mm512_fnmadd_ps(q, _mm512_set1_ps(v->step), x);
   return _mm512_cvtps_epi32(_mm512_fmadd_ps(left, _mm512_set1_ps(v->inverse), q));
@@ -124,8 +124,8 @@ static inline __m512i round_four(const float *x, ptrdiff_t apart, const Levels *
   const __m512 c = _mm512_loadu_ps(x + 2 * apart), d = _mm512_loadu_ps(x + 3 * apart);
   *odd |= _mm512_cmp_ps_mask(a, b, _CMP_UNORD_Q) | _mm512_cmp_ps_mask(c, d, _CMP_UNORD_Q);
   const __m512i zero = _mm512_set1_epi16((short)v->zero), top = _mm512_set1_epi16((short)v->top);
-  const __m512i ab = _mm512_add_epi16(_mm512_packs_epi32(nearest(a, v), nearest(b, v)), zero);
-  const __m512i cd = _mm512_add_epi16(_mm512_packs_epi32(nearest(c, v), nearest(d, v)), zero);
+  const __m512i ab = _mm512_adds_epi16(_mm512_packs_epi32(nearest(a, v), nearest(b, v)), zero);
+  const __m512i cd = _mm512_adds_epi16(_mm512_packs_epi32(nearest(c, v), nearest(d, v)), zero);
   return _mm512_packus_epi16(_mm512_min_epi16(ab, top), _mm512_min_epi16(cd, top));
 }
 
@@ -227,7 +227,7 @@ static inline real finished(const Layer *l, vec sum, int row) {
 
 /* Outputs are put down in a room [token][FAR] first, so that rows of the result are written a good piece at a time:
    sixteen of them a line at a time are more pages than a processor has at hand for what it writes. */
-enum { STAGED = 4 /* sets of 16 outputs */, FAR = ROWS * (STAGED + 1) };
+enum { STAGED = 8 /* sets of 16 outputs */, FAR = ROWS * (STAGED + 1) };
 
 /* The sums of the 16 outputs from `row` on of one token */
 static inline void finish(const Layer *l, const vec sum[PARTS], int row, float *at) {
@@ -482,23 +482,42 @@ static int run_tiled(const Layer *l, const float *x, ptrdiff_t tokens, float *y)
 typedef unsigned char bytes __attribute__((vector_size(4 * LANES)));
 
 #if LANES == 16
-#define LOW8(A, B) (vec) _mm512_unpacklo_epi8((__m512i)(A), (__m512i)(B))
-#define HIGH8(A, B) (vec) _mm512_unpackhi_epi8((__m512i)(A), (__m512i)(B))
-#define LOW16(A, B) (vec) _mm512_unpacklo_epi16((__m512i)(A), (__m512i)(B))
-#define HIGH16(A, B) (vec) _mm512_unpackhi_epi16((__m512i)(A), (__m512i)(B))
+#define LANEWISE(OP, A, B) (vec) _mm512_##OP((__m512i)(A), (__m512i)(B))
 #elif LANES == 8
-#define LOW8(A, B) (vec) _mm256_unpacklo_epi8((__m256i)(A), (__m256i)(B))
-#define HIGH8(A, B) (vec) _mm256_unpackhi_epi8((__m256i)(A), (__m256i)(B))
-#define LOW16(A, B) (vec) _mm256_unpacklo_epi16((__m256i)(A), (__m256i)(B))
-#define HIGH16(A, B) (vec) _mm256_unpackhi_epi16((__m256i)(A), (__m256i)(B))
+#define LANEWISE(OP, A, B) (vec) _mm256_##OP((__m256i)(A), (__m256i)(B))
+#endif
+#if LANES > 4
+#define LOW8(A, B) LANEWISE(unpacklo_epi8, A, B)
+#define HIGH8(A, B) LANEWISE(unpackhi_epi8, A, B)
+#define LOW16(A, B) LANEWISE(unpacklo_epi16, A, B)
+#define HIGH16(A, B) LANEWISE(unpackhi_epi16, A, B)
+#define LOW32(A, B) LANEWISE(unpacklo_epi32, A, B)
+#define HIGH32(A, B) LANEWISE(unpackhi_epi32, A, B)
+#define LOW64(A, B) LANEWISE(unpacklo_epi64, A, B)
+#define HIGH64(A, B) LANEWISE(unpackhi_epi64, A, B)
+/* the bytes of four words: first all first ones, then all second ones, ... */
+static inline vec by_byte(vec x) {
+  const int order[4] = {0x0c080400, 0x0d090501, 0x0e0a0602, 0x0f0b0703};
+  vec all_orders;
+  for (int i = 0; i < LANES; i++) all_orders[i] = order[i % 4];
+  return LANEWISE(shuffle_epi8, x, all_orders);
+}
 #else
 typedef unsigned short shorts __attribute__((vector_size(16)));
+typedef long long longs __attribute__((vector_size(16)));
 #define LOW8(A, B) \
   (vec) __builtin_shufflevector((bytes)(A), (bytes)(B), 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23)
 #define HIGH8(A, B) \
   (vec) __builtin_shufflevector((bytes)(A), (bytes)(B), 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31)
 #define LOW16(A, B) (vec) __builtin_shufflevector((shorts)(A), (shorts)(B), 0, 8, 1, 9, 2, 10, 3, 11)
 #define HIGH16(A, B) (vec) __builtin_shufflevector((shorts)(A), (shorts)(B), 4, 12, 5, 13, 6, 14, 7, 15)
+#define LOW32(A, B) __builtin_shufflevector((vec)(A), (vec)(B), 0, 4, 1, 5)
+#define HIGH32(A, B) __builtin_shufflevector((vec)(A), (vec)(B), 2, 6, 3, 7)
+#define LOW64(A, B) (vec) __builtin_shufflevector((longs)(A), (longs)(B), 0, 2)
+#define HIGH64(A, B) (vec) __builtin_shufflevector((longs)(A), (longs)(B), 1, 3)
+static inline vec by_byte(vec x) {
+  return (vec)__builtin_shufflevector((bytes)x, (bytes)x, 0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+}
 #endif
 
 enum { SPAN = 4 * LANES /* tokens whose inputs fill a vector */ };
@@ -506,14 +525,18 @@ enum { SPAN = 4 * LANES /* tokens whose inputs fill a vector */ };
 /* Groups [groups][WIDE][4] to columns [input][WIDE], in an order that `interleave` undoes */
 static void columns_of(uint8_t *x, int groups) {
   for (int g = 0; g < groups; g++, x += 4 * WIDE) {
-    uint8_t found[4 * WIDE];
+    vec found[WIDE / SPAN][4];
+    for (int h = 0; h < WIDE / SPAN; h++) {
+      vec t[4];
+      for (int s = 0; s < 4; s++) t[s] = by_byte(load(x + 4 * (h * SPAN + s * LANES)));
+      const vec a = LOW32(t[0], t[1]), b = LOW32(t[2], t[3]), c = HIGH32(t[0], t[1]), d = HIGH32(t[2], t[3]);
+      found[h][0] = LOW64(a, b);
+      found[h][1] = HIGH64(a, b);
+      found[h][2] = LOW64(c, d);
+      found[h][3] = HIGH64(c, d);
+    }
     for (int h = 0; h < WIDE / SPAN; h++)
-      for (int k = 0; k < 4; k++)
-        for (int b = 0; b < LANES / 4; b++)
-          for (int s = 0; s < 4; s++)
-            for (int j = 0; j < 4; j++)
-              found[k * WIDE + h * SPAN + 16 * b + 4 * s + j] = x[4 * (h * SPAN + s * LANES + 4 * b + j) + k];
-    memcpy(x, found, sizeof found);
+      for (int k = 0; k < 4; k++) store(x + k * WIDE + h * SPAN, found[h][k]);
   }
 }
 
@@ -560,16 +583,50 @@ static void columns(const Layer *l, const uint8_t *x, int tokens, float *y) {
   }
 }
 
+/* One token, x [inputs] */
+static void column_token(const Layer *l, const uint8_t *x, float *y) {
+  float room[FAR] __attribute__((aligned(64)));
+  const int sets = (l->outputs + 3) / 4;
+  for (int set = 0; set < sets; set += 4) {
+    int32_t sums[ROWS] __attribute__((aligned(64))) = {0};
+    for (int i = 0; i < 4 && set + i < sets; i++) {
+      const int32_t *place = l->places + 4 * (ptrdiff_t)l->starts[set + i];
+      const int8_t *w = l->codes + 16 * (ptrdiff_t)l->starts[set + i];
+#if defined(__AVX512VL__) && defined(__AVX512VNNI__)
+      __m128i sum = _mm_setzero_si128();
+      for (int b = l->starts[set + i]; b < l->starts[set + i + 1]; b++, place += 4, w += 16) {
+        const uint32_t four = x[place[0]] | x[place[1]] << 8 | x[place[2]] << 16 | (uint32_t)x[place[3]] << 24;
+        sum = _mm_dpbusd_epi32(sum, _mm_set1_epi32((int)four), _mm_loadu_si128((const __m128i *)w));
+      }
+      _mm_store_si128((__m128i *)(sums + 4 * i), sum);
+#else
+      for (int b = l->starts[set + i]; b < l->starts[set + i + 1]; b++, place += 4, w += 16)
+        for (int k = 0; k < 4; k++)
+          for (int o = 0; o < 4; o++) sums[4 * i + o] += x[place[k]] * w[4 * o + k];
+#endif
+    }
+    vec sum[PARTS];
+    memcpy(sum, sums, sizeof sum);
+    finish(l, sum, 4 * set, room);
+    deliver(l, room, 4 * set, 4 * set + ROWS, 1, y);
+  }
+}
+
 static int run_columns(const Layer *l, const float *x, ptrdiff_t tokens, float *y) {
+  const int one_by_one = tokens < FEW;
   uint8_t *tile = aligned_alloc(64, tile_bytes(l, WIDE));
   if (!tile) return 0;
-  for (ptrdiff_t t = 0; t < tokens; t += WIDE) {
-    const int present = tokens - t < WIDE ? (int)(tokens - t) : WIDE;
+  for (ptrdiff_t t = 0, step = one_by_one ? 1 : WIDE; t < tokens; t += step) {
+    const int present = tokens - t < step ? (int)(tokens - t) : (int)step;
     const float *from = x + t * l->inputs;
     float *to = y + t * l->outputs;
-    const int numbers = round_tile(l, from, present, WIDE, tile);
-    columns_of(tile, (l->inputs + 3) / 4);
-    columns(l, tile, present, to);
+    const int numbers = round_tile(l, from, present, (int)step, tile);
+    if (one_by_one) {
+      column_token(l, tile, to);
+    } else {
+      columns_of(tile, (l->inputs + 3) / 4);
+      columns(l, tile, present, to);
+    }
     if (!numbers) mark(l, from, present, to);
   }
   free(tile);
