@@ -5,9 +5,9 @@
 
 Layers of MiniLM, random blocks, rounding of the input counted on both sides. Each sparse layer takes turns with the
 fastest dense one, run once before it is timed, so that both find the caches their own; figures are microseconds of the
-thread's processor time, the least and the median of all rounds. The fastest dense one is chosen among dynamic and static
-linear of the engines x86, onednn and fbgemm, and onednn's qlinear_pointwise after quantize_per_tensor, as torch.compile
-uses it. `bound` is what it would take if rounding and the fastest product were all there is: no code does that.
+thread's processor time, the least and the median of all rounds. The fastest dense one is chosen among dynamic and
+static linear of the engines x86, onednn and fbgemm, and onednn's qlinear_pointwise after quantize_per_tensor, as
+torch.compile uses it. `bound`: if rounding and the fastest product were all, which no code does.
 
 All is done twice: with all instructions, and in a process of its own with neither side using AMX
 (ONEDNN_MAX_CPU_ISA=AVX512_CORE_VNNI), as on processors that have none.

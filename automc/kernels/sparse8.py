@@ -34,7 +34,7 @@ TILED, BUSY = 32, 32
 TROUBLES = {1: "its memory was not granted", 2: "they are not"}
 
 
-_LAYER = struct.Struct("@5i2f7P")
+LAYER = struct.Struct("@5i2f7P")
 """As in sparse8.c: inputs, outputs, rows, blocks, tiles; low, high; and the addresses of all tensors."""
 _DTYPES = (torch.int8, torch.int32, torch.int32, torch.int32, torch.float32, torch.float32, torch.float32)
 """Of codes, places, starts, offset, scale, bias and levels."""
@@ -91,7 +91,7 @@ class Blocks:
 
     def dense(self) -> Tensor:
         """All codes, int8 (outputs, inputs)."""
-        return _dense(self.codes, self.places, self.starts, self.outputs, self.inputs, self.rows)
+        return dense_codes(self.codes, self.places, self.starts, self.outputs, self.inputs, self.rows)
 
 
 def _check(codes: Tensor, rows: int) -> None:
@@ -134,8 +134,8 @@ def _fours(laid: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return codes.reshape(-1, 4, rows).transpose(1, 2), inputs.reshape(-1, 4), counts
 
 
-def _dense(codes: Tensor, places: Tensor, starts: Tensor, outputs: int, inputs: int, rows: int) -> Tensor:
-    """int8 (outputs, inputs)"""
+def dense_codes(codes: Tensor, places: Tensor, starts: Tensor, outputs: int, inputs: int, rows: int) -> Tensor:
+    """All codes of blocks, int8 (outputs, inputs)."""
     sets = len(starts) - 1
     which = torch.repeat_interleave(torch.arange(sets), starts.diff().long())
     blocks = codes.reshape(-1, rows, 4)
@@ -150,7 +150,7 @@ def _dense(codes: Tensor, places: Tensor, starts: Tensor, outputs: int, inputs: 
 def _function() -> Callable[[bytes, int, int, int], int] | None:
     """`sparse8_linear` of the compiled library; None where there is none."""
     found = compiled("sparse8")
-    if found is None or found.sparse8_layer_bytes() != _LAYER.size:
+    if found is None or found.sparse8_layer_bytes() != LAYER.size:
         return None
     found.sparse8_linear.argtypes = (ctypes.c_char_p, ctypes.c_void_p, ctypes.c_ssize_t, ctypes.c_void_p)
     return found.sparse8_linear
@@ -164,7 +164,7 @@ def level() -> int:
 
 def _linear(x: Tensor, *given: Any) -> Tensor:
     """`automc::sparse8_linear` on a processor."""
-    _check_call(x, given[:7], *given[7:9])
+    check_call(x, given[:7], *given[7:9])
     return _multiplied(x, *given)
 
 
@@ -193,14 +193,12 @@ def _multiplied(
         return y
     tiles = tokens >= TILED and blocks >= BUSY * (len(starts) - 1)
     pointers = (levels, starts, places, codes, offset, scale, bias)
-    layer = _LAYER.pack(inputs, outputs, rows, blocks, tiles, low, high, *[t.data_ptr() for t in pointers])
-    trouble = _run(function, layer, (x.data_ptr(), 4 * inputs), (y.data_ptr(), 4 * outputs), tokens)
-    if trouble:
-        raise RuntimeError(f"A layer's blocks must lie inside it and its memory be had; {TROUBLES[trouble]}.")
+    layer = LAYER.pack(inputs, outputs, rows, blocks, tiles, low, high, *[t.data_ptr() for t in pointers])
+    run(function, layer, (x.data_ptr(), 4 * inputs), (y.data_ptr(), 4 * outputs), tokens, SHARE)
     return y
 
 
-def _check_call(x: Tensor, held: tuple[Tensor, ...], outputs: int, rows: int) -> None:
+def check_call(x: Tensor, held: tuple[Tensor, ...], outputs: int, rows: int) -> None:
     """RuntimeError for what the compiled function would misread; that blocks lie inside is checked there."""
     codes, places, starts, *vectors, levels = held
     sets, blocks, whole = -(-outputs // rows), codes.numel() // (4 * rows), -(-outputs // 16) * 16
@@ -217,29 +215,40 @@ def _check_call(x: Tensor, held: tuple[Tensor, ...], outputs: int, rows: int) ->
     ):
         given = ", ".join(f"{t.dtype} {tuple(t.shape)}" for t in (x, *held))
         raise RuntimeError(
-            f"sparse8_linear must be given float32 x and what SparseInt8Linear holds, on the processor; it was given "
-            f"{given}: use the module."
+            f"A sparse layer of 8 bits must be given float32 x and what its module holds, on the processor; it was "
+            f"given {given}: use the module."
         )
 
 
-def _run(
-    function: Callable[[bytes, int, int, int], int], layer: bytes, x: tuple[int, int], y: tuple[int, int], tokens: int
-) -> int:
-    """All tokens, dealt out to threads; x and y: address, and bytes of a token. What went wrong, 0 for nothing."""
-    if tokens <= SHARE or threads() == 1:
-        return function(layer, x[0], tokens, y[0])
+def run(
+    function: Callable[[bytes, int, int, int], int],
+    layer: bytes,
+    x: tuple[int, int],
+    y: tuple[int, int],
+    count: int,
+    share: int,
+) -> None:
+    """All tokens, dealt out to threads, `share` at a time; x and y: address, and bytes of a token.
 
-    def some(part: tuple[int, int]) -> int:
-        begin, end = part
-        return function(layer, x[0] + begin * x[1], end - begin, y[0] + begin * y[1])
+    RuntimeError where blocks lie outside the layer, or there is no memory.
+    """
+    if count <= share or threads() == 1:
+        trouble = function(layer, x[0], count, y[0])
+    else:
 
-    return max(together(some, _parts(tokens, threads())))
+        def some(part: tuple[int, int]) -> int:
+            begin, end = part
+            return function(layer, x[0] + begin * x[1], end - begin, y[0] + begin * y[1])
+
+        trouble = max(together(some, _parts(count, share, threads())))
+    if trouble:
+        raise RuntimeError(f"A layer's blocks must lie inside it and its memory be had; {TROUBLES[trouble]}.")
 
 
-def _parts(tokens: int, workers: int) -> list[tuple[int, int]]:
-    """Tokens in as many parts as there are workers, each of a multiple of SHARE."""
-    bounds = np.linspace(0, -(-tokens // SHARE), workers + 1).astype(int) * SHARE
-    parts = [(int(a), min(int(b), tokens)) for a, b in itertools.pairwise(bounds)]
+def _parts(count: int, share: int, workers: int) -> list[tuple[int, int]]:
+    """Tokens in as many parts as there are workers, each of a multiple of `share`."""
+    bounds = np.linspace(0, -(-count // share), workers + 1).astype(int) * share
+    parts = [(int(a), min(int(b), count)) for a, b in itertools.pairwise(bounds)]
     return [(a, b) for a, b in parts if a < b]
 
 
@@ -260,17 +269,17 @@ def _in_torch(
     """The same without a compiled library; float64 holds the sums exactly."""
     step, zero, top = levels.unbind()
     level = ((x / step).round().clamp(-zero, top - zero) + zero).double()
-    dense = _dense(codes, places, starts, outputs, x.shape[-1], rows).double()
+    dense = dense_codes(codes, places, starts, outputs, x.shape[-1], rows).double()
     sums = (level @ dense.T + offset[:outputs]).float()
     return (sums * scale[:outputs] + bias[:outputs]).clamp(low, high)
 
 
-_library = torch.library.Library("automc", "FRAGMENT")  # type: ignore[no-untyped-call]
-_library.define(  # type: ignore[no-untyped-call]
+library = torch.library.Library("automc", "FRAGMENT")  # type: ignore[no-untyped-call]
+library.define(  # type: ignore[no-untyped-call]
     "sparse8_linear(Tensor x, Tensor codes, Tensor places, Tensor starts, Tensor offset, Tensor scale, Tensor bias, "
     "Tensor levels, int outputs, int rows, float low, float high) -> Tensor"
 )
-_library.impl("sparse8_linear", _linear, "CPU")  # type: ignore[no-untyped-call]
+library.impl("sparse8_linear", _linear, "CPU")  # type: ignore[no-untyped-call]
 
 
 def _shaped(x: Tensor, *given: Any) -> Tensor:
@@ -278,11 +287,11 @@ def _shaped(x: Tensor, *given: Any) -> Tensor:
     return x.new_empty((*x.shape[:-1], given[7]))
 
 
-torch.library.register_fake("automc::sparse8_linear", _shaped, lib=_library)
+torch.library.register_fake("automc::sparse8_linear", _shaped, lib=library)
 
 
-class SparseInt8Linear(nn.Module):
-    """act(x W^T + b) where W has few blocks, x is rounded to 8 bits, and act clamps to two limits."""
+class Sparse8(nn.Module):
+    """What sparse layers of 8 bits hold; the order of its buffers is that of the operators' arguments."""
 
     def __init__(
         self,
@@ -325,6 +334,18 @@ class SparseInt8Linear(nn.Module):
     bias: Tensor
     levels: Tensor
 
+    def held(self) -> tuple[Any, ...]:
+        """All buffers; looked up at once, since a module takes its time over each."""
+        held: dict[str, Any] = self._buffers
+        return (
+            *(held["codes"], held["places"], held["starts"], held["offset"], held["scale"], held["bias"]),
+            held["levels"],
+        )
+
+
+class SparseInt8Linear(Sparse8):
+    """act(x W^T + b) where W has few blocks, x is rounded to 8 bits, and act clamps to two limits."""
+
     @classmethod
     def of(
         cls, quantized: Quantized, *, rows: int = 16, low: float = -math.inf, high: float = math.inf
@@ -333,28 +354,31 @@ class SparseInt8Linear(nn.Module):
 
         PolicyError for one without codes of its own scale, or that does not round what it reads.
         """
-        layer, rounding = quantized.layer, getattr(quantized, "input", None)
+        layer = quantized.layer
         if not isinstance(layer, nn.Linear):
             raise PolicyError(f"The layer must be an nn.Linear; it is a {type(layer).__name__}: leave it in torch.")
-        if quantized.codes is None or quantized.weight_scale is None or rounding is None:
-            raise PolicyError(
-                "Weights and activations must be rounded to evenly spaced levels; choose 8 bits for both."
-            )
+        codes, scale, levels = rounded(quantized)
         bias = None if layer.bias is None else layer.bias.detach()
-        levels: tuple[float, float, float] = rounding.levels()
-        return cls(quantized.codes, quantized.weight_scale, bias, levels, rows=rows, low=low, high=high)
+        return cls(codes, scale, bias, levels, rows=rows, low=low, high=high)
 
     def forward(self, x: Tensor) -> Tensor:
         """x (..., inputs) float32 gives (..., outputs); not a number where an input of the same row is none."""
-        held: dict[str, Any] = self._buffers  # looked up at once: a module takes its time over each
-        given = (
-            *(held["codes"], held["places"], held["starts"], held["offset"], held["scale"], held["bias"]),
-            *(held["levels"], self.outputs, self.rows, self.low, self.high),
-        )
+        if x.shape[-1] != self.inputs:
+            raise RuntimeError(f"The last side of x must be {self.inputs}; x is {tuple(x.shape)}: check what it reads.")
+        given = (*self.held(), self.outputs, self.rows, self.low, self.high)
         # torch takes longer to find the way to an operator than a few tokens do
-        if x.shape[-1] == self.inputs and _plain(x) and _plain(held["scale"]):
+        if _plain(x) and _plain(given[4]):
             return _multiplied(x, *given)
         return torch.ops.automc.sparse8_linear.default(x, *given)  # type: ignore[no-any-return]
+
+
+def rounded(quantized: Quantized) -> tuple[Tensor, Tensor, tuple[float, float, float]]:
+    """Codes, scales (outputs,) and levels of a layer; PolicyError where its numbers are not evenly spaced."""
+    rounding = getattr(quantized, "input", None)
+    if quantized.codes is None or quantized.weight_scale is None or rounding is None:
+        raise PolicyError("Weights and activations must be rounded to evenly spaced levels; choose 8 bits for both.")
+    levels: tuple[float, float, float] = rounding.levels()
+    return quantized.codes, quantized.weight_scale, levels
 
 
 def _plain(x: Tensor) -> bool:

@@ -293,9 +293,11 @@ static void mark(const Layer *l, const float *x, int tokens, float *y) {
 
 /* ---- blocks of 16x4 ---- */
 
-/* N tokens of a set; every WAYS-th block has sums of its own, so that sums need not wait for one another */
+/* N tokens of a set, `apart` bytes from each other; blocks read x at their places times `next`. Every WAYS-th block has
+   sums of its own, so that sums need not wait for one another. */
 #define BLOCKS(N, WAYS)                                                                                                \
-  static inline void blocks_##N(const Layer *l, const uint8_t *x, ptrdiff_t next, int set, float *to, int far) {       \
+  static inline __attribute__((always_inline)) void blocks_##N(const Layer *l, const uint8_t *x, ptrdiff_t next,       \
+                                                               const int apart, int set, float *to, int far) {         \
     const int32_t *place = l->places + l->starts[set], *end = l->places + l->starts[set + 1];                          \
     const int8_t *w = l->codes + (ptrdiff_t)l->starts[set] * 4 * ROWS;                                                 \
     vec sum[WAYS][N][PARTS] = {0};                                                                                     \
@@ -304,14 +306,14 @@ static void mark(const Layer *l, const float *x, int tokens, float *y) {
         _Pragma("GCC unroll 16") for (int t = 0; t < N; t++)                                                           \
           _Pragma("GCC unroll 4") for (int p = 0; p < PARTS; p++) {                                                    \
             int four;                                                                                                  \
-            memcpy(&four, x + place[i] * next + 4 * t, 4);                                                             \
+            memcpy(&four, x + place[i] * next + apart * t, 4);                                                         \
             sum[i][t][p] = dot(sum[i][t][p], all(four), load(w + 4 * (ROWS * i + LANES * p)));                         \
           }                                                                                                            \
     for (; place < end; place++, w += 4 * ROWS)                                                                        \
       _Pragma("GCC unroll 16") for (int t = 0; t < N; t++)                                                             \
         _Pragma("GCC unroll 4") for (int p = 0; p < PARTS; p++) {                                                      \
           int four;                                                                                                    \
-          memcpy(&four, x + *place * next + 4 * t, 4);                                                                 \
+          memcpy(&four, x + *place * next + apart * t, 4);                                                             \
           sum[0][t][p] = dot(sum[0][t][p], all(four), load(w + 4 * LANES * p));                                        \
         }                                                                                                              \
     _Pragma("GCC unroll 16") for (int t = 0; t < N; t++) {                                                             \
@@ -325,17 +327,17 @@ BLOCKS(1, 4) BLOCKS(2, 2) BLOCKS(4, 1)
 BLOCKS(8, 1) BLOCKS(16, 1)
 #endif
 
-/* One set for a tile [groups][width][4] of up to 16 tokens */
-static void blocks(const Layer *l, const uint8_t *x, int width, int tokens, int set, float *to, int far) {
-  const ptrdiff_t next = 4 * (ptrdiff_t)width;
+/* Up to 16 tokens of a set, likewise */
+static inline __attribute__((always_inline)) void blocks(const Layer *l, const uint8_t *x, ptrdiff_t next,
+                                                         const int apart, int tokens, int set, float *to, int far) {
   int t = 0;
 #if LANES == 16
-  for (; tokens - t >= 16; t += 16) blocks_16(l, x + 4 * t, next, set, to + t * far, far);
-  for (; tokens - t >= 8; t += 8) blocks_8(l, x + 4 * t, next, set, to + t * far, far);
+  for (; tokens - t >= 16; t += 16) blocks_16(l, x + apart * t, next, apart, set, to + t * far, far);
+  for (; tokens - t >= 8; t += 8) blocks_8(l, x + apart * t, next, apart, set, to + t * far, far);
 #endif
-  for (; tokens - t >= 4; t += 4) blocks_4(l, x + 4 * t, next, set, to + t * far, far);
-  for (; tokens - t >= 2; t += 2) blocks_2(l, x + 4 * t, next, set, to + t * far, far);
-  if (t < tokens) blocks_1(l, x + 4 * t, next, set, to + t * far, far);
+  for (; tokens - t >= 4; t += 4) blocks_4(l, x + apart * t, next, apart, set, to + t * far, far);
+  for (; tokens - t >= 2; t += 2) blocks_2(l, x + apart * t, next, apart, set, to + t * far, far);
+  if (t < tokens) blocks_1(l, x + apart * t, next, apart, set, to + t * far, far);
 }
 
 /* All sets */
@@ -344,7 +346,7 @@ static void all_blocks(const Layer *l, const uint8_t *x, int width, int tokens, 
   const int sets = (l->outputs + ROWS - 1) / ROWS;
   for (int set = 0; set < sets; set += STAGED) {
     const int end = smaller(sets, set + STAGED);
-    for (int s = set; s < end; s++) blocks(l, x, width, tokens, s, room + ROWS * (s - set), FAR);
+    for (int s = set; s < end; s++) blocks(l, x, 4 * (ptrdiff_t)width, 4, tokens, s, room + ROWS * (s - set), FAR);
     deliver(l, room, ROWS * set, ROWS * end, tokens, y);
   }
 }
@@ -633,6 +635,145 @@ static int run_columns(const Layer *l, const float *x, ptrdiff_t tokens, float *
   return 1;
 }
 
+/* ---- convolutions with blocks of 16x4, channels four at a time ---- */
+
+typedef struct {
+  int channels, height, width, out_height, out_width;
+  int kernel[2], stride[2], padding[2], dilation[2];
+} Image;
+
+typedef struct {
+  int groups, height, width; /* of the padded planes [groups][height][width][4] bytes */
+  size_t bytes;
+} Planes;
+
+static Planes planes_of(const Image *i) {
+  Planes p = {(i->channels + 3) / 4, i->height + 2 * i->padding[0], i->width + 2 * i->padding[1], 0};
+  p.bytes = ((size_t)p.groups * p.height * p.width * 4 + 64 + 63) / 64 * 64; /* a vector is written at the end */
+  return p;
+}
+
+/* 16 pixels of up to 4 channels, `apart` floats from each other, as words; whether all of `count` are numbers */
+static inline int round_pixels(const float *x, ptrdiff_t apart, int channels, int count, const Levels *v, uint8_t *out) {
+#if LANES == 16
+  const __mmask16 present = (__mmask16)((1u << count) - 1);
+  const __m512i zero = _mm512_set1_epi32((int)v->zero), top = _mm512_set1_epi32((int)v->top);
+  __m512i words = _mm512_setzero_si512();
+  __mmask16 odd = 0;
+  for (int c = 0; c < channels; c++) {
+    const __m512 given = _mm512_maskz_loadu_ps(present, x + c * apart);
+    const __m512i level = _mm512_max_epi32(_mm512_add_epi32(nearest(given, v), zero), _mm512_setzero_si512());
+    words = _mm512_or_si512(words, _mm512_sll_epi32(_mm512_min_epi32(level, top), _mm_cvtsi32_si128(8 * c)));
+    odd |= _mm512_cmp_ps_mask(given, given, _CMP_UNORD_Q);
+  }
+  _mm512_mask_storeu_epi32(out, present, words);
+  return !odd;
+#else
+  int numbers = 1;
+  for (int c = 0; c < channels; c++) {
+    float row[16] = {0};
+    uint8_t level[16];
+    memcpy(row, x + c * apart, sizeof(float) * count);
+    numbers &= round_row(row, v, level);
+    for (int p = 0; p < count; p++) out[4 * p + c] = level[p];
+  }
+  return numbers;
+#endif
+}
+
+/* An image [channels][height][width] in planes, the level of 0.0 around it; whether all pixels are numbers */
+static int round_image(const Layer *l, const Image *i, const Planes *p, const float *x, uint8_t *out) {
+  const Levels v = levels_of(l);
+  const ptrdiff_t plane = (ptrdiff_t)i->height * i->width;
+  int numbers = 1;
+  memset(out, (int)v.zero, p->bytes);
+  for (int g = 0; g < p->groups; g++)
+    for (int y = 0; y < i->height; y++) {
+      uint8_t *to = out + 4 * (((ptrdiff_t)g * p->height + y + i->padding[0]) * p->width + i->padding[1]);
+      const float *from = x + 4 * g * plane + (ptrdiff_t)y * i->width;
+      for (int k = 0; k < i->width; k += 16)
+        numbers &= round_pixels(from + k, plane, smaller(4, i->channels - 4 * g), smaller(16, i->width - k), &v, to + 4 * k);
+    }
+  return numbers;
+}
+
+/* Where in the planes each block lies from the first tap on, in words */
+static void place_taps(const Layer *l, const Image *i, const Planes *p, int32_t *out) {
+  for (int b = 0; b < l->blocks; b++) {
+    const int tap = l->places[b] / p->groups, group = l->places[b] % p->groups;
+    const int y = tap / i->kernel[1] * i->dilation[0], x = tap % i->kernel[1] * i->dilation[1];
+    out[b] = (group * p->height + y) * p->width + x;
+  }
+}
+
+/* Tokens [tokens][16] to rows [output][`plane`] of the result, from output `row` on */
+static void turn(const Layer *l, const float *room, int tokens, int row, ptrdiff_t plane, float *y) {
+  const int count = smaller(ROWS, l->outputs - row);
+#if LANES == 16
+  __m512i r[16];
+  transpose((const int32_t *)room, 16, r);
+  const __mmask16 present = (__mmask16)((1u << tokens) - 1);
+  for (int o = 0; o < count; o++) _mm512_mask_storeu_ps(y + o * plane, present, (__m512)r[o]);
+#else
+  for (int o = 0; o < count; o++)
+    for (int t = 0; t < tokens; t++) y[o * plane + t] = room[16 * t + o];
+#endif
+}
+
+/* Up to 16 neighbouring outputs of all sets */
+static void pixels(const Layer *l, const Image *i, const uint8_t *x, int count, float *y) {
+  float room[16 * ROWS] __attribute__((aligned(64))) = {0};
+  const ptrdiff_t plane = (ptrdiff_t)i->out_height * i->out_width;
+  for (int set = 0; set * ROWS < l->outputs; set++) {
+    if (i->stride[1] == 1)
+      blocks(l, x, 4, 4, count, set, room, ROWS);
+    else if (i->stride[1] == 2)
+      blocks(l, x, 4, 8, count, set, room, ROWS);
+    else
+      for (int t = 0; t < count; t++) blocks_1(l, x + 4 * (ptrdiff_t)i->stride[1] * t, 4, 4, set, room + t * ROWS, ROWS);
+    turn(l, room, count, ROWS * set, plane, y + set * ROWS * plane);
+  }
+}
+
+/* Outputs that read what is no number are none. */
+static void mark_pixels(const Layer *l, const Image *i, const float *x, float *y) {
+  const ptrdiff_t plane = (ptrdiff_t)i->height * i->width, out = (ptrdiff_t)i->out_height * i->out_width;
+  for (ptrdiff_t at = 0; at < plane * i->channels; at++) {
+    if (x[at] == x[at]) continue;
+    const int row = (int)(at % plane / i->width) + i->padding[0], column = (int)(at % i->width) + i->padding[1];
+    for (int tap = 0; tap < i->kernel[0] * i->kernel[1]; tap++) {
+      const int down = row - tap / i->kernel[1] * i->dilation[0], right = column - tap % i->kernel[1] * i->dilation[1];
+      if (down < 0 || right < 0 || down % i->stride[0] || right % i->stride[1]) continue;
+      if (down / i->stride[0] >= i->out_height || right / i->stride[1] >= i->out_width) continue;
+      float *to = y + (ptrdiff_t)(down / i->stride[0]) * i->out_width + right / i->stride[1];
+      for (int o = 0; o < l->outputs; o++) to[o * out] = NAN;
+    }
+  }
+}
+
+static int run_images(const Layer *given, const Image *i, const float *x, ptrdiff_t images, float *y) {
+  const Planes p = planes_of(i);
+  const ptrdiff_t in = (ptrdiff_t)i->channels * i->height * i->width;
+  const ptrdiff_t out = (ptrdiff_t)given->outputs * i->out_height * i->out_width;
+  uint8_t *planes = aligned_alloc(64, p.bytes);
+  int32_t *places = malloc(sizeof(int32_t) * ((size_t)given->blocks + 1));
+  Layer l = *given;
+  l.places = places;
+  if (planes && places) place_taps(given, i, &p, places);
+  for (ptrdiff_t n = 0; n < images && planes && places; n++, x += in, y += out) {
+    const int numbers = round_image(&l, i, &p, x, planes);
+    for (int row = 0; row < i->out_height; row++)
+      for (int column = 0; column < i->out_width; column += 16)
+        pixels(&l, i, planes + 4 * ((ptrdiff_t)row * i->stride[0] * p.width + (ptrdiff_t)column * i->stride[1]),
+               smaller(16, i->out_width - column), y + (ptrdiff_t)row * i->out_width + column);
+    if (!numbers) mark_pixels(&l, i, x, y);
+  }
+  const int possible = planes && places;
+  free(planes);
+  free(places);
+  return possible;
+}
+
 /* ---- what others call ---- */
 
 /* Of a Layer, so that the two sides can tell whether they mean the same. */
@@ -666,4 +807,13 @@ int sparse8_linear(const Layer *l, const float *x, ptrdiff_t tokens, float *y) {
   if (l->tiles && amx_granted()) return run_tiled(l, x, tokens, y) ? DONE : NO_MEMORY;
 #endif
   return run_blocks(l, x, tokens, y) ? DONE : NO_MEMORY;
+}
+
+int sparse8_image_bytes(void) { return sizeof(Image); }
+
+/* Images x [images][channels][height][width] to y [images][outputs][out_height][out_width]; a layer's inputs are the
+   channels, filled up to whole groups of four, of each tap. */
+int sparse8_conv2d(const Layer *l, const Image *image, const float *x, ptrdiff_t images, float *y) {
+  if (!sound(l) || l->rows != ROWS) return NOT_SOUND;
+  return run_images(l, image, x, images, y) ? DONE : NO_MEMORY;
 }
