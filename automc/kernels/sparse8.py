@@ -367,7 +367,7 @@ class SparseInt8Linear(Sparse8):
             raise RuntimeError(f"The last side of x must be {self.inputs}; x is {tuple(x.shape)}: check what it reads.")
         given = (*self.held(), self.outputs, self.rows, self.low, self.high)
         # torch takes longer to find the way to an operator than a few tokens do
-        if _plain(x) and _plain(given[4]):
+        if plain(x) and plain(given[4]):
             return _multiplied(x, *given)
         return torch.ops.automc.sparse8_linear.default(x, *given)  # type: ignore[no-any-return]
 
@@ -381,7 +381,7 @@ def rounded(quantized: Quantized) -> tuple[Tensor, Tensor, tuple[float, float, f
     return quantized.codes, quantized.weight_scale, levels
 
 
-def _plain(x: Tensor) -> bool:
+def plain(x: Tensor) -> bool:
     """Whether x is what the compiled function reads, and nobody watches what is done with it."""
     return (
         type(x) is Tensor

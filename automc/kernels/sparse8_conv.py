@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from automc.errors import PolicyError
 from automc.kernels.build import compiled
-from automc.kernels.sparse8 import LAYER, Quantized, Sparse8, check_call, dense_codes, library, rounded, run
+from automc.kernels.sparse8 import LAYER, Quantized, Sparse8, check_call, dense_codes, library, plain, rounded, run
 from automc.kernels.tiles import Window
 
 _IMAGE = struct.Struct("@13i")
@@ -41,8 +41,12 @@ def _window(sides: Sequence[Sequence[int]]) -> Window:
 
 def _conv2d(x: Tensor, *given: Any) -> Tensor:
     """`automc::sparse8_conv2d` on a processor."""
+    check_call(x, given[:7], given[7], _ROWS)
+    return _convolved(x, *given)
+
+
+def _convolved(x: Tensor, *given: Any) -> Tensor:
     codes, places, starts, offset, scale, bias, levels, outputs, *sides, low, high = given
-    check_call(x, given[:7], outputs, _ROWS)
     window = _window(sides)
     height, width = window.over((x.shape[2], x.shape[3], x.shape[1]))
     function = _function()
@@ -125,7 +129,7 @@ class SparseInt8Conv2d(Sparse8):
             raise RuntimeError(f"x must be (images, {self.channels}, height, width); it is {tuple(x.shape)}: check it.")
         w = self.window
         sides = (list(w.kernel), list(w.stride), list(w.padding), list(w.dilation))
-        found: Tensor = torch.ops.automc.sparse8_conv2d.default(
-            x, *self.held(), self.outputs, *sides, self.low, self.high
-        )
-        return found
+        given = (*self.held(), self.outputs, *sides, self.low, self.high)
+        if plain(x) and plain(given[4]):
+            return _convolved(x, *given)
+        return torch.ops.automc.sparse8_conv2d.default(x, *given)  # type: ignore[no-any-return]

@@ -649,7 +649,8 @@ typedef struct {
 
 static Planes planes_of(const Image *i) {
   Planes p = {(i->channels + 3) / 4, i->height + 2 * i->padding[0], i->width + 2 * i->padding[1], 0};
-  p.bytes = ((size_t)p.groups * p.height * p.width * 4 + 64 + 63) / 64 * 64; /* a vector is written at the end */
+  p.bytes = ((size_t)p.groups * p.height * p.width + 16 * (size_t)i->stride[1]) * 4; /* 16 tokens may be read at the end */
+  p.bytes = (p.bytes + 63) / 64 * 64;
   return p;
 }
 
@@ -660,10 +661,11 @@ static inline int round_pixels(const float *x, ptrdiff_t apart, int channels, in
   const __m512i zero = _mm512_set1_epi32((int)v->zero), top = _mm512_set1_epi32((int)v->top);
   __m512i words = _mm512_setzero_si512();
   __mmask16 odd = 0;
-  for (int c = 0; c < channels; c++) {
+  _Pragma("GCC unroll 4") for (int c = 0; c < 4; c++) {
+    if (c >= channels) break;
     const __m512 given = _mm512_maskz_loadu_ps(present, x + c * apart);
     const __m512i level = _mm512_max_epi32(_mm512_add_epi32(nearest(given, v), zero), _mm512_setzero_si512());
-    words = _mm512_or_si512(words, _mm512_sll_epi32(_mm512_min_epi32(level, top), _mm_cvtsi32_si128(8 * c)));
+    words = _mm512_or_si512(words, _mm512_slli_epi32(_mm512_min_epi32(level, top), 8 * c));
     odd |= _mm512_cmp_ps_mask(given, given, _CMP_UNORD_Q);
   }
   _mm512_mask_storeu_epi32(out, present, words);
@@ -681,19 +683,21 @@ static inline int round_pixels(const float *x, ptrdiff_t apart, int channels, in
 #endif
 }
 
-/* An image [channels][height][width] in planes, the level of 0.0 around it; whether all pixels are numbers */
-static int round_image(const Layer *l, const Image *i, const Planes *p, const float *x, uint8_t *out) {
+/* An image [channels][height][width] in planes, the level of 0.0 around it; whether all pixels are numbers. Four channels
+   are rounded to `plane` [height * width + 16][4] first, since rows may be short. */
+static int round_image(const Layer *l, const Image *i, const Planes *p, const float *x, uint8_t *plane, uint8_t *out) {
   const Levels v = levels_of(l);
-  const ptrdiff_t plane = (ptrdiff_t)i->height * i->width;
+  const int size = i->height * i->width;
   int numbers = 1;
   memset(out, (int)v.zero, p->bytes);
-  for (int g = 0; g < p->groups; g++)
-    for (int y = 0; y < i->height; y++) {
-      uint8_t *to = out + 4 * (((ptrdiff_t)g * p->height + y + i->padding[0]) * p->width + i->padding[1]);
-      const float *from = x + 4 * g * plane + (ptrdiff_t)y * i->width;
-      for (int k = 0; k < i->width; k += 16)
-        numbers &= round_pixels(from + k, plane, smaller(4, i->channels - 4 * g), smaller(16, i->width - k), &v, to + 4 * k);
-    }
+  for (int g = 0; g < p->groups; g++, x += 4 * (ptrdiff_t)size) {
+    uint8_t *to = out + 4 * (((ptrdiff_t)g * p->height + i->padding[0]) * p->width + i->padding[1]);
+    const int margin = p->width > i->width, channels = smaller(4, i->channels - 4 * g);
+    for (int k = 0; k < size; k += 16)
+      numbers &= round_pixels(x + k, size, channels, smaller(16, size - k), &v, (margin ? plane : to) + 4 * k);
+    for (int y = 0; y < i->height && margin; y++)
+      memcpy(to + 4 * (ptrdiff_t)y * p->width, plane + 4 * (ptrdiff_t)y * i->width, 4 * (size_t)i->width);
+  }
   return numbers;
 }
 
@@ -720,15 +724,16 @@ static void turn(const Layer *l, const float *room, int tokens, int row, ptrdiff
 #endif
 }
 
-/* Up to 16 neighbouring outputs of all sets */
+/* Up to 16 neighbouring outputs of all sets; some more are worked out where that takes fewer passes over the weights */
 static void pixels(const Layer *l, const Image *i, const uint8_t *x, int count, float *y) {
   float room[16 * ROWS] __attribute__((aligned(64))) = {0};
   const ptrdiff_t plane = (ptrdiff_t)i->out_height * i->out_width;
+  const int whole = count > 8 ? 16 : count > 4 ? 8 : count;
   for (int set = 0; set * ROWS < l->outputs; set++) {
     if (i->stride[1] == 1)
-      blocks(l, x, 4, 4, count, set, room, ROWS);
+      blocks(l, x, 4, 4, whole, set, room, ROWS);
     else if (i->stride[1] == 2)
-      blocks(l, x, 4, 8, count, set, room, ROWS);
+      blocks(l, x, 4, 8, whole, set, room, ROWS);
     else
       for (int t = 0; t < count; t++) blocks_1(l, x + 4 * (ptrdiff_t)i->stride[1] * t, 4, 4, set, room + t * ROWS, ROWS);
     turn(l, room, count, ROWS * set, plane, y + set * ROWS * plane);
@@ -751,26 +756,38 @@ static void mark_pixels(const Layer *l, const Image *i, const float *x, float *y
   }
 }
 
-static int run_images(const Layer *given, const Image *i, const float *x, ptrdiff_t images, float *y) {
+/* A convolution that moves along without a margin sees one long row. */
+static Image straightened(const Image *i) {
+  Image row = *i;
+  if (i->kernel[0] * i->kernel[1] > 1 || i->stride[0] > 1 || i->stride[1] > 1 || i->padding[0] || i->padding[1]) return row;
+  row.height = row.out_height = 1;
+  row.width = row.out_width = i->height * i->width;
+  return row;
+}
+
+static int run_images(const Layer *given, const Image *image, const float *x, ptrdiff_t images, float *y) {
+  const Image row = straightened(image), *i = &row;
   const Planes p = planes_of(i);
   const ptrdiff_t in = (ptrdiff_t)i->channels * i->height * i->width;
   const ptrdiff_t out = (ptrdiff_t)given->outputs * i->out_height * i->out_width;
   uint8_t *planes = aligned_alloc(64, p.bytes);
   int32_t *places = malloc(sizeof(int32_t) * ((size_t)given->blocks + 1));
+  uint8_t *plane = malloc(4 * ((size_t)i->height * i->width + 16));
+  const int possible = planes && places && plane;
   Layer l = *given;
   l.places = places;
-  if (planes && places) place_taps(given, i, &p, places);
-  for (ptrdiff_t n = 0; n < images && planes && places; n++, x += in, y += out) {
-    const int numbers = round_image(&l, i, &p, x, planes);
+  if (possible) place_taps(given, i, &p, places);
+  for (ptrdiff_t n = 0; n < images && possible; n++, x += in, y += out) {
+    const int numbers = round_image(&l, i, &p, x, plane, planes);
     for (int row = 0; row < i->out_height; row++)
       for (int column = 0; column < i->out_width; column += 16)
         pixels(&l, i, planes + 4 * ((ptrdiff_t)row * i->stride[0] * p.width + (ptrdiff_t)column * i->stride[1]),
                smaller(16, i->out_width - column), y + (ptrdiff_t)row * i->out_width + column);
     if (!numbers) mark_pixels(&l, i, x, y);
   }
-  const int possible = planes && places;
   free(planes);
   free(places);
+  free(plane);
   return possible;
 }
 
