@@ -191,7 +191,7 @@ def _multiplied(
     tokens, blocks = y.numel() // outputs, codes.numel() // (4 * rows)
     if not tokens:
         return y
-    tiles = tokens >= TILED and blocks >= BUSY * (len(starts) - 1)
+    tiles = tokens >= TILED and blocks >= BUSY * (starts.numel() - 1)
     pointers = (levels, starts, places, codes, offset, scale, bias)
     layer = LAYER.pack(inputs, outputs, rows, blocks, tiles, low, high, *[t.data_ptr() for t in pointers])
     run(function, layer, (x.data_ptr(), 4 * inputs), (y.data_ptr(), 4 * outputs), tokens, SHARE)
@@ -367,7 +367,7 @@ class SparseInt8Linear(Sparse8):
             raise RuntimeError(f"The last side of x must be {self.inputs}; x is {tuple(x.shape)}: check what it reads.")
         given = (*self.held(), self.outputs, self.rows, self.low, self.high)
         # torch takes longer to find the way to an operator than a few tokens do
-        if plain(x) and plain(given[4]):
+        if plain(x, given[4]):
             return _multiplied(x, *given)
         return torch.ops.automc.sparse8_linear.default(x, *given)  # type: ignore[no-any-return]
 
@@ -381,12 +381,13 @@ def rounded(quantized: Quantized) -> tuple[Tensor, Tensor, tuple[float, float, f
     return quantized.codes, quantized.weight_scale, levels
 
 
-def plain(x: Tensor) -> bool:
-    """Whether x is what the compiled function reads, and nobody watches what is done with it."""
+def plain(x: Tensor, scale: Tensor) -> bool:
+    """Whether x and what a module holds are what the compiled function reads, and nobody watches what is done."""
     return (
         type(x) is Tensor
-        and x.dtype is torch.float32
+        and x.dtype is scale.dtype is torch.float32
         and x.is_cpu
+        and scale.is_cpu
         and not torch.compiler.is_compiling()
         and torch._C._get_tracing_state() is None
         and not torch._C._len_torch_dispatch_stack()

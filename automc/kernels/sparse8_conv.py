@@ -130,6 +130,6 @@ class SparseInt8Conv2d(Sparse8):
         w = self.window
         sides = (list(w.kernel), list(w.stride), list(w.padding), list(w.dilation))
         given = (*self.held(), self.outputs, *sides, self.low, self.high)
-        if plain(x) and plain(given[4]):
+        if plain(x, given[4]):
             return _convolved(x, *given)
         return torch.ops.automc.sparse8_conv2d.default(x, *given)  # type: ignore[no-any-return]
