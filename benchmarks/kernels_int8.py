@@ -4,7 +4,8 @@
     python benchmarks/kernels_int8.py --tokens 128 --rounds 300
 
 Layers of MiniLM, random blocks, rounding of the input counted on both sides. Each sparse layer takes turns with the
-fastest dense one, run once before it is timed, so that both find the caches their own; figures are microseconds of the
+fastest dense one, run once before it is timed, so that both find the caches their own (memory is not given
+back in between); figures are microseconds of the
 thread's processor time, the least and the median of all rounds. The fastest dense one is chosen among dynamic and
 static linear of the engines x86, onednn and fbgemm, and onednn's qlinear_pointwise after quantize_per_tensor, as
 torch.compile uses it. `bound`: if rounding and the fastest product were all, which no code does.
@@ -14,6 +15,8 @@ All is done twice: with all instructions, and in a process of its own with neith
 """
 
 import argparse
+import contextlib
+import ctypes
 import json
 import os
 import subprocess
@@ -123,6 +126,13 @@ def measured(inputs: int, outputs: int, tokens: int, rounds: int) -> Row:
     return row
 
 
+def keep_memory() -> None:
+    """Lets the C library keep what is freed: else page faults of large outputs are by turns in and out of a figure."""
+    with contextlib.suppress(AttributeError):  # another C library
+        for parameter in (-1, -3):  # M_TRIM_THRESHOLD, M_MMAP_THRESHOLD
+            ctypes.CDLL(None).mallopt(parameter, 1 << 30)
+
+
 def line(row: Row) -> str:
     """A shape's speed-ups at a glance: over the fastest dense layer and, in brackets, over the bound."""
     us = row["dense_us"]
@@ -144,6 +154,7 @@ def main() -> None:
     parser.add_argument("--capped", action="store_true", help="what the second process is told")
     arguments = parser.parse_args()
     warnings.filterwarnings("ignore")
+    keep_memory()
     torch.set_num_threads(1)
     torch.manual_seed(0)
     if arguments.capped:
