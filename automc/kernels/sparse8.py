@@ -10,7 +10,7 @@ import ctypes
 import itertools
 import math
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, Protocol
@@ -29,13 +29,16 @@ LARGEST = (2**31 - 1) // 255
 """What the magnitudes of an output's codes may sum up to, so that 32 bits hold its sum of products."""
 SHARE = 64
 """Tokens are dealt out to threads in so many at a time."""
-TILED, BUSY = 32, 32
+TILED, BUSY = 16, 28
 """Tokens, and blocks of a set of 16 outputs, from which on AMX is used where it is."""
+NO_TILES = [0, 0, 0]
+"""Addresses of what a layer without tiles has."""
 TROUBLES = {1: "its memory was not granted", 2: "they are not"}
 
 
-LAYER = struct.Struct("@5i2f7P")
+LAYER = struct.Struct("@5i2f10P")
 """As in sparse8.c: inputs, outputs, rows, blocks, tiles; low, high; and the addresses of all tensors."""
+_TILES = ("tile_codes", "tile_places", "tile_starts")
 _DTYPES = (torch.int8, torch.int32, torch.int32, torch.int32, torch.float32, torch.float32, torch.float32)
 """Of codes, places, starts, offset, scale, bias and levels."""
 
@@ -88,6 +91,22 @@ class Blocks:
             kept, places, counts = _fours(laid)
         starts = torch.cat((counts.new_zeros(1), counts.cumsum(0)))
         return cls(rows, outputs, inputs, kept.contiguous(), places.int().contiguous(), starts.int())
+
+    def tiles(self) -> tuple[Tensor, Tensor, Tensor]:
+        """The same for AMX, 16 blocks of a set at a time, filled up with zeros; every set has one tile at least.
+
+        Codes int8 (tiles, 16, 64): output, block and input; places int32 (tiles, 16); starts int32 (sets + 1,).
+        """
+        counts = self.starts.diff().long()
+        each = ((counts + 15) // 16).clamp_min(1)
+        starts = torch.cat((each.new_zeros(1), each.cumsum(0)))
+        which = torch.repeat_interleave(torch.arange(len(counts)), counts)
+        order = torch.arange(len(which)) - self.starts.long()[which] + 16 * starts[which]
+        codes = self.codes.new_zeros(16 * int(starts[-1]), 16, 4)
+        places = self.places.new_zeros(16 * int(starts[-1]))
+        codes[order], places[order] = self.codes, self.places
+        turned = codes.reshape(-1, 16, 16, 4).transpose(1, 2).reshape(-1, 16, 64)
+        return turned.contiguous(), places.reshape(-1, 16), starts.int()
 
     def dense(self) -> Tensor:
         """All codes, int8 (outputs, inputs)."""
@@ -164,7 +183,8 @@ def level() -> int:
 
 def _linear(x: Tensor, *given: Any) -> Tensor:
     """`automc::sparse8_linear` on a processor."""
-    check_call(x, given[:7], *given[7:9])
+    check_call(x, given[:7], *given[8:10])
+    _check_tiles(given[7], -(-given[8] // 16))
     return _multiplied(x, *given)
 
 
@@ -177,6 +197,7 @@ def _multiplied(
     scale: Tensor,
     bias: Tensor,
     levels: Tensor,
+    tiles: Sequence[Tensor],
     outputs: int,
     rows: int,
     low: float,
@@ -191,9 +212,11 @@ def _multiplied(
     tokens, blocks = y.numel() // outputs, codes.numel() // (4 * rows)
     if not tokens:
         return y
-    tiles = tokens >= TILED and blocks >= BUSY * (starts.numel() - 1)
     pointers = (levels, starts, places, codes, offset, scale, bias)
-    layer = LAYER.pack(inputs, outputs, rows, blocks, tiles, low, high, *[t.data_ptr() for t in pointers])
+    held = [t.data_ptr() for t in pointers]
+    tiled = tiles if tokens >= TILED else ()
+    held += [t.data_ptr() for t in tiled] or NO_TILES
+    layer = LAYER.pack(inputs, outputs, rows, blocks, len(tiled) and tiled[0].shape[0], low, high, *held)
     run(function, layer, (x.data_ptr(), 4 * inputs), (y.data_ptr(), 4 * outputs), tokens, SHARE)
     return y
 
@@ -218,6 +241,17 @@ def check_call(x: Tensor, held: tuple[Tensor, ...], outputs: int, rows: int) -> 
             f"A sparse layer of 8 bits must be given float32 x and what its module holds, on the processor; it was "
             f"given {given}: use the module."
         )
+
+
+def _check_tiles(tiles: Sequence[Tensor], sets: int) -> None:
+    """RuntimeError for tiles that are none; that they lie inside is checked where they are used."""
+    if not tiles:
+        return
+    codes, places, starts = tiles
+    dtypes = (torch.int8, torch.int32, torch.int32)
+    right = all(t.dtype is d and t.is_cpu and t.is_contiguous() for t, d in zip(tiles, dtypes, strict=True))
+    if not right or codes.shape[1:] != (16, 64) or places.shape != (len(codes), 16) or starts.numel() != sets + 1:
+        raise RuntimeError("Tiles must be those of the module, or none; they are others: use the module.")
 
 
 def run(
@@ -277,14 +311,14 @@ def _in_torch(
 library = torch.library.Library("automc", "FRAGMENT")  # type: ignore[no-untyped-call]
 library.define(  # type: ignore[no-untyped-call]
     "sparse8_linear(Tensor x, Tensor codes, Tensor places, Tensor starts, Tensor offset, Tensor scale, Tensor bias, "
-    "Tensor levels, int outputs, int rows, float low, float high) -> Tensor"
+    "Tensor levels, Tensor[] tiles, int outputs, int rows, float low, float high) -> Tensor"
 )
 library.impl("sparse8_linear", _linear, "CPU")  # type: ignore[no-untyped-call]
 
 
 def _shaped(x: Tensor, *given: Any) -> Tensor:
     """What `_linear` gives, without the numbers."""
-    return x.new_empty((*x.shape[:-1], given[7]))
+    return x.new_empty((*x.shape[:-1], given[8]))
 
 
 torch.library.register_fake("automc::sparse8_linear", _shaped, lib=library)
@@ -324,6 +358,10 @@ class Sparse8(nn.Module):
         self.register_buffer("bias", _whole(torch.zeros(len(codes)) if bias is None else bias, torch.float32))
         self.register_buffer("levels", torch.tensor(levels, dtype=torch.float32))
 
+    def blocks(self) -> Blocks:
+        """What the weight is made of."""
+        return Blocks(self.rows, self.outputs, self.inputs, self.codes, self.places, self.starts)
+
     codes: Tensor
     places: Tensor
     starts: Tensor
@@ -344,7 +382,23 @@ class Sparse8(nn.Module):
 
 
 class SparseInt8Linear(Sparse8):
-    """act(x W^T + b) where W has few blocks, x is rounded to 8 bits, and act clamps to two limits."""
+    """act(x W^T + b) where W has few blocks, x is rounded to 8 bits, and act clamps to two limits.
+
+    Where there is AMX, and blocks enough, it holds them once more in the order of its tiles; that is not saved.
+    """
+
+    def __init__(self, *arguments: Any, **settings: Any) -> None:
+        super().__init__(*arguments, **settings)
+        self.tiled = self.rows == 16 and level() == 2 and len(self.codes) >= BUSY * (len(self.starts) - 1)
+        if self.tiled:
+            for name, buffer in zip(_TILES, self.blocks().tiles(), strict=True):
+                self.register_buffer(name, buffer, persistent=False)
+
+    def _load_from_state_dict(self, *arguments: Any) -> None:
+        super()._load_from_state_dict(*arguments)
+        if self.tiled:
+            for name, buffer in zip(_TILES, self.blocks().tiles(), strict=True):
+                setattr(self, name, buffer)
 
     @classmethod
     def of(
@@ -365,7 +419,9 @@ class SparseInt8Linear(Sparse8):
         """x (..., inputs) float32 gives (..., outputs); not a number where an input of the same row is none."""
         if x.shape[-1] != self.inputs:
             raise RuntimeError(f"The last side of x must be {self.inputs}; x is {tuple(x.shape)}: check what it reads.")
-        given = (*self.held(), self.outputs, self.rows, self.low, self.high)
+        buffers: dict[str, Any] = self._buffers
+        tiles = [buffers[name] for name in _TILES] if self.tiled else []
+        given = (*self.held(), tiles, self.outputs, self.rows, self.low, self.high)
         # torch takes longer to find the way to an operator than a few tokens do
         if plain(x, given[4]):
             return _multiplied(x, *given)

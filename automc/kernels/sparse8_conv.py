@@ -16,7 +16,18 @@ from torch import Tensor, nn
 
 from automc.errors import PolicyError
 from automc.kernels.build import compiled
-from automc.kernels.sparse8 import LAYER, Quantized, Sparse8, check_call, dense_codes, library, plain, rounded, run
+from automc.kernels.sparse8 import (
+    LAYER,
+    NO_TILES,
+    Quantized,
+    Sparse8,
+    check_call,
+    dense_codes,
+    library,
+    plain,
+    rounded,
+    run,
+)
 from automc.kernels.tiles import Window
 
 _IMAGE = struct.Struct("@13i")
@@ -59,7 +70,7 @@ def _convolved(x: Tensor, *given: Any) -> Tensor:
     y = torch.empty(len(x), outputs, height, width)
     inputs = -(-x.shape[1] // 4) * 4 * window.kernel[0] * window.kernel[1]
     pointers = (levels, starts, places, codes, offset, scale, bias)
-    layer = LAYER.pack(inputs, outputs, _ROWS, len(codes), 0, low, high, *[t.data_ptr() for t in pointers])
+    layer = LAYER.pack(inputs, outputs, _ROWS, len(codes), 0, low, high, *[t.data_ptr() for t in pointers], *NO_TILES)
     image = _IMAGE.pack(*x.shape[1:], height, width, *(n for side in sides for n in side))
 
     def some(layer: bytes, at: int, count: int, to: int) -> int:

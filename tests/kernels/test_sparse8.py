@@ -224,6 +224,18 @@ def test_what_cannot_be_multiplied_is_refused() -> None:
         SparseInt8Linear(torch.zeros(4, 4), torch.ones(4), None, (1.0, 300.0, 1023.0))
 
 
+def test_tiles_that_point_outside_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sparse8, "BUSY", 0)
+    module = SparseInt8Linear.of(quantized(24, 20, 16, 0.5))
+    if not module.tiled:
+        pytest.skip("a processor without tiles")
+    for name, index, value in (("tile_places", (0, 15), 6), ("tile_starts", 1, 0), ("tile_starts", -1, 10**6)):
+        broken = copy.deepcopy(module)
+        getattr(broken, name)[index] = value
+        with pytest.raises(RuntimeError, match="blocks must lie inside"):
+            broken(torch.randn(16, 24))
+
+
 def test_what_would_be_misread_is_refused() -> None:
     module = SparseInt8Linear.of(quantized(24, 20, 16, 0.5))
     for x in (torch.randn(2, 24, dtype=torch.float64), torch.randint(0, 9, (2, 24))):
@@ -241,7 +253,10 @@ def test_what_would_be_misread_is_refused() -> None:
             module(torch.randn(2, inputs))
 
 
-def test_the_operator_is_exported_saved_and_compiled() -> None:
+@pytest.mark.parametrize("busy", [0, 10**6])
+def test_the_operator_is_exported_saved_and_compiled(busy: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sparse8, "BUSY", busy)
+    monkeypatch.setattr(sparse8, "TILED", 2)
     layer = quantized(24, 20, 16, 0.5)
     model = nn.Sequential(SparseInt8Linear.of(layer), nn.ReLU())
     x = inputs_of(layer, 6)
@@ -257,19 +272,40 @@ def test_the_operator_is_exported_saved_and_compiled() -> None:
     names = ("codes", "places", "starts", "offset", "scale", "bias", "levels")
     held_by = model[0]
     assert isinstance(held_by, SparseInt8Linear)
-    arguments = (x, *(getattr(held_by, n) for n in names), 20, 16, -math.inf, math.inf)
-    torch.library.opcheck(torch.ops.automc.sparse8_linear.default, arguments)
+    for tiles in ([], list(held_by.blocks().tiles())):
+        arguments = (x, *(getattr(held_by, n) for n in names), tiles, 20, 16, -math.inf, math.inf)
+        torch.library.opcheck(torch.ops.automc.sparse8_linear.default, arguments)
 
 
-def test_a_saved_module_gives_the_same(tmp_path: Path) -> None:
-    layer = quantized(24, 20, 4, 0.5)
-    module, x = SparseInt8Linear.of(layer, rows=4), torch.randn(3, 24)
+@pytest.mark.parametrize(("rows", "busy"), [(16, 0), (16, 10**6), (4, 0)])
+def test_a_saved_module_gives_the_same(rows: int, busy: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(sparse8, "BUSY", busy)
+    module, x = SparseInt8Linear.of(quantized(24, 20, rows, 0.5), rows=rows), torch.randn(30, 24)
+    assert module.tiled == (rows == 16 and busy == 0 and sparse8.level() == 2)
     torch.save(module.state_dict(), tmp_path / "m.pt")
+    assert set(module.state_dict()) == {"codes", "places", "starts", "offset", "scale", "bias", "levels"}
     other = copy.deepcopy(module)
     for buffer in other.buffers():
         buffer.zero_()
     other.load_state_dict(torch.load(tmp_path / "m.pt", weights_only=True))
     assert torch.equal(other(x), module(x))
+
+
+def test_tiles_hold_the_blocks_of_every_set() -> None:
+    codes = quantized(150, 70, 16, 0.3).codes
+    assert codes is not None
+    codes[16:32] = 0
+    codes[:16, 100:] = 0
+    blocks = Blocks.of(codes)
+    tiles, places, starts = blocks.tiles()
+    found = torch.zeros(80, 38, 4, dtype=torch.int64)
+    for block_set, (first, last) in enumerate(zip(starts.tolist(), starts[1:].tolist(), strict=False)):
+        for tile in range(first, last):
+            for block in range(16):
+                at = tiles[tile].reshape(16, 16, 4)[:, block].long()
+                found[16 * block_set : 16 * block_set + 16, places[tile, block]] += at
+    assert found.reshape(80, -1)[:70, :150].equal(codes)
+    assert int(starts.diff()[1]) == 1 and bool((starts.diff() >= 1).all())
 
 
 SANITIZED = """

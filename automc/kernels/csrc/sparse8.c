@@ -53,7 +53,7 @@ typedef struct {
   int inputs, outputs;
   int rows;              /* outputs of a set: 16 or 4 */
   int blocks;            /* of all sets */
-  int tiles;             /* whether AMX may be used */
+  int tile_count;        /* tiles of all sets, below */
   float low, high;       /* the output is clamped to this */
   const float *levels;   /* of the activations: distance of two, the one of 0.0, the last one */
   const int32_t *starts; /* [sets + 1] first block of each set */
@@ -62,6 +62,10 @@ typedef struct {
   const int32_t *offset; /* [sets * rows] added to the sum: what the level of 0.0 makes too much */
   const float *scale;    /* [sets * rows] of a sum */
   const float *bias;     /* [sets * rows] */
+  /* for AMX, or NULL: blocks of 16x4 once more, 16 of a set at a time, filled up with zeros */
+  const int8_t *tiles;        /* [tiles][output][block][4] */
+  const int32_t *tile_places; /* [tiles][16] */
+  const int32_t *tile_starts; /* [sets + 1] the first tile of each set, of which every one has one */
 } Layer;
 
 static inline int smaller(int a, int b) { return a < b ? a : b; }
@@ -388,68 +392,28 @@ static void amx_configure(void) {
   _tile_loadconfig(&all_full);
 }
 
-/* Weights as tiles [output][block][4] of 16 blocks of a set, the last one filled up with zeros */
-typedef struct {
-  int8_t *codes;
-  int32_t *places; /* [chunks][16]; what fills a tile up reads the first group */
-  int8_t *last;    /* [chunks] whether its set ends here */
-  int chunks;
-} Tiles;
-
-static void weight_tile(const int8_t *codes, int count, int8_t *out) {
-  int8_t square[1024] __attribute__((aligned(64))) = {0};
-  memcpy(square, codes, 64 * (size_t)count);
-  __m512i r[16];
-  transpose((const int32_t *)square, 16, r);
-  _Pragma("GCC unroll 16") for (int i = 0; i < 16; i++) _mm512_store_si512(out + 64 * i, r[i]);
-}
-
-/* 0 where there is no memory */
-static int weight_tiles(const Layer *l, Tiles *to) {
-  const int sets = (l->outputs + ROWS - 1) / ROWS;
-  const size_t most = (size_t)l->blocks / 16 + (size_t)sets;
-  to->codes = aligned_alloc(64, most * (1024 + 64) + (most + 63) / 64 * 64);
-  if (!to->codes) return 0;
-  to->places = (int32_t *)(to->codes + most * 1024);
-  to->last = (int8_t *)(to->places + most * 16);
-  int chunk = 0;
-  for (int set = 0; set < sets; set++) {
-    const int end = l->starts[set + 1];
-    int b = l->starts[set];
-    do { /* an empty set gets an empty tile */
-      const int count = smaller(16, end - b);
-      weight_tile(l->codes + 64 * (ptrdiff_t)b, count, to->codes + 1024 * (ptrdiff_t)chunk);
-      memset(to->places + 16 * (ptrdiff_t)chunk, 0, 64);
-      memcpy(to->places + 16 * (ptrdiff_t)chunk, l->places + b, sizeof(int32_t) * count);
-      b += count;
-      to->last[chunk++] = b == end;
-    } while (b < end);
-  }
-  to->chunks = chunk;
-  return 1;
-}
-
 /* All sets for a tile [groups][16][4] of tokens. Some tiles are gathered, then multiplied, then what is done is finished:
    a tile that is loaded waits for all that is still on its way to memory. */
-static void tiled(const Layer *l, const Tiles *w, const uint8_t *x, int tokens, float *y) {
+static void tiled(const Layer *l, const uint8_t *x, int tokens, float *y) {
   uint8_t rows[BATCH][1024] __attribute__((aligned(64)));
   int32_t sums[BATCH][256] __attribute__((aligned(64)));
   float room[16 * FAR] __attribute__((aligned(64)));
-  const int sets = (l->outputs + ROWS - 1) / ROWS;
-  int set = 0;
+  const int sets = (l->outputs + ROWS - 1) / ROWS, tiles = l->tile_starts[sets];
+  int set = 0, opened = 0; /* sets finished, and multiplied */
   _tile_zero(0);
-  for (int chunk = 0; chunk < w->chunks; chunk += BATCH) {
-    const int count = smaller(BATCH, w->chunks - chunk);
-    const int32_t *places = w->places + 16 * (ptrdiff_t)chunk;
+  for (int tile = 0; tile < tiles; tile += BATCH) {
+    const int count = smaller(BATCH, tiles - tile);
+    const int32_t *places = l->tile_places + 16 * (ptrdiff_t)tile;
     for (int i = 0; i < count; i++, places += 16)
       _Pragma("GCC unroll 16") for (int j = 0; j < 16; j++)
           _mm512_store_si512(rows[i] + 64 * j, _mm512_load_si512(x + 64 * (ptrdiff_t)places[j]));
     int done = 0;
     for (int i = 0; i < count; i++) {
-      _tile_loadd(1, w->codes + 1024 * (ptrdiff_t)(chunk + i), 64);
+      _tile_loadd(1, l->tiles + 1024 * (ptrdiff_t)(tile + i), 64);
       _tile_loadd(2, rows[i], 64);
       _tile_dpbsud(0, 1, 2);
-      if (!w->last[chunk + i]) continue;
+      if (tile + i + 1 < l->tile_starts[opened + 1]) continue;
+      opened++;
       _tile_stored(0, sums[done++], 64);
       _tile_zero(0);
     }
@@ -463,19 +427,17 @@ static void tiled(const Layer *l, const Tiles *w, const uint8_t *x, int tokens, 
 
 static int run_tiled(const Layer *l, const float *x, ptrdiff_t tokens, float *y) {
   uint8_t *rounded = aligned_alloc(64, tile_bytes(l, 16));
-  Tiles tiles = {0};
-  const int possible = rounded && weight_tiles(l, &tiles);
-  if (possible) amx_configure();
-  for (ptrdiff_t t = 0; t < tokens && possible; t += 16) {
+  if (!rounded) return 0;
+  amx_configure();
+  for (ptrdiff_t t = 0; t < tokens; t += 16) {
     const int present = tokens - t < 16 ? (int)(tokens - t) : 16;
     const int numbers = round_tile(l, x + t * l->inputs, present, 16, rounded);
-    tiled(l, &tiles, rounded, present, y + t * l->outputs);
+    tiled(l, rounded, present, y + t * l->outputs);
     if (!numbers) mark(l, x + t * l->inputs, present, y + t * l->outputs);
   }
-  if (possible) _tile_release();
+  _tile_release();
   free(rounded);
-  free(tiles.codes);
-  return possible;
+  return 1;
 }
 #endif
 
@@ -811,6 +773,10 @@ static int sound(const Layer *l) {
   int good = l->starts[0] == 0 && l->starts[sets] == l->blocks;
   for (int set = 0; set < sets; set++) good &= l->starts[set] <= l->starts[set + 1];
   for (ptrdiff_t b = 0; b < (ptrdiff_t)l->blocks * reads; b++) good &= (uint32_t)l->places[b] < places;
+  if (!l->tiles || !good) return good;
+  good = l->tile_starts[0] == 0 && l->tile_starts[sets] == l->tile_count;
+  for (int set = 0; set < sets; set++) good &= l->tile_starts[set] < l->tile_starts[set + 1];
+  for (ptrdiff_t b = 0; b < 16 * (ptrdiff_t)l->tile_count; b++) good &= (uint32_t)l->tile_places[b] < places;
   return good;
 }
 
