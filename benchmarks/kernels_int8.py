@@ -5,9 +5,10 @@
 
 Layers of MiniLM, random blocks, rounding of the input counted on both sides. Each sparse layer takes turns with the
 fastest dense one, run once before it is timed, so that both find the caches their own; memory is not given back in
-between. Figures are microseconds of the thread's processor time, the least and the median of all rounds. The fastest dense one is chosen among dynamic and
-static linear of the engines x86, onednn and fbgemm, and onednn's qlinear_pointwise after quantize_per_tensor, as
-torch.compile uses it. `bound`: if rounding and the fastest product were all, which no code does.
+between. Figures are microseconds of the thread's processor time, the least and the median of all rounds. The fastest
+dense one is chosen among dynamic and static linear of the engines x86, onednn and fbgemm, and onednn's
+qlinear_pointwise after quantize_per_tensor, as torch.compile uses it. `bound`: if rounding and the fastest product
+were all, which no code does.
 
 All is done twice: with all instructions, and in a process of its own with neither side using AMX
 (ONEDNN_MAX_CPU_ISA=AVX512_CORE_VNNI), as on processors that have none.
