@@ -31,6 +31,7 @@ WITHOUT = {
     "256 bits": ("-mno-avx512f",),
     "256 bits that widen": ("-mno-avx512f", "-mno-avxvnni"),
     "any processor": ("-march=x86-64",),
+    "plain C": ("-march=x86-64", "-U__SSE2__"),
 }
 
 

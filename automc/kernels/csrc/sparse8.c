@@ -15,7 +15,7 @@
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
-#if defined(__AVX2__)
+#if defined(__SSE2__) || defined(__AVX2__)
 #include <immintrin.h>
 #endif
 #if defined(__AMX_INT8__) && defined(__linux__) && defined(__AVX512BW__)
@@ -95,6 +95,11 @@ static inline vec dot(vec sum, vec x, vec w) {
                                          _mm256_srai_epi16(_mm256_slli_epi16((__m256i)w, 8), 8));
   const __m256i odd = _mm256_madd_epi16(_mm256_srli_epi16((__m256i)x, 8), _mm256_srai_epi16((__m256i)w, 8));
   return sum + (vec)even + (vec)odd;
+#elif defined(__SSE2__)
+  const __m128i even = _mm_madd_epi16(_mm_and_si128((__m128i)x, _mm_set1_epi16(255)),
+                                      _mm_srai_epi16(_mm_slli_epi16((__m128i)w, 8), 8));
+  const __m128i odd = _mm_madd_epi16(_mm_srli_epi16((__m128i)x, 8), _mm_srai_epi16((__m128i)w, 8));
+  return sum + (vec)even + (vec)odd;
 #else
   for (int b = 0; b < 4; b++) sum += ((x >> 8 * b) & 255) * ((vec)((__typeof__((vec){} < (vec){}))w << (24 - 8 * b)) >> 24);
   return sum;
@@ -156,16 +161,36 @@ static inline int round_row(const float *x, const Levels *v, uint8_t *out) {
   return !_mm512_cmp_ps_mask(given, given, _CMP_UNORD_Q);
 }
 #else
+/* numbers of 0 to 255 as bytes */
+static inline void put_bytes(uint8_t *out, vec x) {
+#if LANES == 8
+  const __m128i half = _mm_packs_epi32(_mm256_castsi256_si128((__m256i)x), _mm256_extracti128_si256((__m256i)x, 1));
+  _mm_storel_epi64((__m128i *)out, _mm_packus_epi16(half, half));
+#elif defined(__SSE2__)
+  const __m128i half = _mm_packs_epi32((__m128i)x, (__m128i)x);
+  const int four = _mm_cvtsi128_si32(_mm_packus_epi16(half, half));
+  memcpy(out, &four, 4);
+#else
+  for (int i = 0; i < LANES; i++) out[i] = (uint8_t)x[i];
+#endif
+}
+
+static inline real either(vec first, real a, real b) { return (real)(((vec)a & first) | ((vec)b & ~first)); }
+
 static inline int round_row(const float *x, const Levels *v, uint8_t *out) {
-  int numbers = 1;
-  for (int k = 0; k < 16; k++) {
-    numbers &= x[k] == x[k];
-    const float from = x[k] > v->low ? x[k] : v->low; /* the lower limit of what is no number */
+  vec odd = {};
+  for (int k = 0; k < 16; k += LANES) {
+    const real given = (real)load(x + k);
+    odd |= given != given;
+    const real from = either(given > v->low, given, same(v->low)); /* the lower limit of what is no number */
     /* adding and subtracting 1.5 * 2^23 rounds to even */
-    const float level = (from < v->high ? from : v->high) / v->step + 12582912.0f - 12582912.0f + v->zero;
-    out[k] = (uint8_t)(int)(level < 0 ? 0 : level > v->top ? v->top : level);
+    real level = either(from < v->high, from, same(v->high)) / v->step + 12582912.0f - 12582912.0f + v->zero;
+    level = either(level > 0, level, same(0));
+    put_bytes(out + k, __builtin_convertvector(either(level < v->top, level, same(v->top)), vec));
   }
-  return numbers;
+  int any = 0;
+  for (int i = 0; i < LANES; i++) any |= odd[i];
+  return !any;
 }
 
 static inline int round_square(const float *x, ptrdiff_t apart, const Levels *v, uint8_t *out, ptrdiff_t next) {
