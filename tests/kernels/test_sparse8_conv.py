@@ -74,6 +74,8 @@ def test_every_instruction_set_gives_the_same(flags: None) -> None:
         x = torch.randn(2, channels, 9, 37)
         x[1, 2, 3, 20] = math.nan
         check(quantized(nn.Conv2d(channels, outputs, kernel, stride, padding)), x)
+    check(quantized(nn.Conv2d(8, 16, (3, 1), (1, 2), (1, 0))), torch.randn(1, 8, 9, 37))
+    check(quantized(nn.Conv2d(8, 16, (1, 3), (2, 1), (0, 1), (1, 2))), torch.randn(1, 8, 9, 37))
 
 
 @given(

@@ -1,14 +1,14 @@
 /* Products of 8-bit activations with 8-bit weights of which whole blocks are zero.
 
-   Weights come in sets of consecutive outputs, each with the list of its blocks that are not zero. Four inputs at a time
-   are multiplied and added up in 32 bits, which is what VNNI instructions do and what the layouts follow:
+   Weights come in sets of consecutive outputs, each with the list of its blocks that are not zero. Four inputs at a
+   time are multiplied and added up in 32 bits, which is what VNNI instructions do and what the layouts follow:
 
    16x4   a set is 16 outputs, a block 4 consecutive inputs: codes [block][output][4], places [block], in groups of 4
    4x1    a set is 4 outputs, a block any 4 of its inputs: codes [block][output][4], places [block][4]
 
-   Activations are rounded to [group of 4 inputs][token][4] bytes, some tokens at a time, so that a group of one token is
-   a word to broadcast, of 16 tokens a vector, and a row of the tiles of AMX. Sums are exact, hence the same on all
-   processors and for any number of threads. */
+   Activations are rounded to [group of 4 inputs][token][4] bytes, some tokens at a time, so that a group of one token
+   is a word to broadcast, and one of 16 tokens a row of a tile of AMX. Sums are exact, hence the same on all processors
+   and for any number of threads. */
 
 #include <math.h>
 #include <stddef.h>
@@ -44,7 +44,8 @@
 #define FOURS 0
 #endif
 
-enum { ROWS = 16, PARTS = ROWS / LANES, WIDE = 64 /* tokens of a 4x1 tile */, FEW = 6 /* for which none is worth it */ };
+enum { ROWS = 16, PARTS = ROWS / LANES };
+enum { WIDE = 64 /* tokens of a 4x1 tile */, FEW = 6 /* for which none is worth it */ };
 
 typedef int vec __attribute__((vector_size(4 * LANES)));
 typedef float real __attribute__((vector_size(4 * LANES)));
@@ -101,7 +102,7 @@ static inline vec dot(vec sum, vec x, vec w) {
   const __m128i odd = _mm_madd_epi16(_mm_srli_epi16((__m128i)x, 8), _mm_srai_epi16((__m128i)w, 8));
   return sum + (vec)even + (vec)odd;
 #else
-  for (int b = 0; b < 4; b++) sum += ((x >> 8 * b) & 255) * ((vec)((__typeof__((vec){} < (vec){}))w << (24 - 8 * b)) >> 24);
+  for (int b = 0; b < 4; b++) sum += ((x >> 8 * b) & 255) * ((w << (24 - 8 * b)) >> 24);
   return sum;
 #endif
 }
@@ -119,7 +120,8 @@ static Levels levels_of(const Layer *l) {
 
 #if LANES == 16
 /* The nearest integers to x / step, as division finds it: the quotient by the reciprocal is put right by what it leaves
-   (Markstein 1990). Large numbers are limited to one level above the last; what is below all integers becomes the least one. */
+   (Markstein 1990). Large numbers are limited to one level above the last; what is below all integers becomes the
+   least one. */
 static inline __m512i nearest(__m512 x, const Levels *v) {
   x = _mm512_min_ps(x, _mm512_set1_ps(v->high));
   const __m512 q = _mm512_mul_ps(x, _mm512_set1_ps(v->inverse));
@@ -138,7 +140,8 @@ static inline __m512i round_four(const float *x, ptrdiff_t apart, const Levels *
   return _mm512_packus_epi16(_mm512_min_epi16(ab, top), _mm512_min_epi16(cd, top));
 }
 
-/* 16 inputs of 16 tokens, `apart` floats from each other, to 4 groups, `next` bytes from each other; whether all are numbers */
+/* 16 inputs of 16 tokens, `apart` floats from each other, to 4 groups, `next` bytes from each other; whether all are
+   numbers */
 static inline int round_square(const float *x, ptrdiff_t apart, const Levels *v, uint8_t *out, ptrdiff_t next) {
   __mmask16 odd = 0;
   __m512i t[4];
@@ -155,9 +158,9 @@ static inline int round_square(const float *x, ptrdiff_t apart, const Levels *v,
 /* 16 inputs of one token */
 static inline int round_row(const float *x, const Levels *v, uint8_t *out) {
   const __m512 given = _mm512_loadu_ps(x);
-  const __m512i level = _mm512_add_epi32(nearest(given, v), _mm512_set1_epi32((int)v->zero));
-  const __m512i top = _mm512_set1_epi32((int)v->top);
-  _mm_storeu_si128((__m128i *)out, _mm512_cvtepi32_epi8(_mm512_max_epi32(_mm512_min_epi32(level, top), _mm512_setzero_si512())));
+  const __m512i zero = _mm512_set1_epi32((int)v->zero), top = _mm512_set1_epi32((int)v->top);
+  const __m512i level = _mm512_max_epi32(_mm512_add_epi32(nearest(given, v), zero), _mm512_setzero_si512());
+  _mm_storeu_si128((__m128i *)out, _mm512_cvtepi32_epi8(_mm512_min_epi32(level, top)));
   return !_mm512_cmp_ps_mask(given, given, _CMP_UNORD_Q);
 }
 #else
@@ -216,7 +219,9 @@ static int round_edge(const float *x, ptrdiff_t apart, int tokens, int inputs, c
 }
 
 /* Bytes of a tile of activations; whole squares are written */
-static size_t tile_bytes(const Layer *l, int width) { return (size_t)((l->inputs + 15) / 16) * 16 * (size_t)(width < 4 ? 4 : width); }
+static size_t tile_bytes(const Layer *l, int width) {
+  return (size_t)((l->inputs + 15) / 16) * 16 * (size_t)(width < 4 ? 4 : width);
+}
 
 /* Tokens (tokens, inputs) as [groups][width][4] bytes; whether all of them are numbers */
 static int round_tile(const Layer *l, const float *x, int tokens, int width, uint8_t *out) {
@@ -260,7 +265,8 @@ enum { STAGED = 8 /* sets of 16 outputs */, FAR = ROWS * (STAGED + 1) };
 
 /* The sums of the 16 outputs from `row` on of one token */
 static inline void finish(const Layer *l, const vec sum[PARTS], int row, float *at) {
-  _Pragma("GCC unroll 4") for (int p = 0; p < PARTS; p++) store(at + p * LANES, (vec)finished(l, sum[p], row + p * LANES));
+  _Pragma("GCC unroll 4") for (int p = 0; p < PARTS; p++)
+      store(at + p * LANES, (vec)finished(l, sum[p], row + p * LANES));
 }
 
 /* Outputs from `row` up to, but without, `end` go to rows of the result */
@@ -417,8 +423,8 @@ static void amx_configure(void) {
   _tile_loadconfig(&all_full);
 }
 
-/* All sets for a tile [groups][16][4] of tokens. Some tiles are gathered, then multiplied, then what is done is finished:
-   a tile that is loaded waits for all that is still on its way to memory. */
+/* All sets for a tile [groups][16][4] of tokens. Some tiles are gathered, then multiplied, then what is done is
+   finished: a tile that is loaded waits for all that is still on its way to memory. */
 static void tiled(const Layer *l, const uint8_t *x, int tokens, float *y) {
   uint8_t rows[BATCH][1024] __attribute__((aligned(64)));
   int32_t sums[BATCH][256] __attribute__((aligned(64)));
@@ -636,13 +642,14 @@ typedef struct {
 
 static Planes planes_of(const Image *i) {
   Planes p = {(i->channels + 3) / 4, i->height + 2 * i->padding[0], i->width + 2 * i->padding[1], 0};
-  p.bytes = ((size_t)p.groups * p.height * p.width + 16 * (size_t)i->stride[1]) * 4; /* 16 tokens may be read at the end */
+  p.bytes = ((size_t)p.groups * p.height * p.width + 16 * (size_t)i->stride[1]) * 4; /* 16 may be read at the end */
   p.bytes = (p.bytes + 63) / 64 * 64;
   return p;
 }
 
 /* 16 pixels of up to 4 channels, `apart` floats from each other, as words; whether all of `count` are numbers */
-static inline int round_pixels(const float *x, ptrdiff_t apart, int channels, int count, const Levels *v, uint8_t *out) {
+static inline int round_pixels(const float *x, ptrdiff_t apart, int channels, int count, const Levels *v,
+                               uint8_t *out) {
 #if LANES == 16
   const __mmask16 present = (__mmask16)((1u << count) - 1);
   const __m512i zero = _mm512_set1_epi32((int)v->zero), top = _mm512_set1_epi32((int)v->top);
@@ -670,8 +677,8 @@ static inline int round_pixels(const float *x, ptrdiff_t apart, int channels, in
 #endif
 }
 
-/* An image [channels][height][width] in planes, the level of 0.0 around it; whether all pixels are numbers. Four channels
-   are rounded to `plane` [height * width + 16][4] first, since rows may be short. */
+/* An image [channels][height][width] in planes, the level of 0.0 around it; whether all pixels are numbers. Four
+   channels are rounded to `plane` [height * width + 16][4] first, since rows may be short. */
 static int round_image(const Layer *l, const Image *i, const Planes *p, const float *x, uint8_t *plane, uint8_t *out) {
   const Levels v = levels_of(l);
   const int size = i->height * i->width;
@@ -722,7 +729,8 @@ static void pixels(const Layer *l, const Image *i, const uint8_t *x, int count, 
     else if (i->stride[1] == 2)
       blocks(l, x, 4, 8, whole, set, room, ROWS);
     else
-      for (int t = 0; t < count; t++) blocks_1(l, x + 4 * (ptrdiff_t)i->stride[1] * t, 4, 4, set, room + t * ROWS, ROWS);
+      for (int t = 0; t < count; t++)
+        blocks_1(l, x + 4 * (ptrdiff_t)i->stride[1] * t, 4, 4, set, room + t * ROWS, ROWS);
     turn(l, room, count, ROWS * set, plane, y + set * ROWS * plane);
   }
 }
@@ -746,7 +754,7 @@ static void mark_pixels(const Layer *l, const Image *i, const float *x, float *y
 /* A convolution that moves along without a margin sees one long row. */
 static Image straightened(const Image *i) {
   Image row = *i;
-  if (i->kernel[0] * i->kernel[1] > 1 || i->stride[0] > 1 || i->stride[1] > 1 || i->padding[0] || i->padding[1]) return row;
+  if (i->kernel[0] * i->kernel[1] * i->stride[0] * i->stride[1] > 1 || i->padding[0] || i->padding[1]) return row;
   row.height = row.out_height = 1;
   row.width = row.out_width = i->height * i->width;
   return row;
