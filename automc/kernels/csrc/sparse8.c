@@ -1,0 +1,835 @@
+/* Products of 8-bit activations with 8-bit weights of which whole blocks are zero.
+
+   Weights come in sets of consecutive outputs, each with the list of its blocks that are not zero. Four inputs at a
+   time are multiplied and added up in 32 bits, which is what VNNI instructions do and what the layouts follow:
+
+   16x4   a set is 16 outputs, a block 4 consecutive inputs: codes [block][output][4], places [block], in groups of 4
+   4x1    a set is 4 outputs, a block any 4 of its inputs: codes [block][output][4], places [block][4]
+
+   Activations are rounded to [group of 4 inputs][token][4] bytes, some tokens at a time, so that a group of one token
+   is a word to broadcast, and one of 16 tokens a row of a tile of AMX. Sums are exact, hence the same on all processors
+   and for any number of threads. */
+
+#include <math.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+#if defined(__SSE2__) || defined(__AVX2__)
+#include <immintrin.h>
+#endif
+#if defined(__AMX_INT8__) && defined(__linux__) && defined(__AVX512BW__)
+#include <sys/syscall.h>
+#include <unistd.h>
+#define AMX 1
+#else
+#define AMX 0
+#endif
+
+/* FOURS: whether an instruction adds up four products */
+#if defined(__AVX512BW__) && defined(__AVX512VNNI__)
+#define LANES 16
+#define FOURS 1
+#elif defined(__AVX512BW__)
+#define LANES 16
+#define FOURS 0
+#elif defined(__AVX2__) && defined(__AVXVNNI__)
+#define LANES 8
+#define FOURS 1
+#elif defined(__AVX2__)
+#define LANES 8
+#define FOURS 0
+#else
+#define LANES 4
+#define FOURS 0
+#endif
+
+enum { ROWS = 16, PARTS = ROWS / LANES };
+enum { WIDE = 64 /* tokens of a 4x1 tile */, FEW = 6 /* for which none is worth it */ };
+
+typedef int vec __attribute__((vector_size(4 * LANES)));
+typedef float real __attribute__((vector_size(4 * LANES)));
+
+typedef struct {
+  int inputs, outputs;
+  int rows;              /* outputs of a set: 16 or 4 */
+  int blocks;            /* of all sets */
+  int tile_count;        /* tiles of all sets, below */
+  float low, high;       /* the output is clamped to this */
+  const float *levels;   /* of the activations: distance of two, the one of 0.0, the last one */
+  const int32_t *starts; /* [sets + 1] first block of each set */
+  const int32_t *places; /* what each block reads */
+  const int8_t *codes;
+  const int32_t *offset; /* [sets * rows] added to the sum: what the level of 0.0 makes too much */
+  const float *scale;    /* [sets * rows] of a sum */
+  const float *bias;     /* [sets * rows] */
+  /* for AMX, or NULL: blocks of 16x4 once more, 16 of a set at a time, filled up with zeros */
+  const int8_t *tiles;        /* [tiles][output][block][4] */
+  const int32_t *tile_places; /* [tiles][16] */
+  const int32_t *tile_starts; /* [sets + 1] the first tile of each set, of which every one has one */
+} Layer;
+
+static inline int smaller(int a, int b) { return a < b ? a : b; }
+static inline vec all(int x) { return x - (vec){}; }
+static inline real same(float x) { return x - (real){}; }
+static inline vec load(const void *at) {
+  vec x;
+  memcpy(&x, at, sizeof x);
+  return x;
+}
+static inline void store(void *at, vec x) { memcpy(at, &x, sizeof x); }
+
+/* sum + the four products of unsigned bytes of x and signed bytes of w, in each lane */
+static inline vec dot(vec sum, vec x, vec w) {
+#if LANES == 16 && FOURS
+  return (vec)_mm512_dpbusd_epi32((__m512i)sum, (__m512i)x, (__m512i)w);
+#elif LANES == 16
+  const __m512i even = _mm512_madd_epi16(_mm512_and_si512((__m512i)x, _mm512_set1_epi16(255)),
+                                         _mm512_srai_epi16(_mm512_slli_epi16((__m512i)w, 8), 8));
+  const __m512i odd = _mm512_madd_epi16(_mm512_srli_epi16((__m512i)x, 8), _mm512_srai_epi16((__m512i)w, 8));
+  return sum + (vec)even + (vec)odd;
+#elif LANES == 8 && FOURS
+  return (vec)_mm256_dpbusd_avx_epi32((__m256i)sum, (__m256i)x, (__m256i)w);
+#elif LANES == 8
+  /* vpmaddubsw would saturate: two products of 255 and 127 are more than 16 bits hold */
+  const __m256i even = _mm256_madd_epi16(_mm256_and_si256((__m256i)x, _mm256_set1_epi16(255)),
+                                         _mm256_srai_epi16(_mm256_slli_epi16((__m256i)w, 8), 8));
+  const __m256i odd = _mm256_madd_epi16(_mm256_srli_epi16((__m256i)x, 8), _mm256_srai_epi16((__m256i)w, 8));
+  return sum + (vec)even + (vec)odd;
+#elif defined(__SSE2__)
+  const __m128i even = _mm_madd_epi16(_mm_and_si128((__m128i)x, _mm_set1_epi16(255)),
+                                      _mm_srai_epi16(_mm_slli_epi16((__m128i)w, 8), 8));
+  const __m128i odd = _mm_madd_epi16(_mm_srli_epi16((__m128i)x, 8), _mm_srai_epi16((__m128i)w, 8));
+  return sum + (vec)even + (vec)odd;
+#else
+  for (int b = 0; b < 4; b++) sum += ((x >> 8 * b) & 255) * ((w << (24 - 8 * b)) >> 24);
+  return sum;
+#endif
+}
+
+/* ---- what the activations are rounded to ---- */
+
+typedef struct {
+  float step, inverse, low, high, zero, top;
+} Levels;
+
+static Levels levels_of(const Layer *l) {
+  const float step = l->levels[0], zero = l->levels[1], top = l->levels[2];
+  return (Levels){step, 1.0f / step, -(zero + 1) * step, (top - zero + 1) * step, zero, top};
+}
+
+#if LANES == 16
+/* The nearest integers to x / step, as division finds it: the quotient by the reciprocal is put right by what it leaves
+   (Markstein 1990). Large numbers are limited to one level above the last; what is below all integers becomes the
+   least one. */
+static inline __m512i nearest(__m512 x, const Levels *v) {
+  x = _mm512_min_ps(x, _mm512_set1_ps(v->high));
+  const __m512 q = _mm512_mul_ps(x, _mm512_set1_ps(v->inverse));
+  const __m512 left = _mm512_fnmadd_ps(q, _mm512_set1_ps(v->step), x);
+  return _mm512_cvtps_epi32(_mm512_fmadd_ps(left, _mm512_set1_ps(v->inverse), q));
+}
+
+/* 16 inputs of 4 tokens: lane g holds group g of all four */
+static inline __m512i round_four(const float *x, ptrdiff_t apart, const Levels *v, __mmask16 *odd) {
+  const __m512 a = _mm512_loadu_ps(x), b = _mm512_loadu_ps(x + apart);
+  const __m512 c = _mm512_loadu_ps(x + 2 * apart), d = _mm512_loadu_ps(x + 3 * apart);
+  *odd |= _mm512_cmp_ps_mask(a, b, _CMP_UNORD_Q) | _mm512_cmp_ps_mask(c, d, _CMP_UNORD_Q);
+  const __m512i zero = _mm512_set1_epi16((short)v->zero), top = _mm512_set1_epi16((short)v->top);
+  const __m512i ab = _mm512_adds_epi16(_mm512_packs_epi32(nearest(a, v), nearest(b, v)), zero);
+  const __m512i cd = _mm512_adds_epi16(_mm512_packs_epi32(nearest(c, v), nearest(d, v)), zero);
+  return _mm512_packus_epi16(_mm512_min_epi16(ab, top), _mm512_min_epi16(cd, top));
+}
+
+/* 16 inputs of 16 tokens, `apart` floats from each other, to 4 groups, `next` bytes from each other; whether all are
+   numbers */
+static inline int round_square(const float *x, ptrdiff_t apart, const Levels *v, uint8_t *out, ptrdiff_t next) {
+  __mmask16 odd = 0;
+  __m512i t[4];
+  for (int i = 0; i < 4; i++) t[i] = round_four(x + 4 * i * apart, apart, v, &odd);
+  const __m512i a = _mm512_shuffle_i32x4(t[0], t[1], 0x44), b = _mm512_shuffle_i32x4(t[2], t[3], 0x44);
+  const __m512i c = _mm512_shuffle_i32x4(t[0], t[1], 0xee), d = _mm512_shuffle_i32x4(t[2], t[3], 0xee);
+  _mm512_storeu_si512(out, _mm512_shuffle_i32x4(a, b, 0x88));
+  _mm512_storeu_si512(out + next, _mm512_shuffle_i32x4(a, b, 0xdd));
+  _mm512_storeu_si512(out + 2 * next, _mm512_shuffle_i32x4(c, d, 0x88));
+  _mm512_storeu_si512(out + 3 * next, _mm512_shuffle_i32x4(c, d, 0xdd));
+  return !odd;
+}
+
+/* 16 inputs of one token */
+static inline int round_row(const float *x, const Levels *v, uint8_t *out) {
+  const __m512 given = _mm512_loadu_ps(x);
+  const __m512i zero = _mm512_set1_epi32((int)v->zero), top = _mm512_set1_epi32((int)v->top);
+  const __m512i level = _mm512_max_epi32(_mm512_add_epi32(nearest(given, v), zero), _mm512_setzero_si512());
+  _mm_storeu_si128((__m128i *)out, _mm512_cvtepi32_epi8(_mm512_min_epi32(level, top)));
+  return !_mm512_cmp_ps_mask(given, given, _CMP_UNORD_Q);
+}
+#else
+/* numbers of 0 to 255 as bytes */
+static inline void put_bytes(uint8_t *out, vec x) {
+#if LANES == 8
+  const __m128i half = _mm_packs_epi32(_mm256_castsi256_si128((__m256i)x), _mm256_extracti128_si256((__m256i)x, 1));
+  _mm_storel_epi64((__m128i *)out, _mm_packus_epi16(half, half));
+#elif defined(__SSE2__)
+  const __m128i half = _mm_packs_epi32((__m128i)x, (__m128i)x);
+  const int four = _mm_cvtsi128_si32(_mm_packus_epi16(half, half));
+  memcpy(out, &four, 4);
+#else
+  for (int i = 0; i < LANES; i++) out[i] = (uint8_t)x[i];
+#endif
+}
+
+static inline real either(vec first, real a, real b) { return (real)(((vec)a & first) | ((vec)b & ~first)); }
+
+static inline int round_row(const float *x, const Levels *v, uint8_t *out) {
+  vec odd = {};
+  for (int k = 0; k < 16; k += LANES) {
+    const real given = (real)load(x + k);
+    odd |= given != given;
+    const real from = either(given > v->low, given, same(v->low)); /* the lower limit of what is no number */
+    /* adding and subtracting 1.5 * 2^23 rounds to even */
+    real level = either(from < v->high, from, same(v->high)) / v->step + 12582912.0f - 12582912.0f + v->zero;
+    level = either(level > 0, level, same(0));
+    put_bytes(out + k, __builtin_convertvector(either(level < v->top, level, same(v->top)), vec));
+  }
+  int any = 0;
+  for (int i = 0; i < LANES; i++) any |= odd[i];
+  return !any;
+}
+
+static inline int round_square(const float *x, ptrdiff_t apart, const Levels *v, uint8_t *out, ptrdiff_t next) {
+  int numbers = 1;
+  for (int t = 0; t < 16; t++) {
+    uint8_t row[16];
+    numbers &= round_row(x + t * apart, v, row);
+    for (int g = 0; g < 4; g++) memcpy(out + g * next + 4 * t, row + 4 * g, 4);
+  }
+  return numbers;
+}
+#endif
+
+/* The same where fewer than 16 inputs or tokens are left; the others are zero, whose products nobody reads. */
+static int round_edge(const float *x, ptrdiff_t apart, int tokens, int inputs, const Levels *v, uint8_t *out,
+                      ptrdiff_t next, int groups, int width) {
+  float square[16 * 16] = {0};
+  uint8_t found[4 * 64];
+  for (int t = 0; t < tokens; t++) memcpy(square + 16 * t, x + t * apart, sizeof(float) * inputs);
+  const int numbers = round_square(square, 16, v, found, 64);
+  for (int g = 0; g < groups; g++) memcpy(out + g * next, found + 64 * g, 4 * smaller(width, 16));
+  return numbers;
+}
+
+/* Bytes of a tile of activations; whole squares are written */
+static size_t tile_bytes(const Layer *l, int width) {
+  return (size_t)((l->inputs + 15) / 16) * 16 * (size_t)(width < 4 ? 4 : width);
+}
+
+/* Tokens (tokens, inputs) as [groups][width][4] bytes; whether all of them are numbers */
+static int round_tile(const Layer *l, const float *x, int tokens, int width, uint8_t *out) {
+  const Levels v = levels_of(l);
+  const ptrdiff_t apart = l->inputs, next = 4 * (ptrdiff_t)width;
+  int numbers = 1;
+  for (int t = 0; t < width; t += 16) {
+    const int present = smaller(16, tokens - t);
+    for (int k = 0; k < l->inputs; k += 16) {
+      const int inputs = smaller(16, l->inputs - k);
+      uint8_t *to = out + k / 4 * next + 4 * t;
+      if (present <= 0)
+        break;
+      else if (width == 1 && inputs == 16)
+        numbers &= round_row(x + k, &v, to);
+      else if (present == 16 && inputs == 16)
+        numbers &= round_square(x + t * apart + k, apart, &v, to, next);
+      else
+        numbers &= round_edge(x + t * apart + k, apart, present, inputs, &v, to, next, (inputs + 3) / 4, width - t);
+    }
+  }
+  return numbers;
+}
+
+/* ---- what the sums are turned into ---- */
+
+static inline real finished(const Layer *l, vec sum, int row) {
+  const real scaled = __builtin_convertvector(sum + load(l->offset + row), real);
+  real y = scaled * (real)load(l->scale + row) + (real)load(l->bias + row);
+#if LANES == 16
+  return (real)_mm512_min_ps(_mm512_max_ps((__m512)y, (__m512)same(l->low)), (__m512)same(l->high));
+#else
+  const vec under = y < l->low, over = y > l->high;
+  return (real)(((vec)y & ~under & ~over) | ((vec)same(l->low) & under) | ((vec)same(l->high) & over));
+#endif
+}
+
+/* Outputs are put down in a room [token][FAR] first, so that rows of the result are written a good piece at a time:
+   sixteen of them a line at a time are more pages than a processor has at hand for what it writes. */
+enum { STAGED = 8 /* sets of 16 outputs */, FAR = ROWS * (STAGED + 1) };
+
+/* The sums of the 16 outputs from `row` on of one token */
+static inline void finish(const Layer *l, const vec sum[PARTS], int row, float *at) {
+  _Pragma("GCC unroll 4") for (int p = 0; p < PARTS; p++)
+      store(at + p * LANES, (vec)finished(l, sum[p], row + p * LANES));
+}
+
+/* Outputs from `row` up to, but without, `end` go to rows of the result */
+static void deliver(const Layer *l, const float *room, int row, int end, int tokens, float *y) {
+  const int count = smaller(end, l->outputs) - row;
+  for (int t = 0; t < tokens; t++) memcpy(y + t * (ptrdiff_t)l->outputs + row, room + t * FAR, sizeof(float) * count);
+}
+
+#if LANES == 16
+static inline void transpose(const int32_t *from, ptrdiff_t apart, __m512i r[16]) {
+  __m512i t[16];
+#define QUARTERS(A, B, C, D, I)                                                                                        \
+  _mm512_inserti32x4(_mm512_inserti32x4(_mm512_inserti32x4(_mm512_castsi128_si512(_mm_load_si128((void *)(A))),        \
+                                                           _mm_load_si128((void *)(B)), 1),                            \
+                                        _mm_load_si128((void *)(C)), 2),                                               \
+                     _mm_load_si128((void *)(D)), 3)
+  for (int i = 0; i < 4; i++) /* t[4 * j + i]: columns 4 j to 4 j + 3 of rows i, 4 + i, 8 + i and 12 + i */
+    for (int j = 0; j < 4; j++) {
+      const int32_t *at = from + i * apart + 4 * j;
+      t[4 * j + i] = QUARTERS(at, at + 4 * apart, at + 8 * apart, at + 12 * apart, j);
+    }
+#undef QUARTERS
+  for (int j = 0; j < 16; j += 4) {
+    const __m512i a = _mm512_unpacklo_epi32(t[j], t[j + 1]), b = _mm512_unpackhi_epi32(t[j], t[j + 1]);
+    const __m512i c = _mm512_unpacklo_epi32(t[j + 2], t[j + 3]), d = _mm512_unpackhi_epi32(t[j + 2], t[j + 3]);
+    r[j] = _mm512_unpacklo_epi64(a, c);
+    r[j + 1] = _mm512_unpackhi_epi64(a, c);
+    r[j + 2] = _mm512_unpacklo_epi64(b, d);
+    r[j + 3] = _mm512_unpackhi_epi64(b, d);
+  }
+}
+#endif
+
+/* Sums [16 outputs][apart] of 16 tokens, to tokens `far` floats from each other */
+static void finish_square(const Layer *l, const int32_t *sums, ptrdiff_t apart, int row, float *to, ptrdiff_t far) {
+#if LANES == 16
+  __m512i r[16];
+  transpose(sums, apart, r);
+  _Pragma("GCC unroll 16") for (int t = 0; t < 16; t++) store(to + t * far, (vec)finished(l, (vec)r[t], row));
+#else
+  for (int t = 0; t < 16; t++) {
+    int32_t one[ROWS];
+    vec sum[PARTS];
+    for (int o = 0; o < ROWS; o++) one[o] = sums[o * apart + t];
+    memcpy(sum, one, sizeof sum);
+    finish(l, sum, row, to + t * far);
+  }
+#endif
+}
+
+/* Tokens with an input that is no number get outputs that are none, as in torch. */
+static void mark(const Layer *l, const float *x, int tokens, float *y) {
+  for (int t = 0; t < tokens; t++) {
+    int numbers = 1;
+    for (int k = 0; k < l->inputs; k++) numbers &= x[(ptrdiff_t)t * l->inputs + k] == x[(ptrdiff_t)t * l->inputs + k];
+    for (int o = 0; o < l->outputs && !numbers; o++) y[(ptrdiff_t)t * l->outputs + o] = NAN;
+  }
+}
+
+/* ---- blocks of 16x4 ---- */
+
+/* N tokens of a set, `apart` bytes from each other; blocks read x at their places times `next`. Every WAYS-th block has
+   sums of its own, so that sums need not wait for one another. */
+#define BLOCKS(N, WAYS)                                                                                                \
+  static inline __attribute__((always_inline)) void blocks_##N(const Layer *l, const uint8_t *x, ptrdiff_t next,       \
+                                                               const int apart, int set, float *to, int far) {         \
+    const int32_t *place = l->places + l->starts[set], *end = l->places + l->starts[set + 1];                          \
+    const int8_t *w = l->codes + (ptrdiff_t)l->starts[set] * 4 * ROWS;                                                 \
+    vec sum[WAYS][N][PARTS] = {0};                                                                                     \
+    for (; place + WAYS <= end; place += WAYS, w += 4 * ROWS * WAYS)                                                   \
+      _Pragma("GCC unroll 4") for (int i = 0; i < WAYS; i++)                                                           \
+        _Pragma("GCC unroll 16") for (int t = 0; t < N; t++)                                                           \
+          _Pragma("GCC unroll 4") for (int p = 0; p < PARTS; p++) {                                                    \
+            int four;                                                                                                  \
+            memcpy(&four, x + place[i] * next + apart * t, 4);                                                         \
+            sum[i][t][p] = dot(sum[i][t][p], all(four), load(w + 4 * (ROWS * i + LANES * p)));                         \
+          }                                                                                                            \
+    for (; place < end; place++, w += 4 * ROWS)                                                                        \
+      _Pragma("GCC unroll 16") for (int t = 0; t < N; t++)                                                             \
+        _Pragma("GCC unroll 4") for (int p = 0; p < PARTS; p++) {                                                      \
+          int four;                                                                                                    \
+          memcpy(&four, x + *place * next + apart * t, 4);                                                             \
+          sum[0][t][p] = dot(sum[0][t][p], all(four), load(w + 4 * LANES * p));                                        \
+        }                                                                                                              \
+    _Pragma("GCC unroll 16") for (int t = 0; t < N; t++) {                                                             \
+      _Pragma("GCC unroll 4") for (int i = 1; i < WAYS; i++)                                                           \
+        _Pragma("GCC unroll 4") for (int p = 0; p < PARTS; p++) sum[0][t][p] += sum[i][t][p];                          \
+      finish(l, sum[0][t], ROWS * set, to + t * far);                                                                  \
+    }                                                                                                                  \
+  }
+BLOCKS(1, 4) BLOCKS(2, 2) BLOCKS(4, 1)
+#if LANES == 16
+BLOCKS(8, 1) BLOCKS(16, 1)
+#endif
+
+/* Up to 16 tokens of a set, likewise */
+static inline __attribute__((always_inline)) void blocks(const Layer *l, const uint8_t *x, ptrdiff_t next,
+                                                         const int apart, int tokens, int set, float *to, int far) {
+  int t = 0;
+#if LANES == 16
+  for (; tokens - t >= 16; t += 16) blocks_16(l, x + apart * t, next, apart, set, to + t * far, far);
+  for (; tokens - t >= 8; t += 8) blocks_8(l, x + apart * t, next, apart, set, to + t * far, far);
+#endif
+  for (; tokens - t >= 4; t += 4) blocks_4(l, x + apart * t, next, apart, set, to + t * far, far);
+  for (; tokens - t >= 2; t += 2) blocks_2(l, x + apart * t, next, apart, set, to + t * far, far);
+  if (t < tokens) blocks_1(l, x + apart * t, next, apart, set, to + t * far, far);
+}
+
+/* All sets */
+static void all_blocks(const Layer *l, const uint8_t *x, int width, int tokens, float *y) {
+  float room[16 * FAR] __attribute__((aligned(64)));
+  const int sets = (l->outputs + ROWS - 1) / ROWS;
+  for (int set = 0; set < sets; set += STAGED) {
+    const int end = smaller(sets, set + STAGED);
+    for (int s = set; s < end; s++) blocks(l, x, 4 * (ptrdiff_t)width, 4, tokens, s, room + ROWS * (s - set), FAR);
+    deliver(l, room, ROWS * set, ROWS * end, tokens, y);
+  }
+}
+
+static int run_blocks(const Layer *l, const float *x, ptrdiff_t tokens, float *y) {
+  const int width = tokens == 1 ? 1 : 16;
+  uint8_t *tile = aligned_alloc(64, tile_bytes(l, width));
+  if (!tile) return 0;
+  for (ptrdiff_t t = 0; t < tokens; t += 16) {
+    const int present = tokens - t < 16 ? (int)(tokens - t) : 16;
+    const float *from = x + t * l->inputs;
+    float *to = y + t * l->outputs;
+    const int numbers = round_tile(l, from, present, width, tile);
+    all_blocks(l, tile, width, present, to);
+    if (!numbers) mark(l, from, present, to);
+  }
+  free(tile);
+  return 1;
+}
+
+/* ---- the same on AMX: 16 outputs by 64 inputs by 16 tokens at once ---- */
+
+#if AMX
+enum { BATCH = 4 /* tiles gathered at a time */ };
+
+static int amx_granted(void) {
+  static int granted = -1; /* threads that ask at once get the same answer */
+  if (granted < 0) granted = syscall(SYS_arch_prctl, 0x1023 /* ARCH_REQ_XCOMP_PERM */, 18 /* XTILEDATA */) == 0;
+  return granted;
+}
+
+static void amx_configure(void) {
+  struct {
+    uint8_t palette, start, zeros[14];
+    uint16_t bytes[16];
+    uint8_t rows[16];
+  } all_full __attribute__((aligned(64))) = {.palette = 1};
+  for (int i = 0; i < 8; i++) all_full.bytes[i] = 64, all_full.rows[i] = 16;
+  _tile_loadconfig(&all_full);
+}
+
+/* All sets for a tile [groups][16][4] of tokens. Some tiles are gathered, then multiplied, then what is done is
+   finished: a tile that is loaded waits for all that is still on its way to memory. */
+static void tiled(const Layer *l, const uint8_t *x, int tokens, float *y) {
+  uint8_t rows[BATCH][1024] __attribute__((aligned(64)));
+  int32_t sums[BATCH][256] __attribute__((aligned(64)));
+  float room[16 * FAR] __attribute__((aligned(64)));
+  const int sets = (l->outputs + ROWS - 1) / ROWS, tiles = l->tile_starts[sets];
+  int set = 0, opened = 0; /* sets finished, and multiplied */
+  _tile_zero(0);
+  for (int tile = 0; tile < tiles; tile += BATCH) {
+    const int count = smaller(BATCH, tiles - tile);
+    const int32_t *places = l->tile_places + 16 * (ptrdiff_t)tile;
+    for (int i = 0; i < count; i++, places += 16)
+      _Pragma("GCC unroll 16") for (int j = 0; j < 16; j++)
+          _mm512_store_si512(rows[i] + 64 * j, _mm512_load_si512(x + 64 * (ptrdiff_t)places[j]));
+    int done = 0;
+    for (int i = 0; i < count; i++) {
+      _tile_loadd(1, l->tiles + 1024 * (ptrdiff_t)(tile + i), 64);
+      _tile_loadd(2, rows[i], 64);
+      _tile_dpbsud(0, 1, 2);
+      if (tile + i + 1 < l->tile_starts[opened + 1]) continue;
+      opened++;
+      _tile_stored(0, sums[done++], 64);
+      _tile_zero(0);
+    }
+    for (int i = 0; i < done; i++, set++) {
+      const int place = set % STAGED;
+      finish_square(l, sums[i], 16, ROWS * set, room + ROWS * place, FAR);
+      if (place == STAGED - 1 || set == sets - 1) deliver(l, room, ROWS * (set - place), ROWS * (set + 1), tokens, y);
+    }
+  }
+}
+
+static int run_tiled(const Layer *l, const float *x, ptrdiff_t tokens, float *y) {
+  uint8_t *rounded = aligned_alloc(64, tile_bytes(l, 16));
+  if (!rounded) return 0;
+  amx_configure();
+  for (ptrdiff_t t = 0; t < tokens; t += 16) {
+    const int present = tokens - t < 16 ? (int)(tokens - t) : 16;
+    const int numbers = round_tile(l, x + t * l->inputs, present, 16, rounded);
+    tiled(l, rounded, present, y + t * l->outputs);
+    if (!numbers) mark(l, x + t * l->inputs, present, y + t * l->outputs);
+  }
+  _tile_release();
+  free(rounded);
+  return 1;
+}
+#endif
+
+/* ---- blocks of 4x1 ---- */
+
+typedef unsigned char bytes __attribute__((vector_size(4 * LANES)));
+
+#if LANES == 16
+#define LANEWISE(OP, A, B) (vec) _mm512_##OP((__m512i)(A), (__m512i)(B))
+#elif LANES == 8
+#define LANEWISE(OP, A, B) (vec) _mm256_##OP((__m256i)(A), (__m256i)(B))
+#endif
+#if LANES > 4
+#define LOW8(A, B) LANEWISE(unpacklo_epi8, A, B)
+#define HIGH8(A, B) LANEWISE(unpackhi_epi8, A, B)
+#define LOW16(A, B) LANEWISE(unpacklo_epi16, A, B)
+#define HIGH16(A, B) LANEWISE(unpackhi_epi16, A, B)
+#define LOW32(A, B) LANEWISE(unpacklo_epi32, A, B)
+#define HIGH32(A, B) LANEWISE(unpackhi_epi32, A, B)
+#define LOW64(A, B) LANEWISE(unpacklo_epi64, A, B)
+#define HIGH64(A, B) LANEWISE(unpackhi_epi64, A, B)
+/* the bytes of four words: first all first ones, then all second ones, ... */
+static inline vec by_byte(vec x) {
+  const int order[4] = {0x0c080400, 0x0d090501, 0x0e0a0602, 0x0f0b0703};
+  vec all_orders;
+  for (int i = 0; i < LANES; i++) all_orders[i] = order[i % 4];
+  return LANEWISE(shuffle_epi8, x, all_orders);
+}
+#else
+typedef unsigned short shorts __attribute__((vector_size(16)));
+typedef long long longs __attribute__((vector_size(16)));
+#define LOW8(A, B) \
+  (vec) __builtin_shufflevector((bytes)(A), (bytes)(B), 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23)
+#define HIGH8(A, B) \
+  (vec) __builtin_shufflevector((bytes)(A), (bytes)(B), 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31)
+#define LOW16(A, B) (vec) __builtin_shufflevector((shorts)(A), (shorts)(B), 0, 8, 1, 9, 2, 10, 3, 11)
+#define HIGH16(A, B) (vec) __builtin_shufflevector((shorts)(A), (shorts)(B), 4, 12, 5, 13, 6, 14, 7, 15)
+#define LOW32(A, B) __builtin_shufflevector((vec)(A), (vec)(B), 0, 4, 1, 5)
+#define HIGH32(A, B) __builtin_shufflevector((vec)(A), (vec)(B), 2, 6, 3, 7)
+#define LOW64(A, B) (vec) __builtin_shufflevector((longs)(A), (longs)(B), 0, 2)
+#define HIGH64(A, B) (vec) __builtin_shufflevector((longs)(A), (longs)(B), 1, 3)
+static inline vec by_byte(vec x) {
+  return (vec)__builtin_shufflevector((bytes)x, (bytes)x, 0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+}
+#endif
+
+enum { SPAN = 4 * LANES /* tokens whose inputs fill a vector */ };
+
+/* Groups [groups][WIDE][4] to columns [input][WIDE], in an order that `interleave` undoes */
+static void columns_of(uint8_t *x, int groups) {
+  for (int g = 0; g < groups; g++, x += 4 * WIDE) {
+    vec found[WIDE / SPAN][4];
+    for (int h = 0; h < WIDE / SPAN; h++) {
+      vec t[4];
+      for (int s = 0; s < 4; s++) t[s] = by_byte(load(x + 4 * (h * SPAN + s * LANES)));
+      const vec a = LOW32(t[0], t[1]), b = LOW32(t[2], t[3]), c = HIGH32(t[0], t[1]), d = HIGH32(t[2], t[3]);
+      found[h][0] = LOW64(a, b);
+      found[h][1] = HIGH64(a, b);
+      found[h][2] = LOW64(c, d);
+      found[h][3] = HIGH64(c, d);
+    }
+    for (int h = 0; h < WIDE / SPAN; h++)
+      for (int k = 0; k < 4; k++) store(x + k * WIDE + h * SPAN, found[h][k]);
+  }
+}
+
+/* Four columns to vectors of LANES tokens with four inputs each */
+static inline void interleave(const uint8_t *x, const int32_t *place, vec out[4]) {
+  const vec a = load(x + place[0] * (ptrdiff_t)WIDE), b = load(x + place[1] * (ptrdiff_t)WIDE);
+  const vec c = load(x + place[2] * (ptrdiff_t)WIDE), d = load(x + place[3] * (ptrdiff_t)WIDE);
+  const vec low = LOW8(a, b), high = HIGH8(a, b), low2 = LOW8(c, d), high2 = HIGH8(c, d);
+  out[0] = LOW16(low, low2);
+  out[1] = HIGH16(low, low2);
+  out[2] = LOW16(high, high2);
+  out[3] = HIGH16(high, high2);
+}
+
+/* Sums [4][WIDE] of a set, SPAN tokens */
+static inline void quarter(const Layer *l, const uint8_t *x, int set, int32_t *sums) {
+  vec sum[4][4] = {0};
+  const int8_t *w = l->codes + 16 * (ptrdiff_t)l->starts[set];
+  for (int b = l->starts[set]; b < l->starts[set + 1]; b++, w += 16) {
+    vec four[4];
+    interleave(x, l->places + 4 * (ptrdiff_t)b, four);
+    _Pragma("GCC unroll 4") for (int o = 0; o < 4; o++) {
+      int code;
+      memcpy(&code, w + 4 * o, 4);
+      _Pragma("GCC unroll 4") for (int s = 0; s < 4; s++) sum[o][s] = dot(sum[o][s], four[s], all(code));
+    }
+  }
+  for (int o = 0; o < 4; o++)
+    for (int s = 0; s < 4; s++) store(sums + o * WIDE + s * LANES, sum[o][s]);
+}
+
+static void columns(const Layer *l, const uint8_t *x, int tokens, float *y) {
+  int32_t sums[ROWS * WIDE] __attribute__((aligned(64)));
+  float room[WIDE * FAR] __attribute__((aligned(64)));
+  const int sets = (l->outputs + 3) / 4;
+  for (int set = 0; set < sets; set += 4 * STAGED) {
+    const int end = smaller(sets, set + 4 * STAGED);
+    for (int s = set; s < end; s += 4) {
+      for (int i = 0; i < 4 && s + i < sets; i++)
+        for (int h = 0; h * SPAN < tokens; h++) quarter(l, x + h * SPAN, s + i, sums + 4 * i * WIDE + h * SPAN);
+      for (int t = 0; t < tokens; t += 16) finish_square(l, sums + t, WIDE, 4 * s, room + t * FAR + 4 * (s - set), FAR);
+    }
+    deliver(l, room, 4 * set, 4 * end, tokens, y);
+  }
+}
+
+/* One token, x [inputs] */
+static void column_token(const Layer *l, const uint8_t *x, float *y) {
+  float room[FAR] __attribute__((aligned(64)));
+  const int sets = (l->outputs + 3) / 4;
+  for (int set = 0; set < sets; set += 4) {
+    int32_t sums[ROWS] __attribute__((aligned(64))) = {0};
+    for (int i = 0; i < 4 && set + i < sets; i++) {
+      const int32_t *place = l->places + 4 * (ptrdiff_t)l->starts[set + i];
+      const int8_t *w = l->codes + 16 * (ptrdiff_t)l->starts[set + i];
+#if defined(__AVX512VL__) && defined(__AVX512VNNI__)
+      __m128i sum = _mm_setzero_si128();
+      for (int b = l->starts[set + i]; b < l->starts[set + i + 1]; b++, place += 4, w += 16) {
+        const uint32_t four = x[place[0]] | x[place[1]] << 8 | x[place[2]] << 16 | (uint32_t)x[place[3]] << 24;
+        sum = _mm_dpbusd_epi32(sum, _mm_set1_epi32((int)four), _mm_loadu_si128((const __m128i *)w));
+      }
+      _mm_store_si128((__m128i *)(sums + 4 * i), sum);
+#else
+      for (int b = l->starts[set + i]; b < l->starts[set + i + 1]; b++, place += 4, w += 16)
+        for (int k = 0; k < 4; k++)
+          for (int o = 0; o < 4; o++) sums[4 * i + o] += x[place[k]] * w[4 * o + k];
+#endif
+    }
+    vec sum[PARTS];
+    memcpy(sum, sums, sizeof sum);
+    finish(l, sum, 4 * set, room);
+    deliver(l, room, 4 * set, 4 * set + ROWS, 1, y);
+  }
+}
+
+static int run_columns(const Layer *l, const float *x, ptrdiff_t tokens, float *y) {
+  const int one_by_one = tokens < FEW;
+  uint8_t *tile = aligned_alloc(64, tile_bytes(l, WIDE));
+  if (!tile) return 0;
+  for (ptrdiff_t t = 0, step = one_by_one ? 1 : WIDE; t < tokens; t += step) {
+    const int present = tokens - t < step ? (int)(tokens - t) : (int)step;
+    const float *from = x + t * l->inputs;
+    float *to = y + t * l->outputs;
+    const int numbers = round_tile(l, from, present, (int)step, tile);
+    if (one_by_one) {
+      column_token(l, tile, to);
+    } else {
+      columns_of(tile, (l->inputs + 3) / 4);
+      columns(l, tile, present, to);
+    }
+    if (!numbers) mark(l, from, present, to);
+  }
+  free(tile);
+  return 1;
+}
+
+/* ---- convolutions with blocks of 16x4, channels four at a time ---- */
+
+typedef struct {
+  int channels, height, width, out_height, out_width;
+  int kernel[2], stride[2], padding[2], dilation[2];
+} Image;
+
+typedef struct {
+  int groups, height, width; /* of the padded planes [groups][height][width][4] bytes */
+  size_t bytes;
+} Planes;
+
+static Planes planes_of(const Image *i) {
+  Planes p = {(i->channels + 3) / 4, i->height + 2 * i->padding[0], i->width + 2 * i->padding[1], 0};
+  p.bytes = ((size_t)p.groups * p.height * p.width + 16 * (size_t)i->stride[1]) * 4; /* 16 may be read at the end */
+  p.bytes = (p.bytes + 63) / 64 * 64;
+  return p;
+}
+
+/* 16 pixels of up to 4 channels, `apart` floats from each other, as words; whether all of `count` are numbers */
+static inline int round_pixels(const float *x, ptrdiff_t apart, int channels, int count, const Levels *v,
+                               uint8_t *out) {
+#if LANES == 16
+  const __mmask16 present = (__mmask16)((1u << count) - 1);
+  const __m512i zero = _mm512_set1_epi32((int)v->zero), top = _mm512_set1_epi32((int)v->top);
+  __m512i words = _mm512_setzero_si512();
+  __mmask16 odd = 0;
+  _Pragma("GCC unroll 4") for (int c = 0; c < 4; c++) {
+    if (c >= channels) break;
+    const __m512 given = _mm512_maskz_loadu_ps(present, x + c * apart);
+    const __m512i level = _mm512_max_epi32(_mm512_add_epi32(nearest(given, v), zero), _mm512_setzero_si512());
+    words = _mm512_or_si512(words, _mm512_slli_epi32(_mm512_min_epi32(level, top), 8 * c));
+    odd |= _mm512_cmp_ps_mask(given, given, _CMP_UNORD_Q);
+  }
+  _mm512_mask_storeu_epi32(out, present, words);
+  return !odd;
+#else
+  int numbers = 1;
+  for (int c = 0; c < channels; c++) {
+    float row[16] = {0};
+    uint8_t level[16];
+    memcpy(row, x + c * apart, sizeof(float) * count);
+    numbers &= round_row(row, v, level);
+    for (int p = 0; p < count; p++) out[4 * p + c] = level[p];
+  }
+  return numbers;
+#endif
+}
+
+/* An image [channels][height][width] in planes, the level of 0.0 around it; whether all pixels are numbers. Four
+   channels are rounded to `plane` [height * width + 16][4] first, since rows may be short. */
+static int round_image(const Layer *l, const Image *i, const Planes *p, const float *x, uint8_t *plane, uint8_t *out) {
+  const Levels v = levels_of(l);
+  const int size = i->height * i->width;
+  int numbers = 1;
+  memset(out, (int)v.zero, p->bytes);
+  for (int g = 0; g < p->groups; g++, x += 4 * (ptrdiff_t)size) {
+    uint8_t *to = out + 4 * (((ptrdiff_t)g * p->height + i->padding[0]) * p->width + i->padding[1]);
+    const int margin = p->width > i->width, channels = smaller(4, i->channels - 4 * g);
+    for (int k = 0; k < size; k += 16)
+      numbers &= round_pixels(x + k, size, channels, smaller(16, size - k), &v, (margin ? plane : to) + 4 * k);
+    for (int y = 0; y < i->height && margin; y++)
+      memcpy(to + 4 * (ptrdiff_t)y * p->width, plane + 4 * (ptrdiff_t)y * i->width, 4 * (size_t)i->width);
+  }
+  return numbers;
+}
+
+/* Where in the planes each block lies from the first tap on, in words */
+static void place_taps(const Layer *l, const Image *i, const Planes *p, int32_t *out) {
+  for (int b = 0; b < l->blocks; b++) {
+    const int tap = l->places[b] / p->groups, group = l->places[b] % p->groups;
+    const int y = tap / i->kernel[1] * i->dilation[0], x = tap % i->kernel[1] * i->dilation[1];
+    out[b] = (group * p->height + y) * p->width + x;
+  }
+}
+
+/* Tokens [tokens][16] to rows [output][`plane`] of the result, from output `row` on */
+static void turn(const Layer *l, const float *room, int tokens, int row, ptrdiff_t plane, float *y) {
+  const int count = smaller(ROWS, l->outputs - row);
+#if LANES == 16
+  __m512i r[16];
+  transpose((const int32_t *)room, 16, r);
+  const __mmask16 present = (__mmask16)((1u << tokens) - 1);
+  for (int o = 0; o < count; o++) _mm512_mask_storeu_ps(y + o * plane, present, (__m512)r[o]);
+#else
+  for (int o = 0; o < count; o++)
+    for (int t = 0; t < tokens; t++) y[o * plane + t] = room[16 * t + o];
+#endif
+}
+
+/* Up to 16 neighbouring outputs of all sets; some more are worked out where that takes fewer passes over the weights */
+static void pixels(const Layer *l, const Image *i, const uint8_t *x, int count, float *y) {
+  float room[16 * ROWS] __attribute__((aligned(64))) = {0};
+  const ptrdiff_t plane = (ptrdiff_t)i->out_height * i->out_width;
+  const int whole = count > 8 ? 16 : count > 4 ? 8 : count;
+  for (int set = 0; set * ROWS < l->outputs; set++) {
+    if (i->stride[1] == 1)
+      blocks(l, x, 4, 4, whole, set, room, ROWS);
+    else if (i->stride[1] == 2)
+      blocks(l, x, 4, 8, whole, set, room, ROWS);
+    else
+      for (int t = 0; t < count; t++)
+        blocks_1(l, x + 4 * (ptrdiff_t)i->stride[1] * t, 4, 4, set, room + t * ROWS, ROWS);
+    turn(l, room, count, ROWS * set, plane, y + set * ROWS * plane);
+  }
+}
+
+/* Outputs that read what is no number are none. */
+static void mark_pixels(const Layer *l, const Image *i, const float *x, float *y) {
+  const ptrdiff_t plane = (ptrdiff_t)i->height * i->width, out = (ptrdiff_t)i->out_height * i->out_width;
+  for (ptrdiff_t at = 0; at < plane * i->channels; at++) {
+    if (x[at] == x[at]) continue;
+    const int row = (int)(at % plane / i->width) + i->padding[0], column = (int)(at % i->width) + i->padding[1];
+    for (int tap = 0; tap < i->kernel[0] * i->kernel[1]; tap++) {
+      const int down = row - tap / i->kernel[1] * i->dilation[0], right = column - tap % i->kernel[1] * i->dilation[1];
+      if (down < 0 || right < 0 || down % i->stride[0] || right % i->stride[1]) continue;
+      if (down / i->stride[0] >= i->out_height || right / i->stride[1] >= i->out_width) continue;
+      float *to = y + (ptrdiff_t)(down / i->stride[0]) * i->out_width + right / i->stride[1];
+      for (int o = 0; o < l->outputs; o++) to[o * out] = NAN;
+    }
+  }
+}
+
+/* A convolution that moves along without a margin sees one long row. */
+static Image straightened(const Image *i) {
+  Image row = *i;
+  if (i->kernel[0] * i->kernel[1] * i->stride[0] * i->stride[1] > 1 || i->padding[0] || i->padding[1]) return row;
+  row.height = row.out_height = 1;
+  row.width = row.out_width = i->height * i->width;
+  return row;
+}
+
+static int run_images(const Layer *given, const Image *image, const float *x, ptrdiff_t images, float *y) {
+  const Image row = straightened(image), *i = &row;
+  const Planes p = planes_of(i);
+  const ptrdiff_t in = (ptrdiff_t)i->channels * i->height * i->width;
+  const ptrdiff_t out = (ptrdiff_t)given->outputs * i->out_height * i->out_width;
+  uint8_t *planes = aligned_alloc(64, p.bytes);
+  int32_t *places = malloc(sizeof(int32_t) * ((size_t)given->blocks + 1));
+  uint8_t *plane = malloc(4 * ((size_t)i->height * i->width + 16));
+  const int possible = planes && places && plane;
+  Layer l = *given;
+  l.places = places;
+  if (possible) place_taps(given, i, &p, places);
+  for (ptrdiff_t n = 0; n < images && possible; n++, x += in, y += out) {
+    const int numbers = round_image(&l, i, &p, x, plane, planes);
+    for (int row = 0; row < i->out_height; row++)
+      for (int column = 0; column < i->out_width; column += 16)
+        pixels(&l, i, planes + 4 * ((ptrdiff_t)row * i->stride[0] * p.width + (ptrdiff_t)column * i->stride[1]),
+               smaller(16, i->out_width - column), y + (ptrdiff_t)row * i->out_width + column);
+    if (!numbers) mark_pixels(&l, i, x, y);
+  }
+  free(planes);
+  free(places);
+  free(plane);
+  return possible;
+}
+
+/* ---- what others call ---- */
+
+/* Of a Layer, so that the two sides can tell whether they mean the same. */
+int sparse8_layer_bytes(void) { return sizeof(Layer); }
+
+/* What multiplies: 2: AMX, 1: instructions that add up four products, 0: neither */
+int sparse8_level(void) {
+#if AMX
+  if (amx_granted()) return 2;
+#endif
+  return FOURS;
+}
+
+/* Whether all blocks lie inside: what was saved may have been changed since. */
+static int sound(const Layer *l) {
+  const int sets = (l->outputs + l->rows - 1) / l->rows, reads = l->rows == 4 ? 4 : 1;
+  const uint32_t places = (uint32_t)(l->rows == 4 ? l->inputs : (l->inputs + 3) / 4);
+  int good = l->starts[0] == 0 && l->starts[sets] == l->blocks;
+  for (int set = 0; set < sets; set++) good &= l->starts[set] <= l->starts[set + 1];
+  for (ptrdiff_t b = 0; b < (ptrdiff_t)l->blocks * reads; b++) good &= (uint32_t)l->places[b] < places;
+  if (!l->tiles || !good) return good;
+  good = l->tile_starts[0] == 0 && l->tile_starts[sets] == l->tile_count;
+  for (int set = 0; set < sets; set++) good &= l->tile_starts[set] < l->tile_starts[set + 1];
+  for (ptrdiff_t b = 0; b < 16 * (ptrdiff_t)l->tile_count; b++) good &= (uint32_t)l->tile_places[b] < places;
+  return good;
+}
+
+enum { DONE, NO_MEMORY, NOT_SOUND };
+
+/* Tokens x (tokens, inputs) to y (tokens, outputs) */
+int sparse8_linear(const Layer *l, const float *x, ptrdiff_t tokens, float *y) {
+  if (!sound(l)) return NOT_SOUND;
+  if (l->rows == 4) return run_columns(l, x, tokens, y) ? DONE : NO_MEMORY;
+#if AMX
+  if (l->tiles && amx_granted()) return run_tiled(l, x, tokens, y) ? DONE : NO_MEMORY;
+#endif
+  return run_blocks(l, x, tokens, y) ? DONE : NO_MEMORY;
+}
+
+int sparse8_image_bytes(void) { return sizeof(Image); }
+
+/* Images x [images][channels][height][width] to y [images][outputs][out_height][out_width]; a layer's inputs are the
+   channels, filled up to whole groups of four, of each tap. */
+int sparse8_conv2d(const Layer *l, const Image *image, const float *x, ptrdiff_t images, float *y) {
+  if (!sound(l) || l->rows != ROWS) return NOT_SOUND;
+  return run_images(l, image, x, images, y) ? DONE : NO_MEMORY;
+}
