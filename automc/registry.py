@@ -113,6 +113,7 @@ SPACES = Registry(
         "mixed": "automc.search_spaces.files:mixed",
         "sparse-tensor-cores": "automc.search_spaces.files:sparse-tensor-cores",
         "cpu-blocks": "automc.search_spaces.files:cpu-blocks",
+        "cpu-int8-blocks": "automc.search_spaces.files:cpu-int8-blocks",
         "halves": "automc.search_spaces.files:halves",
         "deep-compression": "automc.search_spaces.files:deep-compression",
     },

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 import automc
+from automc.compression.quantize import Observed, QuantizedLayer, weight_scale
 from automc.deployment import forms as made_forms
 from automc.deployment.forms import ChannelsLast, forms
 from automc.deployment.layers import PlannedLinear, layerwise
@@ -14,6 +15,7 @@ from automc.deployment.network import PlannedNetwork, network_of
 from automc.errors import TaskError
 from automc.kernels import images as image_kernels
 from automc.kernels import tokens as token_kernels
+from automc.kernels.sparse8 import Sparse8
 from tests.leaving.models import DECISIONS, images, resnet
 
 needs_compiler = pytest.mark.skipif(not image_kernels.lanes(), reason="needs a C compiler")
@@ -79,6 +81,27 @@ def test_layers_with_zeros_are_planned_and_the_rest_stays(module: nn.Module, sha
     with torch.no_grad():
         torch.testing.assert_close(found(x), small(x), rtol=1e-4, atol=1e-4)
         torch.testing.assert_close(found(x[:1]), small(x[:1]), rtol=1e-4, atol=1e-4)
+
+
+@needs_compiler
+@pytest.mark.parametrize("convolution", [False, True])
+def test_layers_of_eight_bits_compute_in_integers(convolution: bool) -> None:
+    generator = torch.Generator().manual_seed(0)
+    layer = nn.Conv2d(32, 64, 3, padding=1) if convolution else nn.Linear(96, 256)
+    x = torch.randn(*((4, 32, 16, 16) if convolution else (200, 96)), generator=generator)
+    with torch.no_grad():
+        keep = torch.rand(64 // 16 if convolution else 256 // 16, 8 if convolution else 24, generator=generator) < 0.1
+        mask = keep.repeat_interleave(16, 0).repeat_interleave(4, 1)
+        layer.weight.mul_(mask[..., None, None] if convolution else mask)
+        holder = QuantizedLayer(layer, 8, 8)
+        holder.round_(weight_scale(layer.weight, 8))
+    assert holder.input is not None
+    holder.input.calibrate(Observed.of([x]))
+    net = nn.Sequential(holder, nn.Tanh()).eval()
+    found = forms(net, (x,))["layers of 8 bits"]
+    assert isinstance(found.get_submodule("0"), Sparse8) and net[0] is holder
+    with torch.no_grad():
+        torch.testing.assert_close(found(x), net(x), rtol=1e-4, atol=1e-4)
 
 
 def test_dense_layers_are_left_alone() -> None:

@@ -8,9 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from automc.compression.compress import channels_last, in_channels_last
+from automc.compression.quantize import quantized_layers
 from automc.deployment.layers import layerwise
 from automc.deployment.network import network_of
 from automc.graph.runs import copies, tensors
+from automc.policy import FULL_BITS
 from automc.scoring.folding import folded
 
 Inputs = tuple[Tensor, ...]
@@ -52,10 +54,16 @@ def forms(module: nn.Module, inputs: Inputs, *, kernels: bool = True) -> dict[st
     if kernels:
         makers |= {
             "sparse layers": lambda: layerwise(folded(plain), inputs),
+            "layers of 8 bits": lambda: layerwise(plain, inputs) if _rounds(plain) else None,
             "one plan": lambda: network_of(plain, inputs),
         }
     found = {name: form for name, make in makers.items() if (form := _checked(make, inputs, wanted)) is not None}
     return {"as it is": plain, **found}
+
+
+def _rounds(module: nn.Module) -> bool:
+    """Whether a layer rounds its weights and what it reads; folding takes the two apart."""
+    return any(layer.input is not None and layer.weight_bits < FULL_BITS for _, layer in quantized_layers(module))
 
 
 @dataclass(frozen=True, eq=False, slots=True)

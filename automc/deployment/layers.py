@@ -1,16 +1,19 @@
 """Layers of any model, each by the way that is fastest here for the inputs it sees."""
 
+import contextlib
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from automc.compression.quantize import QuantizedLayer
 from automc.compression.structure import replace_module
 from automc.deployment.network import convolution_of
 from automc.deployment.timing import seconds_of
+from automc.errors import PolicyError
 from automc.graph.runs import copies
 from automc.kernels import tokens
 from automc.kernels.matrix import BLOCKS, FloatArray
@@ -46,29 +49,41 @@ class PlannedLinear(nn.Module):
 
 
 def layerwise(module: nn.Module, inputs: tuple[Tensor, ...]) -> nn.Module | None:
-    """A copy of a module, each layer with zeros by its fastest way; None where dense is as fast in all of them."""
-    small, changed = copy.deepcopy(module), False
+    """A copy of a module, each layer with zeros, or of 8 bits, by its fastest way; None where none is faster."""
+    small, changed = copy.deepcopy(module), set[str]()
     for name, x in _seen(small, inputs).items():
+        if any(name.startswith(f"{holder}.") for holder in changed):
+            continue  # what rounded it has become a layer of 8 bits
         layer = small.get_submodule(name)
-        planned = _linear(layer, x) if isinstance(layer, nn.Linear) else _convolution(layer, x)
+        planned = _faster(layer, x, _ways(layer, x))
         if planned is not None:
             replace_module(small, name, planned)
-            changed = True
+            changed.add(name)
     for part in small.modules():
         if isinstance(part, nn.TransformerEncoderLayer):
             part.activation_relu_or_gelu = 0  # its fast path computes with the weights of its layers, not by them
     return small if changed else None
 
 
+def _ways(layer: nn.Module, x: Tensor) -> list[nn.Module]:
+    """Other ways to compute a layer for such an input."""
+    if isinstance(layer, QuantizedLayer):
+        return _eight_bit(layer)
+    if isinstance(layer, nn.Linear):
+        return _linear(layer, x)
+    assert isinstance(layer, nn.Conv2d)  # others are not looked at
+    return _convolution(layer, x)
+
+
 def _seen(module: nn.Module, inputs: tuple[Tensor, ...]) -> dict[str, Tensor]:
-    """What each layer with zeros reads for some inputs, by name; the last of several."""
+    """What each layer that has other ways reads for some inputs, by name; the last of several."""
     seen: dict[str, Tensor] = {}
 
     def see(name: str, _: nn.Module, given: tuple[Tensor, ...]) -> None:
         if given and given[0].numel():
             seen[name] = given[0].detach().clone()
 
-    handles = [layer.register_forward_pre_hook(partial(see, name)) for name, layer in _sparse_layers(module)]
+    handles = [layer.register_forward_pre_hook(partial(see, name)) for name, layer in _layers(module)]
     try:
         with torch.no_grad():
             module(*copies(inputs))
@@ -78,9 +93,13 @@ def _seen(module: nn.Module, inputs: tuple[Tensor, ...]) -> dict[str, Tensor]:
     return seen
 
 
-def _sparse_layers(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """Layers whose kernels are here: of these types exactly, float32, on a CPU, with zeros enough to try."""
+def _layers(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """Layers whose kernels are here, on a CPU: of 8 bits with rounded inputs; float32 of these types exactly, with
+    zeros enough to try. What rounds a layer comes before it."""
     for name, layer in module.named_modules():
+        if isinstance(layer, QuantizedLayer) and layer.input is not None and layer.weight_scale is not None:
+            yield name, layer
+            continue
         weight = layer.weight if type(layer) in (nn.Linear, nn.Conv2d) else None
         if not isinstance(weight, Tensor) or weight.dtype != torch.float32 or weight.device.type != "cpu":
             continue
@@ -90,25 +109,44 @@ def _sparse_layers(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
 
 def _faster(layer: nn.Module, x: Tensor, others: list[nn.Module]) -> nn.Module | None:
     """The fastest of other ways to compute a layer; None where the layer itself is as fast."""
+    if not others:
+        return None
     with torch.no_grad():
         dense, *seconds = seconds_of([partial(layer, x), *(partial(other, x) for other in others)])
-    best = int(np.argmin(seconds)) if seconds else -1
-    return others[best] if seconds and seconds[best] <= MARGIN * dense else None
+    best = int(np.argmin(seconds))
+    return others[best] if seconds[best] <= MARGIN * dense else None
 
 
-def _convolution(layer: nn.Module, x: Tensor) -> nn.Module | None:
+def _eight_bit(layer: QuantizedLayer) -> list[nn.Module]:
+    """In integers, in blocks of either size; none for weights without evenly spaced codes, or other kinds of layers."""
+    from automc.kernels.sparse8 import SparseInt8Linear, level  # these register operations of torch
+    from automc.kernels.sparse8_conv import SparseInt8Conv2d
+
+    if level() < 0:
+        return []
+    makers: list[Callable[[], nn.Module]] = [partial(SparseInt8Linear.of, layer, rows=rows) for rows in (16, 4)]
+    if isinstance(layer.layer, nn.Conv2d):
+        makers = [partial(SparseInt8Conv2d.of, layer)]
+    found = []
+    for make in makers:
+        with contextlib.suppress(PolicyError):
+            found.append(make())
+    return found
+
+
+def _convolution(layer: nn.Conv2d, x: Tensor) -> list[nn.Module]:
     shape = shape_of(x) if x.dim() == 4 else None
-    found = None if shape is None or not isinstance(layer, nn.Conv2d) else convolution_of(layer, shape)
-    return None if found is None else _faster(layer, x, [found])
+    found = None if shape is None else convolution_of(layer, shape)
+    return [] if found is None else [found]
 
 
-def _linear(layer: nn.Linear, x: Tensor) -> nn.Module | None:
+def _linear(layer: nn.Linear, x: Tensor) -> list[nn.Module]:
     if not tokens.lanes():
-        return None
+        return []
     weight = layer.weight.detach().numpy()
     bias = None if layer.bias is None else layer.bias.detach().numpy()
     plans = [tokens.planned(weight, bias, choice) for choice in _choices(weight, x.numel() // weight.shape[1])]
-    return _faster(layer, x, [PlannedLinear(plan, layer.in_features, layer.out_features) for plan in plans])
+    return [PlannedLinear(plan, layer.in_features, layer.out_features) for plan in plans]
 
 
 def _choices(weight: FloatArray, rows: int) -> list[TokenChoice]:

@@ -2,7 +2,7 @@
 
 Weights are integer codes with a scale for each output, activations levels of one step for all, as in
 `automc.compression.quantize`. Sums of products are exact integers, so outputs are those of the rounded layer in torch
-up to what torch itself loses by adding up floats; that is at most (inputs + 4) * 2^-24 of the sum of the products'
+up to what torch itself loses by adding up floats; that is at most (inputs + 8) * 2^-24 of the sum of the products'
 magnitudes. `automc::sparse8_linear` is an operator of torch's, which torch.export and torch.compile know.
 """
 
