@@ -3,10 +3,11 @@
     python benchmarks/kernels.py                     everything, one thread
     python benchmarks/kernels.py --only convolutions
 
-Everything is timed in turn and compared by medians. A convolution is one of a chain of eight, dense and sparse alike,
-so that values come from where they come from in a network; masks and weights are random. Dense is the best of
-PyTorch's default, channels last, and weights packed once by oneDNN; PyTorch's default stands beside it. Sparse is what
-the dispatcher takes. Of the whole net dense is the best form by torch, compiled or not.
+Everything is timed in turn, each way for a few milliseconds at a time, as a model that is run again and again, and
+compared by medians. A convolution is one of a chain of eight, dense and sparse alike, so that values come from where
+they come from in a network; linear layers are those of two blocks of MiniLM, one after the other. Masks and weights are
+random. Dense is the best of PyTorch's default, channels last, and weights packed once by oneDNN; PyTorch's default
+stands beside it. Sparse is what the dispatcher takes. Of the whole net dense is torch's best form, compiled or not.
 """
 
 import argparse
@@ -37,22 +38,23 @@ Way = Callable[[], object]
 ZEROS = (0.5, 0.7, 0.8, 0.9, 0.95)
 STAGES = ((16, 32), (32, 16), (64, 8))
 """Channels and size of ResNet-56's stages; each has as many multiply-accumulates as any other."""
-LINEAR = ((384, 384), (384, 1536), (1536, 384))
-"""Inputs and outputs of MiniLM's layers: four, one and one of each block's six."""
-SHARES = (4, 1, 1)
+LINEAR = ((384, 384),) * 4 + ((384, 1536), (1536, 384))
+"""Inputs and outputs of the layers of a block of MiniLM."""
 CHAIN = 8
-ROUNDS = 15
+ROUNDS, TURN = 15, 4e-3
+"""Turns of each way, and their seconds."""
 
 
 def medians(ways: Sequence[Way], rounds: int = ROUNDS) -> list[float]:
-    """Median seconds of each, taken in turn, two warm-up rounds aside."""
+    """Median seconds of each, taken in turn."""
+    repeats = [max(1, int(TURN / seconds)) for seconds in seconds_of(ways, rounds=2)]
     times: list[list[float]] = [[] for _ in ways]
-    for turn in range(rounds + 2):
-        for way, own in zip(ways, times, strict=True):
+    for _ in range(rounds):
+        for way, count, own in zip(ways, repeats, times, strict=True):
             start = time.perf_counter()
-            way()
-            if turn > 1:
-                own.append(time.perf_counter() - start)
+            for _ in range(count):
+                way()
+            own.append((time.perf_counter() - start) / count)
     return [statistics.median(own) for own in times]
 
 
@@ -103,7 +105,7 @@ def _stage(
     choice = _choice(network, 0)
     plan = planned(network, 0, value, dict.fromkeys(network.products, choice))
     dense = _dense_chains(weights, x)
-    found = medians([partial(images.run, x, plan, (channels, size, size)), *dense], ROUNDS if batch > 1 else 60)
+    found = medians([partial(images.run, x, plan, (channels, size, size)), *dense])
     sparse, *others = (seconds / CHAIN for seconds in found)
     kept = statistics.mean(int(w.count_nonzero()) for w in weights)
     return {
@@ -139,67 +141,60 @@ def _weight(out: int, inputs: int, side: int, generator: torch.Generator) -> Ten
 
 
 def linear(count: int, block: int, limits: dict[str, float]) -> list[dict[str, Any]]:
-    """MiniLM's layers on so many tokens: every share of zeros, weighted as they occur in a block."""
+    """The linear layers of two blocks of MiniLM on so many tokens: every share of zeros."""
     generator, rows = torch.Generator().manual_seed(0), []
+    x = {inputs: torch.randn(count, inputs, generator=generator) for inputs in (384, 1536)}
     for zeros in ZEROS:
-        layers = [_layer(inputs, outputs, count, block, zeros, generator) for inputs, outputs in LINEAR]
-        sparse, dense, default, work = (
-            sum(share * layer[k] for share, layer in zip(SHARES, layers, strict=True))
-            for k in ("sparse", "dense", "default", "flops")
-        )
+        layers = [nn.Linear(*shape) for shape in 2 * LINEAR]
+        weights = [masked(layer.weight.detach(), zeros, block, generator) for layer in layers]
+        biases = [layer.bias.detach() for layer in layers]
+        ways = [_fastest(w, b, x[w.shape[1]]) for w, b in zip(weights, biases, strict=True)]
+        packed = [torch.ops.mkldnn._reorder_linear_weight(w, count) for w in weights]
+        given = [x[w.shape[1]] for w in weights]
+
+        def all_of(calls: Sequence[Way]) -> None:
+            for call in calls:
+                call()
+
+        by_onednn = torch.ops.mkldnn._linear_pointwise
+        chains = [
+            [partial(planned, x) for (planned, _), x in zip(ways, given, strict=True)],
+            [partial(F.linear, x, w, b) for x, w, b in zip(given, weights, biases, strict=True)],
+            [partial(by_onednn, x, w, b, "none", [], "") for x, w, b in zip(given, packed, biases, strict=True)],
+        ]
+        csr = [
+            partial(torch.sparse.mm, w.to_sparse_csr(), x.T.contiguous()) for w, x in zip(weights, given, strict=True)
+        ]
+        sparse, default, onednn, by_sparse = medians([partial(all_of, chain) for chain in (*chains, csr)])
+        dense = min(default, onednn)
+        work = sum(2.0 * int(w.count_nonzero()) * count for w in weights)
         rows.append(
             {
                 "zeros": zeros,
                 "speed_up": dense / sparse,
                 "over_default": default / sparse,
-                "each": [layer["dense"] / layer["sparse"] for layer in layers],
-                "over_torch_sparse": [layer["csr"] / layer["sparse"] for layer in layers],
+                "over_torch_sparse": by_sparse / sparse,
                 "of_peak": work / sparse / limits["registers"],
                 "of_memory_roof": work / sparse / limits["second_cache"],
-                "layers": layers,
+                "seconds": {"sparse": sparse, "default": default, "onednn": onednn, "torch_sparse": by_sparse},
+                "choices": sorted({choice for _, choice in ways}),
             }
         )
         print(
-            f"linear, {count} tokens, {block}x1, {zeros:.0%} zeros: {rows[-1]['speed_up']:.2f} "
-            f"(by layer {', '.join(f'{x:.2f}' for x in rows[-1]['each'])}; over torch.sparse at least "
-            f"{min(rows[-1]['over_torch_sparse']):.1f}; {rows[-1]['of_peak']:.0%} of the peak)",
+            f"linear, {count} tokens, {block}x1, {zeros:.0%} zeros: {rows[-1]['speed_up']:.2f} (over PyTorch's default "
+            f"{rows[-1]['over_default']:.2f}, over torch.sparse {rows[-1]['over_torch_sparse']:.1f}; "
+            f"{rows[-1]['of_peak']:.0%} of the peak)",
             flush=True,
         )
     return rows
 
 
-def _layer(
-    inputs: int, outputs: int, count: int, block: int, zeros: float, generator: torch.Generator
-) -> dict[str, Any]:
-    layer = nn.Linear(inputs, outputs)
-    x = torch.randn(count, inputs, generator=generator)
-    weight = masked(layer.weight.detach(), zeros, block, generator)
-    bias = layer.bias.detach()
-    choices = _choices(weight.numpy(), count)
+def _fastest(weight: Tensor, bias: Tensor, x: Tensor) -> tuple[PlannedLinear, str]:
+    """The layer as the dispatcher would have it, and how."""
+    choices = _choices(weight.numpy(), len(x))
     plans = [tokens.planned(weight.numpy(), bias.numpy(), choice) for choice in choices]
     best = int(np.argmin(seconds_of([partial(tokens.run, x, plan) for plan in plans])))
-    planned_layer = PlannedLinear(plans[best], inputs, outputs)
-    packed = torch.ops.mkldnn._reorder_linear_weight(weight, count)
-    csr, columns = weight.to_sparse_csr(), x.T.contiguous()
-    found = medians(
-        [
-            partial(planned_layer, x),
-            partial(F.linear, x, weight, bias),
-            partial(torch.ops.mkldnn._linear_pointwise, x, packed, bias, "none", [], ""),
-            partial(torch.sparse.mm, csr, columns),
-        ],
-        40,
-    )
-    return {
-        "inputs": inputs,
-        "outputs": outputs,
-        "sparse": found[0],
-        "default": found[1],
-        "dense": min(found[1:3]),
-        "csr": found[3],
-        "flops": 2.0 * int(weight.count_nonzero()) * count,
-        "choice": str(choices[best]),
-    }
+    return PlannedLinear(plans[best], weight.shape[1], weight.shape[0]), str(choices[best])
 
 
 def networks() -> dict[str, Any]:
@@ -217,7 +212,7 @@ def networks() -> dict[str, Any]:
         ways["dense, compiled"] = torch.compile(ResNet(56).eval())
         ways |= {f"sparse, {name}": form for name, form in forms(sparse, x).items()}
         ways["dense, one plan"] = forms(dense, x)["one plan"]
-        seconds = medians([partial(way, *x) for way in ways.values()], ROUNDS if batch > 1 else 60)
+        seconds = medians([partial(way, *x) for way in ways.values()])
         timed = dict(zip(ways, seconds, strict=True))
         by_torch = min(v for k, v in timed.items() if k.startswith("dense") and k != "dense, one plan")
         found[f"batch_{batch}"] = {

@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 
+import numpy as np
 import torch
 from torch import Tensor, fx, nn
 
@@ -15,8 +16,8 @@ from automc.kernels.matrix import BLOCKS
 from automc.kernels.tiles import Shape, shape_of
 from automc.scoring.folding import folded
 
-IMAGES = 4
-"""Images that a product is timed on; each is multiplied by itself."""
+WORK, IMAGES = 2e7, 32
+"""Multiply-accumulates that a product is timed on, and how many images at most: enough to see more than the call."""
 LARGE = 2**15
 """Bytes of one product's input from which on it is tried in parts: less stays in the first cache."""
 
@@ -112,8 +113,10 @@ def _timed(network: Network, number: int, candidates: Sequence[Choice]) -> list[
     given = alone.given(network.shapes[record.x])
     made = alone.convolution(given, record.weight, record.bias, record.window, record.groups, record.limits)
     height, width, channels = network.shapes[record.x]
-    x = torch.rand(IMAGES, channels, height, width, generator=torch.Generator().manual_seed(0))
     shape = (alone.shapes[made][2], *alone.shapes[made][:2])
+    each = np.count_nonzero(record.weight) * shape[1] * shape[2]
+    images = min(IMAGES, 1 + int(WORK / max(1, each)))
+    x = torch.rand(images, channels, height, width, generator=torch.Generator().manual_seed(0))
     ways: list[Callable[[], object]] = [
         partial(run, x, planned(alone, given, made, {0: choice}), shape) for choice in candidates
     ]

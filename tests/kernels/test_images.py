@@ -178,6 +178,15 @@ def test_everything_else_a_network_has() -> None:
     assert close(ran(network, x, mean), rounded.mean((2, 3), keepdim=True))
 
 
+def test_numbers_too_small_to_be_normal_count_as_zero_in_here_alone() -> None:
+    x = torch.full((1, 2, 8, 8), 1e-20)
+    network = opened(x)
+    weight = torch.full((2, 2, 1, 1), 1e-19)
+    made = network.convolution(0, weight.numpy(), None, Window())
+    assert not bool(ran(network, x, made).any())
+    assert bool((torch.tensor(1e-20) * torch.tensor(1e-19)) > 0)
+
+
 def test_images_do_not_depend_on_their_number_or_on_threads() -> None:
     x = normal(7, 8, 16, 16)
     weight = thinned(normal(8, 8, 3, 3, seed=1), 0.3)

@@ -217,6 +217,7 @@ void images_run(const Plan *plan, const float *in, float *out, int count, float 
   const int32_t *clear = (const int32_t *)(base + plan->clear);
   const Step *steps = (const Step *)(base + plan->step);
   const size_t read = (size_t)first->height * first->width, made = (size_t)last->height * last->width;
+  const unsigned before = without_denormals();
   for (int i = 0; i < plan->cleared; i++) {
     const Layout *l = layouts + clear[i];
     float *to = scratch + place[clear[i]];
@@ -233,4 +234,5 @@ void images_run(const Plan *plan, const float *in, float *out, int count, float 
     for (int c = 0; c < last->channels; c++, out += made)
       memcpy(out, scratch + place[plan->output] + origin(last) + (ptrdiff_t)c * last->plane, 4 * made);
   }
+  usual(before);
 }

@@ -161,8 +161,10 @@ int tokens_plan_bytes(void) { return sizeof(Plan); }
 /* A layer on rows of features, as torch has them; `other`, if any, is added before the limits. */
 void tokens_run(const Plan *plan, const float *in, const float *other, float *out, int tokens, float *scratch) {
   const Matrix m = placed(&plan->matrix, (const char *)plan);
+  const unsigned before = without_denormals();
   if (m.block == 16)
     across(&m, plan->inputs, in, other, out, tokens, plan->low, plan->high);
   else
     transposed(&m, plan->inputs, plan->vectors, in, other, out, tokens, plan->low, plan->high, scratch);
+  usual(before);
 }
