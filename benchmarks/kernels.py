@@ -25,8 +25,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from automc.deployment.forms import forms
-from automc.deployment.layers import PlannedLinear, _choices
-from automc.deployment.network import _choice
+from automc.deployment.layers import PlannedLinear, token_choices
+from automc.deployment.network import fastest_choice
 from automc.deployment.timing import seconds_of
 from automc.kernels import images, tokens
 from automc.kernels.build import compiled
@@ -102,7 +102,7 @@ def _stage(
     value = network.given((size, size, channels))
     for weight in weights:
         value = network.convolution(value, weight.numpy(), None, Window((3, 3), (1, 1), (1, 1)))
-    choice = _choice(network, 0)
+    choice = fastest_choice(network, 0)
     plan = planned(network, 0, value, dict.fromkeys(network.products, choice))
     dense = _dense_chains(weights, x)
     found = medians([partial(images.run, x, plan, (channels, size, size)), *dense])
@@ -191,7 +191,7 @@ def linear(count: int, block: int, limits: dict[str, float]) -> list[dict[str, A
 
 def _fastest(weight: Tensor, bias: Tensor, x: Tensor) -> tuple[PlannedLinear, str]:
     """The layer as the dispatcher would have it, and how."""
-    choices = _choices(weight.numpy(), len(x))
+    choices = token_choices(weight.numpy(), len(x))
     plans = [tokens.planned(weight.numpy(), bias.numpy(), choice) for choice in choices]
     best = int(np.argmin(seconds_of([partial(tokens.run, x, plan) for plan in plans])))
     return PlannedLinear(plans[best], weight.shape[1], weight.shape[0]), str(choices[best])

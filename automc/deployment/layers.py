@@ -145,11 +145,11 @@ def _linear(layer: nn.Linear, x: Tensor) -> list[nn.Module]:
         return []
     weight = layer.weight.detach().numpy()
     bias = None if layer.bias is None else layer.bias.detach().numpy()
-    plans = [tokens.planned(weight, bias, choice) for choice in _choices(weight, x.numel() // weight.shape[1])]
+    plans = [tokens.planned(weight, bias, choice) for choice in token_choices(weight, x.numel() // weight.shape[1])]
     return [PlannedLinear(plan, layer.in_features, layer.out_features) for plan in plans]
 
 
-def _choices(weight: FloatArray, rows: int) -> list[TokenChoice]:
+def token_choices(weight: FloatArray, rows: int) -> list[TokenChoice]:
     """Ways worth trying: every block, as many tokens at once as fill the registers or half of that, in parts where the
     inputs of so many tokens leave the first cache."""
     found = [TokenChoice(ACROSS)]

@@ -18,6 +18,8 @@ from automc.scoring.folding import folded
 
 WORK, IMAGES = 2e7, 32
 """Multiply-accumulates that a product is timed on, and how many images at most: enough to see more than the call."""
+DENSE = 0.7
+"""Share of weights that are not zero from which on hardly a block is left out."""
 LARGE = 2**15
 """Bytes of one product's input from which on it is tried in parts: less stays in the first cache."""
 
@@ -77,14 +79,17 @@ def convolution_of(layer: nn.Conv2d, shape: Shape) -> PlannedNetwork | None:
 
 
 def _planned(network: Network, source: int, result: int, sample: tuple[int, ...], *, flat: bool) -> PlannedNetwork:
-    choices = {number: _choice(network, number) for number in network.products}
+    choices = {number: fastest_choice(network, number) for number in network.products}
     plan = planned(network, source, result, choices)
     return PlannedNetwork(plan, sample, network.shapes[result], flat=flat)
 
 
-def _choice(network: Network, number: int) -> Choice:
+def fastest_choice(network: Network, number: int) -> Choice:
     """The fastest way here for one product: blocks first, then how the best two of them read their input."""
-    blocks = [Choice(block) for block in BLOCKS]
+    weight = network.records[number].weight
+    assert weight is not None
+    dense = np.count_nonzero(weight) > DENSE * weight.size
+    blocks = [Choice(block) for block in BLOCKS if block >= 4 or not dense]
     seconds = _timed(network, number, blocks)
     ranked = sorted(range(len(blocks)), key=seconds.__getitem__)
     others = [other for i in ranked[:2] for other in _others(blocks[i], network, number)]
@@ -114,7 +119,7 @@ def _timed(network: Network, number: int, candidates: Sequence[Choice]) -> list[
     made = alone.convolution(given, record.weight, record.bias, record.window, record.groups, record.limits)
     height, width, channels = network.shapes[record.x]
     shape = (alone.shapes[made][2], *alone.shapes[made][:2])
-    each = np.count_nonzero(record.weight) * shape[1] * shape[2]
+    each = int(np.count_nonzero(record.weight)) * shape[1] * shape[2]
     images = min(IMAGES, 1 + int(WORK / max(1, each)))
     x = torch.rand(images, channels, height, width, generator=torch.Generator().manual_seed(0))
     ways: list[Callable[[], object]] = [

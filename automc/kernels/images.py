@@ -23,6 +23,7 @@ from automc.kernels.matrix import FloatArray, Masks, Matrix, Reads, Stored, pack
 from automc.kernels.plan import Memory, scratch
 from automc.kernels.tiles import FREE, Limits, Pair, Shape, Window, threads, together
 
+LARGEST = 2**31
 MULTIPLY, SHIFT, SPREAD, ADD, AFFINE, MAXIMUM, MEAN, JOIN, ROUND = range(9)
 
 
@@ -195,7 +196,10 @@ def _slides(window: Window, shape: Shape) -> bool:
 
 
 def planned(network: Network, source: int, result: int, choices: Mapping[int, Choice]) -> Tensor:
-    """The plan (bytes,) from one value of a network to another; choices: by number of a record that is a product."""
+    """The plan (bytes,) from one value of a network to another; choices: by number of a record that is a product.
+
+    ArtifactError for a value of 2^31 floats or more, which no offset reaches.
+    """
     return _Planner(network).plan(source, result, choices)
 
 
@@ -233,6 +237,11 @@ class _Planner:
         steps: list[_Step] = []
         for number, record in enumerate(self._network.records):
             steps += self._steps(record, choices.get(number, Choice()))
+        if max(lie.floats for lie in self._lies) >= LARGEST:
+            raise ArtifactError(
+                f"A value of a plan must have fewer than 2^31 floats; one has {max(x.floats for x in self._lies):,}: "
+                "run the model on smaller images, or by torch."
+            )
         place, clear, floats = _placed(steps, self._lies, source, result)
         layouts = [_Layout(x.shape[2], *x.shape[:2], x.above, x.plane) for x in self._lies]
         return self._memory.finished(

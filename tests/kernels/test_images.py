@@ -232,6 +232,13 @@ def test_a_plan_for_other_vectors_is_refused() -> None:
         run(torch.zeros(1, 1, 40, 40), plan, (1, 40, 40))
 
 
+def test_what_no_offset_reaches_is_refused() -> None:
+    network = Network()
+    given = network.given((2**14, 2**14, 8))
+    with pytest.raises(ArtifactError, match="fewer than 2\\^31 floats; one has 2,147"):
+        planned(network, given, network.add(given), {})
+
+
 @pytest.fixture(params=["-march=x86-64-v3", "-march=x86-64"])
 def narrower(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """Compiled for a processor with less."""
