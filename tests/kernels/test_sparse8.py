@@ -3,11 +3,7 @@
 import copy
 import io
 import math
-import os
 import platform
-import shutil
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -307,32 +303,3 @@ def test_tiles_hold_the_blocks_of_every_set() -> None:
                 found[16 * block_set : 16 * block_set + 16, places[tile, block]] += at
     assert found.reshape(80, -1)[:70, :150].equal(codes)
     assert int(starts.diff()[1]) == 1 and bool((starts.diff() >= 1).all())
-
-
-SANITIZED = """
-import sys, pytest
-from automc.kernels import build
-build.FLAGS = (*build.FLAGS, "-g", "-fsanitize=address")
-sys.exit(pytest.main(["-q", "-x", "-s", "-p", "no:cacheprovider", "-k", "not exported", *sys.argv[1:]]))
-"""
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(900)
-@pytest.mark.skipif(platform.system() != "Linux" or not shutil.which("gcc"), reason="needs gcc's address sanitizer")
-def test_no_byte_outside_is_touched(tmp_path: Path) -> None:
-    """All of the above, the library built with the address sanitizer; one instruction set after the other."""
-    asked = [["gcc", f"-print-file-name={name}"] for name in ("libasan.so", "libstdc++.so")]
-    runtime = [subprocess.run(a, capture_output=True, text=True, check=True).stdout.strip() for a in asked]
-    variables = {"LD_PRELOAD": " ".join(runtime), "ASAN_OPTIONS": "detect_leaks=0"}
-    variables |= {"CC": "gcc", "AUTOMC_KERNELS": str(tmp_path)}
-    found = subprocess.run(
-        [sys.executable, "-c", SANITIZED, __file__, str(Path(__file__).with_name("test_sparse8_conv.py"))],
-        check=False,
-        capture_output=True,
-        text=True,
-        env=os.environ | variables,
-        cwd=Path(__file__).parents[2],
-        timeout=850,
-    )
-    assert found.returncode == 0, found.stdout[-4000:] + found.stderr[-4000:]
