@@ -30,8 +30,8 @@ from automc.deployment.network import fastest_choice
 from automc.deployment.timing import seconds_of
 from automc.kernels import images, tokens
 from automc.kernels.build import compiled
-from automc.kernels.images import Network, planned
-from automc.kernels.tiles import Window
+from automc.kernels.images import planned
+from automc.kernels.steps import Steps, Window
 from automc.tasks.resnet import ResNet
 
 Way = Callable[[], object]
@@ -98,7 +98,7 @@ def _stage(
 ) -> dict[str, Any]:
     x = torch.randn(batch, channels, size, size, generator=generator)
     weights = [masked(_weight(channels, channels, 3, generator), zeros, block, generator) for _ in range(CHAIN)]
-    network = Network()
+    network = Steps()
     value = network.given((size, size, channels))
     for weight in weights:
         value = network.convolution(value, weight.numpy(), None, Window((3, 3), (1, 1), (1, 1)))

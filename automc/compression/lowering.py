@@ -7,7 +7,7 @@ layer behind it becomes a convolution as large as its input. One operation witho
 import operator
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 import torch
@@ -18,7 +18,8 @@ from automc.compression import calibration
 from automc.compression.chains import FactoredLayer
 from automc.compression.quantize import ActivationQuantizer, QuantizedLayer, bare
 from automc.graph.blocks import ADDITIONS, stays
-from automc.kernels.tiles import FREE, FloatArray, Limits, Pair, Program, Room, Shape, Window, from_tiles
+from automc.kernels.steps import FREE, FloatArray, Limits, Pair, Shape, Steps, Window
+from automc.kernels.tiles import Program, Room, from_tiles
 
 _ACTIVATIONS: dict[Any, Limits] = {
     **dict.fromkeys((F.relu, torch.relu, F.relu_, torch.relu_, "relu", "relu_"), Limits(0.0)),
@@ -30,50 +31,6 @@ _CLAMPS = {nn.ReLU: Limits(0.0), nn.ReLU6: Limits(0.0, 6.0)}
 
 class UnsupportedError(Exception):
     """An operation has no step; says which."""
-
-
-class Steps(Protocol):
-    """What records steps: a value, given or made by a step, is known by its number."""
-
-    shapes: list[Shape]
-    """Of every value."""
-
-    def given(self, shape: Shape) -> int:
-        """A value that every run is given."""
-        ...
-
-    def convolution(
-        self,
-        x: int,
-        weight: FloatArray,
-        bias: FloatArray | None,
-        window: Window,
-        groups: int = 1,
-        limits: Limits = FREE,
-        other: int = -1,
-    ) -> int:
-        """weight (out, in / groups, kh, kw), bias (out,); `other` is added before the limits."""
-        ...
-
-    def pool(self, x: int, window: Window, *, largest: bool) -> int:
-        """The largest value under each window, or the mean, padding counted as zeros."""
-        ...
-
-    def add(self, x: int, other: int = -1, limits: Limits = FREE) -> int:
-        """The sum of two values of one shape, or one value, within limits."""
-        ...
-
-    def affine(self, x: int, scale: FloatArray, shift: FloatArray, limits: Limits = FREE) -> int:
-        """scale * x + shift, both (channels,)."""
-        ...
-
-    def joined(self, parts: Sequence[tuple[int, int]], channels: int, stride: Pair = (1, 1)) -> int:
-        """Values side by side, each with its first channel in the output, every stride-th position; zeros between."""
-        ...
-
-    def rounded(self, x: int, step: float, zero: float, top: float) -> int:
-        """Levels 0 to `top`, `step` apart, of which `zero` stands for 0.0."""
-        ...
 
 
 S = TypeVar("S", bound=Steps)

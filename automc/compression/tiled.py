@@ -16,7 +16,8 @@ from automc.compression.regression import Regression
 from automc.compression.segments import DeferredRun, FitRequest
 from automc.compression.targets import PositionArray
 from automc.kernels.moments import channel_moments, column_moments
-from automc.kernels.tiles import Program, Room, Window, lanes, lent_threads, shape_of, to_tiles
+from automc.kernels.steps import Window, shape_of
+from automc.kernels.tiles import Program, Room, lanes, lent_threads, to_tiles
 from automc.task import Inputs
 
 
@@ -41,7 +42,7 @@ class TiledRun(DeferredRun):
         if not lanes() or len(inputs) != 1 or len(inputs[0]) < GROUPED:
             return None
         shape = shape_of(inputs[0])
-        whole = None if shape is None else lowered(module, shape, Program(dry=True))
+        whole = None if shape is None else lowered(module, shape, Program())
         return None if whole is None else cls(module, whole, inputs[0])
 
     def execute(

@@ -17,7 +17,7 @@ from automc.errors import PolicyError
 from automc.graph.runs import copies
 from automc.kernels import tokens
 from automc.kernels.matrix import BLOCKS, FloatArray
-from automc.kernels.tiles import shape_of
+from automc.kernels.steps import shape_of
 from automc.kernels.tokens import ACROSS, TokenChoice
 
 DENSE = 0.6

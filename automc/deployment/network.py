@@ -11,9 +11,9 @@ from torch import Tensor, fx, nn
 from automc.compression.lowering import lowered, window_of
 from automc.deployment.timing import seconds_of
 from automc.errors import TaskError
-from automc.kernels.images import Choice, Network, lanes, planned, run
+from automc.kernels.images import Choice, lanes, planned, run
 from automc.kernels.matrix import BLOCKS
-from automc.kernels.tiles import Shape, shape_of
+from automc.kernels.steps import Shape, Steps, shape_of
 from automc.scoring.folding import folded
 
 WORK, IMAGES = 2e7, 32
@@ -57,7 +57,7 @@ def network_of(module: nn.Module, inputs: tuple[Tensor, ...]) -> PlannedNetwork 
     """A module in eval mode as one plan; None where an operation has no step, or nothing is compiled."""
     shape = shape_of(inputs[0]) if len(inputs) == 1 and lanes() else None
     small = folded(module)
-    found = None if shape is None or not isinstance(small, fx.GraphModule) else lowered(small, shape, Network())
+    found = None if shape is None or not isinstance(small, fx.GraphModule) else lowered(small, shape, Steps())
     if found is None or found.output is None:
         return None
     source, result = found.value(found.inputs[0]), found.value(found.output)
@@ -70,7 +70,7 @@ def convolution_of(layer: nn.Conv2d, shape: Shape) -> PlannedNetwork | None:
     window = window_of(layer, shape)
     if window is None or not lanes():
         return None
-    network = Network()
+    network = Steps()
     bias = None if layer.bias is None else layer.bias.detach().numpy()
     given = network.given(shape)
     made = network.convolution(given, layer.weight.detach().numpy(), bias, window, layer.groups)
@@ -78,15 +78,15 @@ def convolution_of(layer: nn.Conv2d, shape: Shape) -> PlannedNetwork | None:
     return _planned(network, given, made, (channels, height, width), flat=False)
 
 
-def _planned(network: Network, source: int, result: int, sample: tuple[int, ...], *, flat: bool) -> PlannedNetwork:
+def _planned(network: Steps, source: int, result: int, sample: tuple[int, ...], *, flat: bool) -> PlannedNetwork:
     choices = {number: fastest_choice(network, number) for number in network.products}
     plan = planned(network, source, result, choices)
     return PlannedNetwork(plan, sample, network.shapes[result], flat=flat)
 
 
-def fastest_choice(network: Network, number: int) -> Choice:
+def fastest_choice(network: Steps, number: int) -> Choice:
     """The fastest way here for one product: blocks first, then how the best two of them read their input."""
-    weight = network.records[number].weight
+    weight = network.steps[number].weight
     assert weight is not None
     dense = np.count_nonzero(weight) > DENSE * weight.size
     blocks = [Choice(block) for block in BLOCKS if block >= 4 or not dense]
@@ -98,28 +98,28 @@ def fastest_choice(network: Network, number: int) -> Choice:
     return candidates[min(range(len(candidates)), key=again.__getitem__)]
 
 
-def _others(choice: Choice, network: Network, number: int) -> list[Choice]:
+def _others(choice: Choice, network: Steps, number: int) -> list[Choice]:
     """The same block with moved copies laid out first, and in two parts."""
-    record = network.records[number]
-    height, width, channels = network.shapes[record.x]
+    step = network.steps[number]
+    height, width, channels = network.shapes[step.x]
     found = [choice]
-    if record.window.kernel[1] > 1:
+    if step.window.kernel[1] > 1:
         found.append(replace(choice, shift=True))
     if 4 * height * width * channels > LARGE:
         found += [replace(other, parts=2) for other in found]
     return found[1:]
 
 
-def _timed(network: Network, number: int, candidates: Sequence[Choice]) -> list[float]:
+def _timed(network: Steps, number: int, candidates: Sequence[Choice]) -> list[float]:
     """Seconds of one product, by itself, in each way."""
-    record = network.records[number]
-    assert record.weight is not None
-    alone = Network()
-    given = alone.given(network.shapes[record.x])
-    made = alone.convolution(given, record.weight, record.bias, record.window, record.groups, record.limits)
-    height, width, channels = network.shapes[record.x]
+    step = network.steps[number]
+    assert step.weight is not None
+    alone = Steps()
+    given = alone.given(network.shapes[step.x])
+    made = alone.convolution(given, step.weight, step.bias, step.window, step.groups, step.limits)
+    height, width, channels = network.shapes[step.x]
     shape = (alone.shapes[made][2], *alone.shapes[made][:2])
-    each = int(np.count_nonzero(record.weight)) * shape[1] * shape[2]
+    each = int(np.count_nonzero(step.weight)) * shape[1] * shape[2]
     images = min(IMAGES, 1 + int(WORK / max(1, each)))
     x = torch.rand(images, channels, height, width, generator=torch.Generator().manual_seed(0))
     ways: list[Callable[[], object]] = [

@@ -1,8 +1,7 @@
-"""A network on one image after another, its weights sparse (see `csrc/images.c`): a record of steps, and a plan.
+"""A network on one image after another, its weights sparse (see `csrc/images.c`): from steps to a plan.
 
-What can be run is recorded first, since how a value lies depends on who reads it: with as many rows of zeros as the
-kernels that move over it look beyond it. A plan then says of each product how many outputs are taken at once, and into
-how many parts its columns are cut.
+How a value lies depends on who reads it: with as many rows of zeros as the kernels that move over it look beyond it. A
+plan says of each product how many outputs are taken at once, and into how many parts its columns are cut.
 """
 
 import ctypes
@@ -11,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from itertools import pairwise
+from typing import get_args
 
 import numpy as np
 import torch
@@ -19,12 +19,14 @@ from torch import Tensor
 
 from automc.errors import ArtifactError
 from automc.kernels.build import compiled
-from automc.kernels.matrix import FloatArray, Masks, Matrix, Reads, Stored, packed
+from automc.kernels.matrix import Masks, Matrix, Reads, Stored, packed
 from automc.kernels.plan import Memory, scratch
-from automc.kernels.tiles import FREE, Limits, Pair, Shape, Window, threads, together
+from automc.kernels.steps import Kind, Shape, Step, Steps, Window
+from automc.kernels.tiles import threads, together
 
 LARGEST = 2**31
-MULTIPLY, SHIFT, SPREAD, ADD, AFFINE, MAXIMUM, MEAN, JOIN, ROUND = range(9)
+_KINDS: tuple[Kind, ...] = get_args(Kind)
+"""In the order of images.c."""
 
 
 class _Layout(ctypes.Structure):
@@ -53,9 +55,6 @@ class _Plan(ctypes.Structure):
         *((name, ctypes.c_int32) for name in ("lanes", "steps", "values", "input", "output", "cleared")),
         *((name, ctypes.c_int64) for name in ("step", "layout", "place", "clear", "floats")),
     ]
-
-
-_POINT = Window()
 
 
 @cache
@@ -87,89 +86,6 @@ class Choice:
     """Whether a kernel that slides over its input has moved copies of it laid out first."""
 
 
-@dataclass(frozen=True, eq=False, slots=True)
-class _Record:
-    """One step as it was recorded."""
-
-    kind: int
-    x: int
-    out: int
-    window: Window = _POINT
-    limits: Limits = FREE
-    other: int = -1
-    weight: FloatArray | None = None
-    """(out, in / groups, kernel height, kernel width); of an affine step (channels,)."""
-    bias: FloatArray | None = None
-    groups: int = 1
-    offset: int = 0
-    step: float = 0.0
-    zero: float = 0.0
-
-
-class Network:
-    """Steps that follow one another; a value, given or made by a step, is known by its number."""
-
-    def __init__(self) -> None:
-        self.shapes: list[Shape] = []
-        """Of every value."""
-        self.records: list[_Record] = []
-
-    def given(self, shape: Shape) -> int:
-        """A value that every run is given."""
-        self.shapes.append(shape)
-        return len(self.shapes) - 1
-
-    def convolution(
-        self,
-        x: int,
-        weight: FloatArray,
-        bias: FloatArray | None,
-        window: Window,
-        groups: int = 1,
-        limits: Limits = FREE,
-        other: int = -1,
-    ) -> int:
-        """weight (out, in / groups, kh, kw), bias (out,); `other` is added before the limits."""
-        out = self.given((*window.over(self.shapes[x]), len(weight)))
-        return self._add(_Record(MULTIPLY, x, out, window, limits, other, weight, bias, groups))
-
-    def pool(self, x: int, window: Window, *, largest: bool) -> int:
-        """The largest value under each window, or the mean, padding counted as zeros."""
-        out = self.given((*window.over(self.shapes[x]), self.shapes[x][2]))
-        return self._add(_Record(MAXIMUM if largest else MEAN, x, out, window, step=1 / math.prod(window.kernel)))
-
-    def add(self, x: int, other: int = -1, limits: Limits = FREE) -> int:
-        """The sum of two values of one shape, or one value, within limits."""
-        return self._add(_Record(ADD, x, self.given(self.shapes[x]), limits=limits, other=other))
-
-    def affine(self, x: int, scale: FloatArray, shift: FloatArray, limits: Limits = FREE) -> int:
-        """scale * x + shift, both (channels,)."""
-        return self._add(_Record(AFFINE, x, self.given(self.shapes[x]), limits=limits, weight=scale, bias=shift))
-
-    def joined(self, parts: Sequence[tuple[int, int]], channels: int, stride: Pair = (1, 1)) -> int:
-        """Values side by side, each with its first channel in the output, every stride-th position; zeros between."""
-        height, width, _ = self.shapes[parts[0][0]]
-        out = self.given((-(-height // stride[0]), -(-width // stride[1]), channels))
-        if sum(self.shapes[x][2] for x, _ in parts) < channels:
-            self._add(_Record(JOIN, parts[0][0], out, offset=-1))
-        for x, offset in parts:
-            self._add(_Record(JOIN, x, out, Window(stride=stride), offset=offset))
-        return out
-
-    def rounded(self, x: int, step: float, zero: float, top: float) -> int:
-        """Levels 0 to `top`, `step` apart, of which `zero` stands for 0.0."""
-        return self._add(_Record(ROUND, x, self.given(self.shapes[x]), limits=Limits(0.0, top), step=step, zero=zero))
-
-    @property
-    def products(self) -> list[int]:
-        """Numbers of the records that are products."""
-        return [i for i, r in enumerate(self.records) if r.kind == MULTIPLY]
-
-    def _add(self, record: _Record) -> int:
-        self.records.append(record)
-        return record.out
-
-
 @dataclass(frozen=True, slots=True)
 class _Lie:
     """How a value lies: its shape, and rows of zeros."""
@@ -195,8 +111,8 @@ def _slides(window: Window, shape: Shape) -> bool:
     return window.stride == (1, 1) and window.over(shape)[1] == shape[1]
 
 
-def planned(network: Network, source: int, result: int, choices: Mapping[int, Choice]) -> Tensor:
-    """The plan (bytes,) from one value of a network to another; choices: by number of a record that is a product.
+def planned(network: Steps, source: int, result: int, choices: Mapping[int, Choice]) -> Tensor:
+    """The plan (bytes,) from one value of a network to another; choices: by number of a step that is a product.
 
     ArtifactError for a value of 2^31 floats or more, which no offset reaches.
     """
@@ -230,13 +146,13 @@ def run(x: Tensor, plan: Tensor, shape: Sequence[int]) -> Tensor:
 class _Planner:
     """A plan while it is made."""
 
-    def __init__(self, network: Network) -> None:
+    def __init__(self, network: Steps) -> None:
         self._network, self._memory, self._lies = network, Memory(_Plan), _lies(network)
 
     def plan(self, source: int, result: int, choices: Mapping[int, Choice]) -> Tensor:
         steps: list[_Step] = []
-        for number, record in enumerate(self._network.records):
-            steps += self._steps(record, choices.get(number, Choice()))
+        for number, step in enumerate(self._network.steps):
+            steps += self._steps(step, choices.get(number, Choice()))
         if max(lie.floats for lie in self._lies) >= LARGEST:
             raise ArtifactError(
                 f"A value of a plan must have fewer than 2^31 floats; one has {max(x.floats for x in self._lies):,}: "
@@ -258,46 +174,46 @@ class _Planner:
             floats=floats,
         )
 
-    def _steps(self, record: _Record, choice: Choice) -> list[_Step]:
-        if record.kind != MULTIPLY:
-            return [self._step(record)]
-        lie, window = self._lies[record.x], record.window
+    def _steps(self, step: Step, choice: Choice) -> list[_Step]:
+        if step.kind != "product":
+            return [self._packed(step)]
+        lie, window = self._lies[step.x], step.window
         if not _slides(window, lie.shape):
-            laid = _spread(record, lie, len(self._lies))
+            laid = _spread(step, lie, len(self._lies))
         elif choice.shift and window.kernel[1] > 1:
-            laid = _shifted(record, lie, len(self._lies))
+            laid = _shifted(step, lie, len(self._lies))
         else:
-            return [self._product(record, _taps(window, lie), choice)]
+            return [self._product(step, _taps(window, lie), choice)]
         self._lies.append(laid.lie)
-        return [self._laid(laid), self._product(replace(record, x=laid.record.out), laid.reads, choice)]
+        return [self._laid(laid), self._product(replace(step, x=laid.step.out), laid.reads, choice)]
 
     def _laid(self, laid: "_Laid") -> _Step:
         masks = Stored(mask=0 if laid.masks is None else self._memory.put(laid.masks.lanes))
-        return self._step(laid.record, laid.phases, laid.shift, masks)
+        return self._packed(laid.step, laid.phases, laid.shift, masks)
 
-    def _product(self, record: _Record, reads: Reads, choice: Choice) -> _Step:
-        matrix = _matrix(record, reads, choice).stored(self._memory)
-        return self._step(replace(record, weight=None, bias=None), matrix=matrix)
+    def _product(self, step: Step, reads: Reads, choice: Choice) -> _Step:
+        matrix = _matrix(step, reads, choice).stored(self._memory)
+        return self._packed(replace(step, weight=None, bias=None), matrix=matrix)
 
-    def _step(self, record: _Record, phases: int = 0, shift: int = 0, matrix: Stored | None = None) -> _Step:
-        numbers = (record.kind, record.x, record.other, record.out, record.offset, *record.window.as_c())
-        limits = (record.limits.low, record.limits.high, record.step, record.zero)
-        places = (0 if x is None else self._memory.put(x.astype(np.float32)) for x in (record.weight, record.bias))
+    def _packed(self, step: Step, phases: int = 0, shift: int = 0, matrix: Stored | None = None) -> _Step:
+        numbers = (_KINDS.index(step.kind), step.x, step.other, step.out, step.offset, *step.window.as_c())
+        limits = (step.limits.low, step.limits.high, step.step, step.zero)
+        places = (0 if x is None else self._memory.put(x.astype(np.float32)) for x in (step.weight, step.bias))
         return _Step(*numbers, phases, shift, *limits, *places, matrix or Stored())
 
 
-def _lies(network: Network) -> list[_Lie]:
+def _lies(network: Steps) -> list[_Lie]:
     """How each value lies, from who reads it."""
     above, below = [0] * len(network.shapes), [0] * len(network.shapes)
-    for record in network.records:
-        window, shape = record.window, network.shapes[record.x]
-        if record.kind != MULTIPLY or not _slides(window, shape):
+    for step in network.steps:
+        window, shape = step.window, network.shapes[step.x]
+        if step.kind != "product" or not _slides(window, shape):
             continue
         # what is moved beyond a side is masked, but read
         edge = -(-window.padding[1] // shape[1])
-        deepest = network.shapes[record.out][0] - 1 + window.dilation[0] * (window.kernel[0] - 1) - window.padding[0]
-        above[record.x] = max(above[record.x], window.padding[0] + edge)
-        below[record.x] = max(below[record.x], deepest - (shape[0] - 1) + edge)
+        deepest = network.shapes[step.out][0] - 1 + window.dilation[0] * (window.kernel[0] - 1) - window.padding[0]
+        above[step.x] = max(above[step.x], window.padding[0] + edge)
+        below[step.x] = max(below[step.x], deepest - (shape[0] - 1) + edge)
     return [_Lie(*found) for found in zip(network.shapes, above, below, strict=True)]
 
 
@@ -340,7 +256,7 @@ def _reads(channels: NDArray[np.int64], taps: NDArray[np.int64], masks: Masks) -
 class _Laid:
     """What is laid out before a product."""
 
-    record: _Record
+    step: Step
     reads: Reads
     """What the columns of the weight read of it."""
     lie: _Lie
@@ -349,22 +265,22 @@ class _Laid:
     shift: int = 0
 
 
-def _shifted(record: _Record, lie: _Lie, number: int) -> _Laid:
+def _shifted(step: Step, lie: _Lie, number: int) -> _Laid:
     """A plane for each channel and each column of a kernel that slides, rows of zeros included."""
-    window = record.window
+    window = step.window
     columns = window.kernel[1]
     shape = (lie.shape[0], lie.shape[1], lie.shape[2] * columns)
     planes = replace(lie, shape=shape)
     taps = _tap_rows(window, lie)[:, None] + np.arange(columns) * lie.plane
     reads = _reads(np.arange(lie.shape[2]) * columns * lie.plane, taps, _all_read(columns))
     read = _inside(lie, _moves(window), lie.plane // lanes())
-    return _Laid(_Record(SHIFT, record.x, number, window), reads, planes, Masks.of(read))
+    return _Laid(Step("shift", step.x, number, window), reads, planes, Masks.of(read))
 
 
-def _spread(record: _Record, lie: _Lie, number: int) -> _Laid:
+def _spread(step: Step, lie: _Lie, number: int) -> _Laid:
     """A plane for each channel, column of the kernel and phase of its rows: row r of phase f is the input's row
     (r + shift) * stride + f, every stride-th column of it."""
-    window = record.window
+    window = step.window
     height, width = window.over(lie.shape)
     tap = np.arange(window.kernel[0]) * window.dilation[0] - window.padding[0]
     phase, row = tap % window.stride[0], tap // window.stride[0]
@@ -374,29 +290,29 @@ def _spread(record: _Record, lie: _Lie, number: int) -> _Laid:
     plane = np.arange(window.kernel[1]) * phases + phase[:, None]
     taps = plane * planes.plane + (row[:, None] - shift) * width
     reads = _reads(np.arange(lie.shape[2]) * each * planes.plane, taps, _all_read(window.kernel[1]))
-    return _Laid(_Record(SPREAD, record.x, number, window), reads, planes, phases=phases, shift=shift)
+    return _Laid(Step("spread", step.x, number, window), reads, planes, phases=phases, shift=shift)
 
 
 def _all_read(columns: int) -> Masks:
     return Masks.of(np.ones((columns, 1, lanes()), dtype=np.bool_))
 
 
-def _matrix(record: _Record, reads: Reads, choice: Choice) -> Matrix:
+def _matrix(step: Step, reads: Reads, choice: Choice) -> Matrix:
     """A convolution's weight over all channels, in parts by channels."""
-    weight = record.weight
+    weight = step.weight
     assert weight is not None
-    outer, inner = len(weight) // record.groups, weight.shape[1]
+    outer, inner = len(weight) // step.groups, weight.shape[1]
     taps = math.prod(weight.shape[2:])
-    whole = np.zeros((len(weight), inner * record.groups * taps), dtype=np.float32)
-    for g in range(record.groups):
+    whole = np.zeros((len(weight), inner * step.groups * taps), dtype=np.float32)
+    for g in range(step.groups):
         rows, columns = slice(g * outer, (g + 1) * outer), slice(g * inner * taps, (g + 1) * inner * taps)
         whole[rows, columns] = weight[rows].reshape(outer, -1)
     parts = [
         (part[:, None] * taps + np.arange(taps)).reshape(-1)
-        for part in np.array_split(np.arange(inner * record.groups), choice.parts)
+        for part in np.array_split(np.arange(inner * step.groups), choice.parts)
         if len(part)
     ]
-    return packed(whole, record.bias, reads, choice.block, parts)
+    return packed(whole, step.bias, reads, choice.block, parts)
 
 
 def _placed(steps: Sequence[_Step], lies: Sequence[_Lie], source: int, result: int) -> tuple[list[int], list[int], int]:

@@ -14,7 +14,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from automc.kernels.tiles import Window, kernels, lanes, threads, together
+from automc.kernels.steps import Window
+from automc.kernels.tiles import kernels, lanes, threads, together
 
 FloatArray = NDArray[np.float64]
 NEAR = 4

@@ -28,7 +28,7 @@ from automc.kernels.sparse8 import (
     rounded,
     run,
 )
-from automc.kernels.tiles import Window
+from automc.kernels.steps import Window
 
 _IMAGE = struct.Struct("@13i")
 """As in sparse8.c: channels, height, width, out_height, out_width; kernel, stride, padding, dilation."""

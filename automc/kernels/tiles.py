@@ -1,7 +1,6 @@
 """Networks run on tiles of samples (see `csrc/tiles.c`): a program of steps, and its runs on any number of samples.
 
-A value has a shape (height, width, channels); what a linear layer reads and gives has height and width one. Samples are
-independent, so results depend neither on how many there are nor on the number of threads.
+Samples are independent, so results depend neither on how many there are nor on the number of threads.
 """
 
 import ctypes
@@ -21,11 +20,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from automc.kernels.build import compiled
+from automc.kernels.steps import FloatArray, Step, Steps
 
-FloatArray = NDArray[np.float32]
-Shape = tuple[int, int, int]
-Pair = tuple[int, int]
 CONV, WINOGRAD, DEPTHWISE, ADD, AFFINE, MAXIMUM, MEAN, COPY, CLEAR, ROUND = range(10)
+_KINDS = {"add": ADD, "affine": AFFINE, "maximum": MAXIMUM, "mean": MEAN, "copy": COPY, "clear": CLEAR, "round": ROUND}
 T = TypeVar("T")
 R = TypeVar("R")
 # Winograd's F(4x4, 3x3), Lavin and Gray 2016, section 4.3: the weights' transform; the others are in tiles.c.
@@ -54,37 +52,6 @@ class _Step(ctypes.Structure):
     ]
 
 
-@dataclass(frozen=True, slots=True)
-class Window:
-    """How a kernel moves over its input."""
-
-    kernel: Pair = (1, 1)
-    stride: Pair = (1, 1)
-    padding: Pair = (0, 0)
-    dilation: Pair = (1, 1)
-
-    def over(self, shape: Shape) -> Pair:
-        """Height and width of what comes out."""
-        sides = zip(shape, self.kernel, self.stride, self.padding, self.dilation, strict=False)
-        height, width = ((n + 2 * p - d * (k - 1) - 1) // s + 1 for n, k, s, p, d in sides)
-        return height, width
-
-    def as_c(self) -> "tuple[ctypes.Array[ctypes.c_int], ...]":
-        """Its four pairs, in the order of the structures in tiles.c."""
-        return tuple((ctypes.c_int * 2)(*p) for p in (self.kernel, self.stride, self.padding, self.dilation))
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """What an output is clamped to."""
-
-    low: float = -math.inf
-    high: float = math.inf
-
-
-FREE = Limits()
-
-
 @cache
 def lanes() -> int:
     """Samples in a tile; 0 where there is no compiled library."""
@@ -101,91 +68,13 @@ def kernels() -> ctypes.CDLL:
     return found
 
 
-def shape_of(x: Tensor) -> Shape | None:
-    """Height, width and channels of float32 samples (B, channels) or (B, channels, height, width); None of others."""
-    if x.dtype != torch.float32 or x.dim() not in (2, 4):
-        return None
-    return (x.shape[2], x.shape[3], x.shape[1]) if x.dim() == 4 else (1, 1, x.shape[1])
+class Program(Steps):
+    """Steps that can be run; each is packed when it is first needed."""
 
-
-class Program:
-    """Steps that follow one another; a value, given or made by a step, is known by its number.
-
-    dry: only shapes are worked out, and nothing can be run.
-    """
-
-    def __init__(self, *, dry: bool = False) -> None:
-        self._dry = dry
-        self.shapes: list[Shape] = []
-        """Of every value."""
-        self._steps: list[_Step] = []
+    def __init__(self) -> None:
+        super().__init__()
+        self._packed: dict[int, _Step] = {}
         self._arrays: list[FloatArray] = []
-
-    def given(self, shape: Shape) -> int:
-        """A value that every run is given, or might be."""
-        self.shapes.append(shape)
-        return len(self.shapes) - 1
-
-    def convolution(
-        self,
-        x: int,
-        weight: FloatArray,
-        bias: FloatArray | None,
-        window: Window,
-        groups: int = 1,
-        limits: Limits = FREE,
-        other: int = -1,
-    ) -> int:
-        """weight (out, in / groups, kh, kw), bias (out,); `other` is added before the limits."""
-        channels, out = self.shapes[x][2], len(weight)
-        found = self.given((*window.over(self.shapes[x]), out))
-        if self._dry:
-            return found
-        if groups == channels == out > 1:
-            kind, packed = DEPTHWISE, weight[:, 0].reshape(out, -1).T
-        elif window.kernel == (3, 3) and window.stride == window.dilation == (1, 1) and groups == 1:
-            kind, packed = WINOGRAD, _packed(_transformed(weight), 1)
-        else:
-            kind, packed = CONV, _packed(weight.transpose(2, 3, 1, 0).reshape(-1, weight.shape[1], out), groups)
-        return self._add(
-            kind,
-            x,
-            found,
-            window,
-            limits,
-            other,
-            packed,
-            np.zeros(out, dtype=np.float32) if bias is None else bias,
-            groups,
-        )
-
-    def pool(self, x: int, window: Window, *, largest: bool) -> int:
-        """The largest value under each window, or the mean, padding counted as zeros."""
-        found = self.given((*window.over(self.shapes[x]), self.shapes[x][2]))
-        kind = MAXIMUM if largest else MEAN
-        return self._add(kind, x, found, window, step=1 / (window.kernel[0] * window.kernel[1]))
-
-    def add(self, x: int, other: int = -1, limits: Limits = FREE) -> int:
-        """The sum of two values of one shape, or one value, within limits."""
-        return self._add(ADD, x, self.given(self.shapes[x]), limits=limits, other=other)
-
-    def affine(self, x: int, scale: FloatArray, shift: FloatArray, limits: Limits = FREE) -> int:
-        """scale * x + shift, both (channels,)."""
-        return self._add(AFFINE, x, self.given(self.shapes[x]), limits=limits, weight=scale, bias=shift)
-
-    def joined(self, parts: Sequence[tuple[int, int]], channels: int, stride: Pair = (1, 1)) -> int:
-        """Values side by side, each with its first channel in the output, every stride-th position; zeros between."""
-        height, width, _ = self.shapes[parts[0][0]]
-        found = self.given((-(-height // stride[0]), -(-width // stride[1]), channels))
-        if sum(self.shapes[x][2] for x, _ in parts) < channels:
-            self._add(CLEAR, found, found)
-        for x, offset in parts:
-            self._add(COPY, x, found, Window(stride=stride), offset=offset)
-        return found
-
-    def rounded(self, x: int, step: float, zero: float, top: float) -> int:
-        """Levels 0 to `top`, `step` apart, of which `zero` stands for 0.0."""
-        return self._add(ROUND, x, self.given(self.shapes[x]), limits=Limits(0.0, top), step=step, zero=zero)
 
     def run(
         self,
@@ -201,39 +90,45 @@ class Program:
         count, room = len(next(iter(given.values()))), room or Room()
         results = {v: room.take((count, *self.shapes[v], lanes())) for v in wanted if v not in given}
         stored = {value: x.contiguous() for value, x in given.items()} | results
-        steps, sizes = self._placed(self._needed(set(given), set(results)), set(stored))
-        job = _Job((_Step * len(steps))(*steps), sizes, self._scratch(), stored)
+        needed = [self._step(number) for number in self._needed(set(given), set(results))]
+        steps, sizes = self._placed(needed, set(stored))
+        job = _Job((_Step * len(steps))(*steps), sizes, _scratch(needed), stored)
         together(job.run, np.array_split(np.arange(count), min(threads(), max(1, count))))
         return [stored[value] for value in wanted]
 
-    def _needed(self, given: set[int], wanted: set[int]) -> list[_Step]:
-        """The steps that lead from some values to others."""
-        needed, steps = set(wanted), []
-        for step in reversed(self._steps):
+    def _needed(self, given: set[int], wanted: set[int]) -> list[int]:
+        """Numbers of the steps that lead from some values to others."""
+        needed, numbers = set(wanted), []
+        for number in reversed(range(len(self.steps))):
+            step = self.steps[number]
             if step.out in needed - given:
-                steps.append(step)
-                needed |= {step.in_, step.other}
-        return steps[::-1]
+                numbers.append(number)
+                needed |= {step.x, step.other}
+        return numbers[::-1]
 
-    def _add(
-        self,
-        kind: int,
-        x: int,
-        out: int,
-        window: Window = Window(),
-        limits: Limits = FREE,
-        other: int = -1,
-        weight: FloatArray | None = None,
-        bias: FloatArray | None = None,
-        groups: int = 1,
-        offset: int = 0,
-        step: float = 0.0,
-        zero: float = 0.0,
-    ) -> int:
-        numbers = (kind, x, other, out, *self.shapes[x], *self.shapes[out], *window.as_c(), groups, offset)
-        pointers = (self._held(weight), self._held(bias))
-        self._steps.append(_Step(*numbers, limits.low, limits.high, step, zero, *pointers))
-        return out
+    def _step(self, number: int) -> _Step:
+        """A step as the kernels have it."""
+        if number not in self._packed:
+            s = self.steps[number]
+            kind, weight, bias = self._product(s) if s.kind == "product" else (_KINDS[s.kind], s.weight, s.bias)
+            shapes = (*self.shapes[s.x], *self.shapes[s.out])
+            numbers = (kind, s.x, s.other, s.out, *shapes, *s.window.as_c(), s.groups, s.offset)
+            limits = (s.limits.low, s.limits.high, s.step, s.zero)
+            self._packed[number] = _Step(*numbers, *limits, self._held(weight), self._held(bias))
+        return self._packed[number]
+
+    def _product(self, step: Step) -> tuple[int, FloatArray, FloatArray]:
+        """How a convolution is computed, with its weights in the order they are read, and its bias."""
+        weight, window = step.weight, step.window
+        assert weight is not None
+        out = len(weight)
+        bias = np.zeros(out, dtype=np.float32) if step.bias is None else step.bias
+        if step.groups == self.shapes[step.x][2] == out > 1:
+            return DEPTHWISE, weight[:, 0].reshape(out, -1).T, bias
+        if window.kernel == (3, 3) and window.stride == window.dilation == (1, 1) and step.groups == 1:
+            return WINOGRAD, _packed(_transformed(weight), 1), bias
+        taps = weight.transpose(2, 3, 1, 0).reshape(-1, weight.shape[1], out)
+        return CONV, _packed(taps, step.groups), bias
 
     def _held(self, array: FloatArray | None) -> int | None:
         """The address of an array that lives as long as the program."""
@@ -273,9 +168,11 @@ class Program:
                     free.append(place[value])
         return placed, sizes
 
-    def _scratch(self) -> int:
-        outputs = int(kernels().tiles_outputs())
-        return max((72 * (s.channels + outputs + 1) for s in self._steps if s.kind == WINOGRAD), default=1)
+
+def _scratch(steps: Sequence[_Step]) -> int:
+    """Vectors of scratch that some steps need."""
+    outputs = int(kernels().tiles_outputs())
+    return max((72 * (s.channels + outputs + 1) for s in steps if s.kind == WINOGRAD), default=1)
 
 
 _lent: ContextVar[int] = ContextVar("threads lent by torch", default=0)

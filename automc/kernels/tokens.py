@@ -13,7 +13,8 @@ from automc.errors import ArtifactError
 from automc.kernels.build import compiled
 from automc.kernels.matrix import FloatArray, Masks, Reads, Stored, packed
 from automc.kernels.plan import Memory, scratch
-from automc.kernels.tiles import FREE, Limits, threads, together
+from automc.kernels.steps import FREE, Limits
+from automc.kernels.tiles import threads, together
 
 ACROSS = 16
 """Outputs of a block that lies across the lanes."""

@@ -19,7 +19,8 @@ from automc.compression.compress import channels_last, in_channels_last
 from automc.compression.lowering import Lowering, lowered, run_tiles
 from automc.compression.prefix import PassMemory, Snapshot
 from automc.graph.runs import copies
-from automc.kernels.tiles import Program, Shape, lanes, shape_of, to_tiles
+from automc.kernels.steps import Shape, shape_of
+from automc.kernels.tiles import Program, lanes, to_tiles
 from automc.scoring.folding import behind, folded, traced
 from automc.task import Batch
 

@@ -12,7 +12,8 @@ from automc.errors import GraphError
 from automc.graph.inplace import ChangeTracer, follow_changes_
 from automc.graph.shrink import shrink
 from automc.graph.trace import trace_model
-from automc.kernels.tiles import Program, lanes, shape_of, to_tiles
+from automc.kernels.steps import shape_of
+from automc.kernels.tiles import Program, lanes, to_tiles
 
 Body = Callable[["Net", Tensor], Tensor]
 

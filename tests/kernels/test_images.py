@@ -13,9 +13,9 @@ from torch.nn import functional as F
 
 from automc.errors import ArtifactError
 from automc.kernels import build, images
-from automc.kernels.images import Choice, Network, lanes, planned, run
+from automc.kernels.images import Choice, lanes, planned, run
 from automc.kernels.matrix import BLOCKS
-from automc.kernels.tiles import Limits, Window
+from automc.kernels.steps import Limits, Steps, Window
 
 pytestmark = pytest.mark.skipif(not lanes(), reason="needs a C compiler")
 TOLERANCE = 1e-5
@@ -31,13 +31,13 @@ def thinned(weight: Tensor, density: float, seed: int = 0) -> Tensor:
     return weight * (torch.rand(weight.shape, generator=torch.Generator().manual_seed(seed)) < density)
 
 
-def ran(network: Network, x: Tensor, result: int, choices: dict[int, Choice] | None = None) -> Tensor:
+def ran(network: Steps, x: Tensor, result: int, choices: dict[int, Choice] | None = None) -> Tensor:
     height, width, channels = network.shapes[result]
     return run(x, planned(network, 0, result, choices or {}), (channels, height, width))
 
 
-def opened(x: Tensor) -> Network:
-    network = Network()
+def opened(x: Tensor) -> Steps:
+    network = Steps()
     assert network.given((x.shape[2], x.shape[3], x.shape[1])) == 0
     return network
 
@@ -218,8 +218,8 @@ def test_values_that_lie_differently_do_not_meet() -> None:
         assert close(ran(network, x, value), expected)
 
 
-def _lonely() -> tuple[Network, int, int]:
-    network = Network()
+def _lonely() -> tuple[Steps, int, int]:
+    network = Steps()
     given = network.given((40, 40, 1))
     return network, given, network.add(given)
 
@@ -233,7 +233,7 @@ def test_a_plan_for_other_vectors_is_refused() -> None:
 
 
 def test_what_no_offset_reaches_is_refused() -> None:
-    network = Network()
+    network = Steps()
     given = network.given((2**14, 2**14, 8))
     with pytest.raises(ArtifactError, match="fewer than 2\\^31 floats; one has 2,147"):
         planned(network, given, network.add(given), {})

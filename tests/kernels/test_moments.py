@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from automc.compression.calibration import input_rows
 from automc.kernels import build
 from automc.kernels.moments import channel_moments, column_moments
-from automc.kernels.tiles import Window, lanes, to_tiles
+from automc.kernels.steps import Window
+from automc.kernels.tiles import lanes, to_tiles
 
 pytestmark = pytest.mark.skipif(not lanes(), reason="needs a C compiler")
 

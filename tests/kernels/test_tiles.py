@@ -12,7 +12,8 @@ from torch.nn import functional as F
 
 from automc.compression.quantize import ActivationQuantizer, Observed
 from automc.kernels import build
-from automc.kernels.tiles import Limits, Program, Window, from_tiles, lanes, lent_threads, threads, to_tiles
+from automc.kernels.steps import Limits, Window
+from automc.kernels.tiles import Program, from_tiles, lanes, lent_threads, threads, to_tiles
 
 pytestmark = pytest.mark.skipif(not lanes(), reason="needs a C compiler")
 TOLERANCE = 2e-5

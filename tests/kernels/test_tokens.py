@@ -15,7 +15,7 @@ from automc.deployment.layers import PlannedLinear
 from automc.deployment.network import PlannedNetwork, network_of
 from automc.kernels import build, tokens
 from automc.kernels.matrix import BLOCKS
-from automc.kernels.tiles import Limits
+from automc.kernels.steps import Limits
 from automc.kernels.tokens import ACROSS, TokenChoice, lanes, most_vectors, planned, run
 
 pytestmark = pytest.mark.skipif(not lanes(), reason="needs a C compiler")

@@ -14,17 +14,17 @@ typedef struct {
   int plane; /* floats of a channel, rows of zeros and what a vector may read too far included */
 } Layout;
 
-enum { MULTIPLY, SHIFT, SPREAD, ADD, AFFINE, MAXIMUM, MEAN, JOIN, ROUND };
+enum { PRODUCT, SHIFT, SPREAD, ADD, AFFINE, MAXIMUM, MEAN, COPY, CLEAR, ROUND };
 
 typedef struct {
   int kind, in, other, out; /* values; other: what is added to the output, or -1 */
-  int offset;               /* JOIN: the first output channel */
+  int offset;               /* COPY: the first output channel */
   int kernel[2], stride[2], padding[2], dilation[2];
   int phases, shift; /* SPREAD: row r of phase f is input row (r + shift) * stride + f */
   float low, high;   /* the output is clamped to this */
   float step, zero;    /* ROUND: width of a level and level of 0.0; MEAN: step, the share of one position */
   int64_t scale, bias; /* AFFINE: [channels] */
-  Stored matrix;       /* of MULTIPLY; of SHIFT its masks */
+  Stored matrix;       /* of PRODUCT; of SHIFT its masks */
 } Step;
 
 /* A network is one piece of memory that begins with this; places in it are bytes from its beginning. */
@@ -169,18 +169,19 @@ static void windows(const Step *s, const Layout *in, const Layout *out, const fl
   }
 }
 
-/* Channels of one value as channels of another, or zeros in all of them. */
-static void join(const Step *s, const Layout *in, const Layout *out, const float *x, float *y) {
-  const int clears = s->offset < 0, count = clears ? out->channels : in->channels;
-  for (int c = 0; c < count; c++) {
+/* Channels of one value as channels of another, every stride-th position. */
+static void copy(const Step *s, const Layout *in, const Layout *out, const float *x, float *y) {
+  for (int c = 0; c < in->channels; c++) {
     const float *from = x + origin(in) + (ptrdiff_t)c * in->plane;
-    float *to = y + origin(out) + (ptrdiff_t)(clears ? c : s->offset + c) * out->plane;
-    if (clears)
-      memset(to, 0, 4 * (size_t)out->height * out->width);
-    else
-      for (int r = 0; r < out->height; r++, to += out->width)
-        move(from + (ptrdiff_t)r * s->stride[0] * in->width, in->width, 0, s->stride[1], to, out->width);
+    float *to = y + origin(out) + (ptrdiff_t)(s->offset + c) * out->plane;
+    for (int r = 0; r < out->height; r++, to += out->width)
+      move(from + (ptrdiff_t)r * s->stride[0] * in->width, in->width, 0, s->stride[1], to, out->width);
   }
+}
+
+static void clear(const Layout *out, float *y) {
+  for (int c = 0; c < out->channels; c++)
+    memset(y + origin(out) + (ptrdiff_t)c * out->plane, 0, 4 * (size_t)out->height * out->width);
 }
 
 static void run(const Plan *plan, const Step *s, float *scratch) {
@@ -191,7 +192,7 @@ static void run(const Plan *plan, const Step *s, float *scratch) {
   const float *x = scratch + place[s->in], *added = other ? scratch + place[s->other] : 0;
   float *y = scratch + place[s->out];
   const Matrix matrix = placed(&s->matrix, base);
-  if (s->kind == MULTIPLY)
+  if (s->kind == PRODUCT)
     multiply(s, &matrix, other, out, x, added, y);
   else if (s->kind == SHIFT)
     shift(s, matrix.mask, in, x, y);
@@ -199,8 +200,10 @@ static void run(const Plan *plan, const Step *s, float *scratch) {
     spread(s, in, out, x, y);
   else if (s->kind == MAXIMUM || s->kind == MEAN)
     windows(s, in, out, x, y);
-  else if (s->kind == JOIN)
-    join(s, in, out, x, y);
+  else if (s->kind == COPY)
+    copy(s, in, out, x, y);
+  else if (s->kind == CLEAR)
+    clear(out, y);
   else
     pointwise(s, base, in, other, out, x, added, y);
 }
@@ -214,13 +217,13 @@ void images_run(const Plan *plan, const float *in, float *out, int count, float 
   const Layout *layouts = (const Layout *)(base + plan->layout), *first = layouts + plan->input;
   const Layout *last = layouts + plan->output;
   const int64_t *place = (const int64_t *)(base + plan->place);
-  const int32_t *clear = (const int32_t *)(base + plan->clear);
+  const int32_t *cleared = (const int32_t *)(base + plan->clear);
   const Step *steps = (const Step *)(base + plan->step);
   const size_t read = (size_t)first->height * first->width, made = (size_t)last->height * last->width;
   const unsigned before = without_denormals();
   for (int i = 0; i < plan->cleared; i++) {
-    const Layout *l = layouts + clear[i];
-    float *to = scratch + place[clear[i]];
+    const Layout *l = layouts + cleared[i];
+    float *to = scratch + place[cleared[i]];
     for (int c = 0; c < l->channels; c++, to += l->plane) {
       memset(to, 0, 4 * (size_t)origin(l));
       const ptrdiff_t behind = origin(l) + (ptrdiff_t)l->height * l->width;
