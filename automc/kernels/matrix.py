@@ -59,7 +59,8 @@ class Matrix:
 
     def stored(self, memory: Memory) -> Stored:
         """As a plan holds it."""
-        arrays = (self.start, self.offset, self.side, self.value, self.bias, self.masks.lanes)
+        side = self.side if self.masks.kind else self.side[:0]  # which nobody reads then
+        arrays = (self.start, self.offset, side, self.value, self.bias, self.masks.lanes)
         return Stored(self.rows, self.block, len(self.start), self.masks.kind, *map(memory.put, arrays))
 
 

@@ -21,7 +21,7 @@ typedef struct {
   int masks;              /* 0: none; 1: the same for every vector; 2: for every other one; 3: one for each */
   const int32_t *start;   /* [parts][blocks + 1]: where each block's kept columns begin */
   const int32_t *offset;  /* [kept]: floats from the base to the column's plane */
-  const int32_t *side;    /* [kept]: vectors of positions from the base to the column's masks */
+  const int32_t *side;    /* [kept]: vectors of positions from the base to the column's masks; none without masks */
   const float *value;     /* [kept][block] */
   const float *bias;      /* [blocks * block] */
   const void *mask;       /* [columns of the kernel][vectors]: lanes that are read */
