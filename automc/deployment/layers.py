@@ -17,6 +17,7 @@ from automc.errors import PolicyError
 from automc.graph.runs import copies
 from automc.kernels import tokens
 from automc.kernels.matrix import BLOCKS, FloatArray
+from automc.kernels.plan import plain
 from automc.kernels.steps import shape_of
 from automc.kernels.tokens import ACROSS, TokenChoice
 
@@ -40,6 +41,8 @@ class PlannedLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x (..., in), float32; (..., out)"""
+        if plain(x):
+            return tokens.run(x, self.plan)
         found: Tensor = torch.ops.automc.tokens(x, self.plan, self.out_features)
         return found
 

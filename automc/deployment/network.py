@@ -13,6 +13,7 @@ from automc.deployment.timing import seconds_of
 from automc.errors import TaskError
 from automc.kernels.images import Choice, lanes, planned, run
 from automc.kernels.matrix import BLOCKS
+from automc.kernels.plan import plain
 from automc.kernels.steps import Shape, Steps, shape_of
 from automc.scoring.folding import folded
 
@@ -45,7 +46,8 @@ class PlannedNetwork(nn.Module):
                 "deploy the model for inputs of that size."
             )
         height, width, channels = self.made
-        found: Tensor = torch.ops.automc.images(x, self.plan, [channels, height, width])
+        shape = (channels, height, width)
+        found: Tensor = run(x, self.plan, shape) if plain(x) else torch.ops.automc.images(x, self.plan, shape)
         return found.flatten(1) if self.flat else found
 
 

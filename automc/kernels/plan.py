@@ -38,6 +38,22 @@ class Memory:
         return torch.frombuffer(bytearray(b"".join((head, *self._parts))), dtype=torch.uint8).clone()
 
 
+def plain(x: Tensor) -> bool:
+    """Whether x is what compiled functions read, and nobody watches what is done with it.
+
+    Then operations of torch are left aside: it takes longer to find the way to one than many of them take.
+    """
+    return (
+        type(x) is Tensor
+        and x.dtype is torch.float32
+        and x.is_cpu
+        and not torch.compiler.is_compiling()
+        and torch._C._get_tracing_state() is None
+        and not torch._C._len_torch_dispatch_stack()
+        and not torch._C._is_torch_function_mode_enabled()
+    )
+
+
 def _aligned(size: int) -> int:
     return -(-size // ALIGNMENT) * ALIGNMENT
 

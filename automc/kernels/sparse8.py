@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from automc.errors import PolicyError
 from automc.kernels.build import compiled
+from automc.kernels.plan import plain
 from automc.kernels.tiles import threads, together
 
 PATTERNS = {16: "16x4", 4: "4x1"}
@@ -423,7 +424,7 @@ class SparseInt8Linear(Sparse8):
         tiles = [buffers[name] for name in _TILES] if self.tiled else []
         given = (*self.held(), tiles, self.outputs, self.rows, self.low, self.high)
         # torch takes longer to find the way to an operator than a few tokens do
-        if plain(x, given[4]):
+        if plain(x) and plain(given[4]):
             return _multiplied(x, *given)
         return torch.ops.automc.sparse8_linear.default(x, *given)  # type: ignore[no-any-return]
 
@@ -435,20 +436,6 @@ def rounded(quantized: Quantized) -> tuple[Tensor, Tensor, tuple[float, float, f
         raise PolicyError("Weights and activations must be rounded to evenly spaced levels; choose 8 bits for both.")
     levels: tuple[float, float, float] = rounding.levels()
     return quantized.codes, quantized.weight_scale, levels
-
-
-def plain(x: Tensor, scale: Tensor) -> bool:
-    """Whether x and what a module holds are what the compiled function reads, and nobody watches what is done."""
-    return (
-        type(x) is Tensor
-        and x.dtype is scale.dtype is torch.float32
-        and x.is_cpu
-        and scale.is_cpu
-        and not torch.compiler.is_compiling()
-        and torch._C._get_tracing_state() is None
-        and not torch._C._len_torch_dispatch_stack()
-        and not torch._C._is_torch_function_mode_enabled()
-    )
 
 
 def _whole(values: Tensor, dtype: torch.dtype) -> Tensor:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from automc.errors import PolicyError
 from automc.kernels.build import compiled
+from automc.kernels.plan import plain
 from automc.kernels.sparse8 import (
     LAYER,
     NO_TILES,
@@ -24,7 +25,6 @@ from automc.kernels.sparse8 import (
     check_call,
     dense_codes,
     library,
-    plain,
     rounded,
     run,
 )
@@ -141,6 +141,6 @@ class SparseInt8Conv2d(Sparse8):
         w = self.window
         sides = (list(w.kernel), list(w.stride), list(w.padding), list(w.dilation))
         given = (*self.held(), self.outputs, *sides, self.low, self.high)
-        if plain(x, given[4]):
+        if plain(x) and plain(given[4]):
             return _convolved(x, *given)
         return torch.ops.automc.sparse8_conv2d.default(x, *given)  # type: ignore[no-any-return]
