@@ -239,7 +239,7 @@ def test_what_no_offset_reaches_is_refused() -> None:
         planned(network, given, network.add(given), {})
 
 
-@pytest.fixture(params=["-march=x86-64-v3", "-march=x86-64"])
+@pytest.fixture(params=["-march=x86-64-v3", pytest.param("-march=x86-64", marks=pytest.mark.slow)])
 def narrower(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """Compiled for a processor with less."""
     if platform.machine() != "x86_64":

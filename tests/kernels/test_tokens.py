@@ -113,7 +113,7 @@ def test_operations_are_as_torch_wants_them() -> None:
     torch.library.opcheck(torch.ops.automc.tokens.default, (normal(2, 6), second.plan, 7), test_utils=checks)
 
 
-@pytest.fixture(params=["-march=x86-64-v3", "-march=x86-64"])
+@pytest.fixture(params=["-march=x86-64-v3", pytest.param("-march=x86-64", marks=pytest.mark.slow)])
 def narrower(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """Compiled for a processor with less."""
     if platform.machine() != "x86_64":
