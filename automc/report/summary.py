@@ -50,6 +50,7 @@ def lines(found: Mapping[str, Any]) -> list[str]:
             fast, slow = timed["compressed"], timed["dense"]
             result.append(
                 f"latency, {key.replace('_', ' ')}: {1e3 * fast['median']:.2f} ms, dense {1e3 * slow['median']:.2f} ms "
-                f"({slow['median'] / fast['median']:.2f}x; {slow['form']}, {found['latency']['threads']} threads)"
+                f"({slow['median'] / fast['median']:.2f}x on {found['latency']['threads']} threads; "
+                f"{fast['form']} against {slow['form']})"
             )
     return result
