@@ -178,6 +178,8 @@ class _Planner:
         if step.kind != "product":
             return [self._packed(step)]
         lie, window = self._lies[step.x], step.window
+        if window.over(lie.shape) == (1, 1) and window.padding == (0, 0):
+            return [self._product(step, _single(window, lie), choice)]
         if not _slides(window, lie.shape):
             laid = _spread(step, lie, len(self._lies))
         elif choice.shift and window.kernel[1] > 1:
@@ -225,6 +227,13 @@ def _taps(window: Window, lie: _Lie) -> Reads:
     read |= np.arange(read[0].size).reshape(read[0].shape) >= positions  # nobody looks at those
     taps = _tap_rows(window, lie)[:, None] + moves
     return _reads(np.arange(lie.shape[2]) * lie.plane, taps, Masks.of(read))
+
+
+def _single(window: Window, lie: _Lie) -> Reads:
+    """What each column of a weight (channels, kh, kw) reads where a kernel is at one place alone, as that of a linear
+    layer is which reads a whole image."""
+    taps = _tap_rows(window, lie)[:, None] + np.arange(window.kernel[1]) * window.dilation[1]
+    return _reads(np.arange(lie.shape[2]) * lie.plane, taps, _all_read(window.kernel[1]))
 
 
 def _moves(window: Window) -> NDArray[np.int64]:

@@ -120,6 +120,20 @@ def test_convolutions_with_groups_are_torchs(groups: int, each: int, choice: Cho
     assert close(ran(network, x, made, {0: choice}), F.conv2d(x, weight, padding=1, groups=groups))
 
 
+@pytest.mark.parametrize("choice", [Choice(), Choice(4, 3, shift=True), Choice(8)], ids=str)
+@pytest.mark.parametrize(("size", "dilation"), [((8, 8), 1), ((3, 7), 1), ((5, 9), 2)])
+def test_a_kernel_as_large_as_the_image_is_torchs(choice: Choice, size: tuple[int, int], dilation: int) -> None:
+    kernel = ((size[0] - 1) // dilation + 1, (size[1] - 1) // dilation + 1)
+    x, weight = normal(3, 4, *size), thinned(normal(10, 4, *kernel, seed=1), 0.3)
+    network = opened(x)
+    moving, window = normal(4, 4, 3, 3, seed=2), Window((3, 3), (1, 1), (1, 1))
+    inner = network.convolution(0, moving.numpy(), None, window)
+    wide = network.convolution(inner, weight.numpy(), None, Window(kernel, dilation=(dilation, dilation)))
+    network.convolution(inner, moving.numpy(), None, window)  # for which `inner` has rows of zeros around it
+    expected = F.conv2d(F.conv2d(x, moving, padding=1), weight, dilation=dilation)
+    assert close(ran(network, x, wide, dict.fromkeys(network.products, choice)), expected)
+
+
 @pytest.mark.parametrize("choice", [Choice(block, parts) for block in BLOCKS for parts in (1, 2)], ids=str)
 def test_a_residual_is_added_before_the_limits(choice: Choice) -> None:
     x = normal(3, 6, 8, 8)
