@@ -20,7 +20,7 @@ from torch import Tensor
 from automc.errors import ArtifactError
 from automc.kernels.build import compiled
 from automc.kernels.matrix import Masks, Matrix, Reads, Stored, packed
-from automc.kernels.plan import Memory, scratch
+from automc.kernels.plan import WORTH, Memory, scratch
 from automc.kernels.steps import Kind, Shape, Step, Steps, Window
 from automc.kernels.tiles import threads, together
 
@@ -53,7 +53,7 @@ class _Plan(ctypes.Structure):
 
     _fields_ = [
         *((name, ctypes.c_int32) for name in ("lanes", "steps", "values", "input", "output", "cleared")),
-        *((name, ctypes.c_int64) for name in ("step", "layout", "place", "clear", "floats")),
+        *((name, ctypes.c_int64) for name in ("step", "layout", "place", "clear", "floats", "work")),
     ]
 
 
@@ -130,7 +130,7 @@ def run(x: Tensor, plan: Tensor, shape: Sequence[int]) -> Tensor:
         )
     x = x.contiguous()
     out = torch.empty(len(x), *shape)
-    workers = min(threads(), len(x))
+    workers = min(threads(), len(x), 1 + len(x) * header.work // WORTH)
     edges = [len(x) * n // workers for n in range(workers + 1)] if workers else []
 
     def part(begin: int, end: int) -> None:
@@ -147,7 +147,7 @@ class _Planner:
     """A plan while it is made."""
 
     def __init__(self, network: Steps) -> None:
-        self._network, self._memory, self._lies = network, Memory(_Plan), _lies(network)
+        self._network, self._memory, self._lies, self._work = network, Memory(_Plan), _lies(network), 0
 
     def plan(self, source: int, result: int, choices: Mapping[int, Choice]) -> Tensor:
         steps: list[_Step] = []
@@ -172,6 +172,7 @@ class _Planner:
             place=self._memory.put(np.array(place, dtype=np.int64)),
             clear=self._memory.put(np.array(clear, dtype=np.int32)),
             floats=floats,
+            work=self._work,
         )
 
     def _steps(self, step: Step, choice: Choice) -> list[_Step]:
@@ -194,8 +195,10 @@ class _Planner:
         return self._packed(laid.step, laid.phases, laid.shift, masks)
 
     def _product(self, step: Step, reads: Reads, choice: Choice) -> _Step:
-        matrix = _matrix(step, reads, choice).stored(self._memory)
-        return self._packed(replace(step, weight=None, bias=None), matrix=matrix)
+        matrix = _matrix(step, reads, choice)
+        height, width, _ = self._network.shapes[step.out]
+        self._work += matrix.value.size * -(-height * width // lanes())
+        return self._packed(replace(step, weight=None, bias=None), matrix=matrix.stored(self._memory))
 
     def _packed(self, step: Step, phases: int = 0, shift: int = 0, matrix: Stored | None = None) -> _Step:
         numbers = (_KINDS.index(step.kind), step.x, step.other, step.out, step.offset, *step.window.as_c())

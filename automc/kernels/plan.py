@@ -14,6 +14,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 ALIGNMENT = 64
+WORTH = 300_000
+"""Multiply-adds of vectors that are worth another thread: some hundred microseconds, as waking it takes."""
 
 
 class Memory:

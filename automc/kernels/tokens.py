@@ -12,7 +12,7 @@ from torch import Tensor
 from automc.errors import ArtifactError
 from automc.kernels.build import compiled
 from automc.kernels.matrix import FloatArray, Masks, Reads, Stored, packed
-from automc.kernels.plan import Memory, scratch
+from automc.kernels.plan import WORTH, Memory, scratch
 from automc.kernels.steps import FREE, Limits
 from automc.kernels.tiles import threads, together
 
@@ -52,7 +52,7 @@ class _Plan(ctypes.Structure):
     _fields_ = [
         *((name, ctypes.c_int32) for name in ("lanes", "inputs", "vectors")),
         *((name, ctypes.c_float) for name in ("low", "high")),
-        ("unused", ctypes.c_int32),
+        ("work", ctypes.c_int32),
         ("floats", ctypes.c_int64),
         ("matrix", Stored),
     ]
@@ -66,15 +66,16 @@ def planned(weight: FloatArray, bias: FloatArray | None, choice: TokenChoice, li
     none = np.zeros(inputs, dtype=np.int32)
     reads = Reads((columns * pitch).astype(np.int32), none, Masks.of(np.ones((1, 1, lanes()), dtype=np.bool_)))
     parts = [part for part in np.array_split(columns, choice.parts) if len(part)]
-    memory = Memory(_Plan)
+    memory, matrix = Memory(_Plan), packed(weight, bias, reads, choice.block, parts)
     return memory.finished(
+        work=matrix.value.size,
         lanes=lanes(),
         inputs=inputs,
         vectors=choice.vectors,
         low=limits.low,
         high=limits.high,
         floats=(inputs + outputs + choice.block) * pitch,
-        matrix=packed(weight, bias, reads, choice.block, parts).stored(memory),
+        matrix=matrix.stored(memory),
     )
 
 
@@ -92,7 +93,7 @@ def run(x: Tensor, plan: Tensor, other: Tensor | None = None) -> Tensor:
     out = torch.empty(*x.shape[:-1], outputs)
     added = None if other is None else other.contiguous()
     step = ACROSS if header.matrix.block == ACROSS else header.vectors * lanes()
-    workers = min(threads(), -(-count // step))
+    workers = min(threads(), -(-count // step), 1 + -(-count // lanes()) * header.work // WORTH)
 
     def part(begin: int, end: int) -> None:
         given, made = x.data_ptr() + 4 * begin * inputs, out.data_ptr() + 4 * begin * outputs

@@ -201,7 +201,8 @@ def test_numbers_too_small_to_be_normal_count_as_zero_in_here_alone() -> None:
     assert bool((torch.tensor(1e-20) * torch.tensor(1e-19)) > 0)
 
 
-def test_images_do_not_depend_on_their_number_or_on_threads() -> None:
+def test_images_do_not_depend_on_their_number_or_on_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(images, "WORTH", 1)  # every thread, however little there is to do
     x = normal(7, 8, 16, 16)
     weight = thinned(normal(8, 8, 3, 3, seed=1), 0.3)
     network = opened(x)

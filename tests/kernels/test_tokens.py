@@ -63,7 +63,10 @@ def check_linear(
 
 
 @pytest.mark.parametrize("choice", [TokenChoice(1, 2), TokenChoice(4, 1, 2), TokenChoice(ACROSS)], ids=str)
-def test_leading_dimensions_strides_and_threads_make_no_difference(choice: TokenChoice) -> None:
+def test_leading_dimensions_strides_and_threads_make_no_difference(
+    choice: TokenChoice, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tokens, "WORTH", 1)  # every thread, however little there is to do
     weight = normal(20, 33, seed=1)
     plan = planned(weight.numpy(), None, choice)
     x = normal(33, 5, 40).permute(1, 2, 0)  # not contiguous

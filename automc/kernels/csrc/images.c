@@ -37,6 +37,7 @@ typedef struct {
   int64_t place;           /* int64 [values]: floats from the beginning of the scratch */
   int64_t clear;           /* int32 [cleared]: values */
   int64_t floats;          /* of scratch */
+  int64_t work;            /* multiply-adds of vectors for an image; for who deals out images to threads */
 } Plan;
 
 static inline float clamped(float x, float low, float high) { return x < low ? low : x > high ? high : x; }

@@ -150,7 +150,7 @@ typedef struct {
   int32_t lanes; /* of a vector, for which it was made */
   int32_t inputs, vectors;
   float low, high;
-  int32_t unused;
+  int32_t work;   /* multiply-adds of vectors for a vector of tokens; for who deals out tokens to threads */
   int64_t floats; /* of scratch */
   Stored matrix;
 } Plan;
