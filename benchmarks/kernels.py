@@ -14,7 +14,6 @@ import argparse
 import copy
 import ctypes
 import statistics
-import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -28,7 +27,7 @@ from torch.nn import functional as F
 from automc.deployment.forms import forms
 from automc.deployment.layers import PlannedLinear, token_choices
 from automc.deployment.network import fastest_choice
-from automc.deployment.timing import seconds_of
+from automc.deployment.timing import in_turns, seconds_of
 from automc.kernels import images, tokens
 from automc.kernels.build import compiled
 from automc.kernels.images import planned
@@ -46,17 +45,9 @@ ROUNDS, TURN = 15, 4e-3
 """Turns of each way, and their seconds."""
 
 
-def medians(ways: Sequence[Way], rounds: int = ROUNDS) -> list[float]:
+def medians(ways: Sequence[Way]) -> list[float]:
     """Median seconds of each, taken in turn."""
-    repeats = [max(1, int(TURN / seconds)) for seconds in seconds_of(ways, rounds=2)]
-    times: list[list[float]] = [[] for _ in ways]
-    for _ in range(rounds):
-        for way, count, own in zip(ways, repeats, times, strict=True):
-            start = time.perf_counter()
-            for _ in range(count):
-                way()
-            own.append((time.perf_counter() - start) / count)
-    return [statistics.median(own) for own in times]
+    return [statistics.median(own) for own in in_turns(ways, ROUNDS, TURN)]
 
 
 def masked(weight: Tensor, zeros: float, block: int, generator: torch.Generator) -> Tensor:

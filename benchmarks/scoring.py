@@ -27,7 +27,6 @@ Needs AUTOMC_DATA (see README.md).
 """
 
 import argparse
-import copy
 import resource
 import statistics
 import time
@@ -42,10 +41,12 @@ from results import write
 from scipy.stats import kendalltau
 
 from automc.budget import Budget
+from automc.compression.compress import in_channels_last
 from automc.evaluation import Evaluation
 from automc.policy import LayerDecision, Policy, Recipe
 from automc.scoring.evaluator import Costs, Evaluator, SampleScores
-from automc.scoring.forward import Forward, prepared
+from automc.scoring.folding import folded
+from automc.scoring.forward import Forward
 from automc.scoring.stages import Stage
 from automc.scoring.tournament import Tournament, cheaper
 from automc.setting import prepare
@@ -121,7 +122,7 @@ def independent(count: int) -> None:
         small = bench.evaluator.compressor.compress(policy)
         row["plain"], row["plain_seconds"] = timed(lambda m=small: evaluate(m, bench.amc.batches))  # type: ignore[misc, union-attr]
         row["forward"], row["forward_seconds"] = timed(lambda m=small: bench.evaluator.score(m))  # type: ignore[misc]
-        low = prepared(copy.deepcopy(small)).to(torch.bfloat16)
+        low = in_channels_last(folded(small)).to(torch.bfloat16)
         row["bf16"], row["bf16_seconds"] = timed(lambda m=low: in_bfloat16(m, bench.amc.batches))  # type: ignore[misc, union-attr]
         rows.append(row)
         print({k: round(v, 4) for k, v in row.items()}, flush=True)

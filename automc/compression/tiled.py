@@ -17,7 +17,8 @@ from automc.compression.segments import DeferredRun, FitRequest
 from automc.compression.targets import PositionArray
 from automc.kernels.moments import channel_moments, column_moments
 from automc.kernels.steps import Window, shape_of
-from automc.kernels.tiles import Program, Room, lanes, lent_threads, to_tiles
+from automc.kernels.threads import lent_threads
+from automc.kernels.tiles import Program, Room, lanes, to_tiles
 from automc.task import Inputs
 
 

@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 from torch import Tensor, nn
@@ -14,8 +15,10 @@ from automc.deployment.network import network_of
 from automc.graph.runs import copies, tensors
 from automc.policy import FULL_BITS
 from automc.scoring.folding import folded
+from automc.task import Inputs
 
-Inputs = tuple[Tensor, ...]
+BY_TORCH = ("as it is", "folded", "channels last", "folded, channels last")
+"""Forms that torch's own kernels run."""
 TOLERANCE = 1e-4
 """Of the largest output: so much may another order of sums change."""
 NUDGE, NUDGES = 1e-6, 4
@@ -46,19 +49,22 @@ def forms(module: nn.Module, inputs: Inputs, *, kernels: bool = True) -> dict[st
     """
     plain = copy.deepcopy(module).eval()
     wanted = _wanted(plain, inputs)
+
+    @cache
+    def small() -> nn.Module:
+        return folded(plain)
+
     makers: dict[str, Callable[[], nn.Module | None]] = {
-        "folded": lambda: folded(plain),
+        "folded": small,
         "channels last": lambda: ChannelsLast(copy.deepcopy(plain)),
-        "folded, channels last": lambda: ChannelsLast(folded(plain)),
+        "folded, channels last": lambda: ChannelsLast(copy.deepcopy(small())),
+        "sparse layers": lambda: layerwise(small(), inputs),
+        "layers of 8 bits": lambda: layerwise(plain, inputs) if _rounds(plain) else None,
+        "one plan": lambda: network_of(small(), inputs),
     }
-    if kernels:
-        makers |= {
-            "sparse layers": lambda: layerwise(folded(plain), inputs),
-            "layers of 8 bits": lambda: layerwise(plain, inputs) if _rounds(plain) else None,
-            "one plan": lambda: network_of(plain, inputs),
-        }
-    found = {name: form for name, make in makers.items() if (form := _checked(make, inputs, wanted)) is not None}
-    return {"as it is": plain, **found}
+    names = makers if kernels else BY_TORCH[1:]
+    found = {name: form for name in names if (form := _checked(makers[name], inputs, wanted)) is not None}
+    return {BY_TORCH[0]: plain, **found}
 
 
 def _rounds(module: nn.Module) -> bool:

@@ -9,7 +9,6 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
-from itertools import pairwise
 from typing import get_args
 
 import numpy as np
@@ -20,9 +19,9 @@ from torch import Tensor
 from automc.errors import ArtifactError
 from automc.kernels.build import compiled
 from automc.kernels.matrix import Masks, Matrix, Reads, Stored, packed
-from automc.kernels.plan import WORTH, Memory, scratch
+from automc.kernels.plan import WORTH, Memory, header, scratch
 from automc.kernels.steps import Kind, Shape, Step, Steps, Window
-from automc.kernels.tiles import threads, together
+from automc.kernels.threads import dealt, threads
 
 LARGEST = 2**31
 _KINDS: tuple[Kind, ...] = get_args(Kind)
@@ -121,25 +120,17 @@ def planned(network: Steps, source: int, result: int, choices: Mapping[int, Choi
 
 def run(x: Tensor, plan: Tensor, shape: Sequence[int]) -> Tensor:
     """What a planned network gives for x (B, channels, height, width) or (B, channels), float32, as (B, *shape)."""
-    library = _library()
-    header = _Plan.from_address(plan.data_ptr())
-    if library is None or header.lanes != lanes():
-        raise ArtifactError(
-            f"A plan must be run on a processor like the one it was made for, with vectors of {header.lanes} floats; "
-            f"this one has {lanes()}: make it anew here."
-        )
+    made_for, library = header(plan, _Plan, lanes()), _library()
+    assert library is not None  # whose lanes they are
     x = x.contiguous()
     out = torch.empty(len(x), *shape)
-    workers = min(threads(), len(x), 1 + len(x) * header.work // WORTH)
-    edges = [len(x) * n // workers for n in range(workers + 1)] if workers else []
 
     def part(begin: int, end: int) -> None:
-        own = scratch(header.floats)
+        own = scratch(made_for.floats)
         given, made = x[begin:].data_ptr(), out[begin:].data_ptr()
         library.images_run(plan.data_ptr(), given, made, end - begin, own.data_ptr())
 
-    if workers:
-        together(lambda bounds: part(*bounds), list(pairwise(edges)))
+    dealt(part, len(x), min(threads(), 1 + len(x) * made_for.work // WORTH))
     return out
 
 

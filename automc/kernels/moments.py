@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from automc.kernels.steps import Window
-from automc.kernels.tiles import kernels, lanes, threads, together
+from automc.kernels.threads import threads, together
+from automc.kernels.tiles import kernels, lanes
 
 FloatArray = NDArray[np.float64]
 NEAR = 4

@@ -6,13 +6,16 @@ What is in it suits vectors of one width, and says which.
 
 import ctypes
 import threading
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from automc.errors import ArtifactError
+
+H = TypeVar("H", bound=ctypes.Structure)
 ALIGNMENT = 64
 WORTH = 300_000
 """Multiply-adds of vectors that are worth another thread: some hundred microseconds, as waking it takes."""
@@ -38,6 +41,17 @@ class Memory:
         """The plan (bytes,), uint8, with these fields of its header."""
         head = bytes(self._header(**fields)).ljust(_aligned(ctypes.sizeof(self._header)), b"\0")
         return torch.frombuffer(bytearray(b"".join((head, *self._parts))), dtype=torch.uint8).clone()
+
+
+def header(plan: Tensor, kind: type[H], lanes: int) -> H:
+    """A plan's header; ArtifactError where it was made for other vectors than those of so many lanes."""
+    found = kind.from_address(plan.data_ptr())
+    if not lanes or found.lanes != lanes:
+        raise ArtifactError(
+            f"A plan must be run on a processor like the one it was made for, with vectors of {found.lanes} floats; "
+            f"this one has {lanes}: make it anew here."
+        )
+    return found
 
 
 def plain(x: Tensor) -> bool:

@@ -7,7 +7,6 @@ magnitudes. `automc::sparse8_linear` is an operator of torch's, which torch.expo
 """
 
 import ctypes
-import itertools
 import math
 import struct
 from collections.abc import Callable, Sequence
@@ -15,14 +14,13 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any, Protocol
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from automc.errors import PolicyError
 from automc.kernels.build import compiled
 from automc.kernels.plan import plain
-from automc.kernels.tiles import threads, together
+from automc.kernels.threads import dealt, threads
 
 PATTERNS = {16: "16x4", 4: "4x1"}
 """Patterns by the outputs of a block."""
@@ -189,24 +187,11 @@ def _linear(x: Tensor, *given: Any) -> Tensor:
     return _multiplied(x, *given)
 
 
-def _multiplied(
-    x: Tensor,
-    codes: Tensor,
-    places: Tensor,
-    starts: Tensor,
-    offset: Tensor,
-    scale: Tensor,
-    bias: Tensor,
-    levels: Tensor,
-    tiles: Sequence[Tensor],
-    outputs: int,
-    rows: int,
-    low: float,
-    high: float,
-) -> Tensor:
+def _multiplied(x: Tensor, *given: Any) -> Tensor:
+    codes, places, starts, offset, scale, bias, levels, tiles, outputs, rows, low, high = given
     function = _function()
     if function is None:
-        return _in_torch(x, codes, places, starts, offset, scale, bias, levels, outputs, rows, low, high)
+        return _in_torch(x, given)
     inputs = x.shape[-1]
     x = x.contiguous()
     y = torch.empty((*x.shape[:-1], outputs))
@@ -215,9 +200,9 @@ def _multiplied(
         return y
     pointers = (levels, starts, places, codes, offset, scale, bias)
     held = [t.data_ptr() for t in pointers]
-    tiled = tiles if tokens >= TILED else ()
+    tiled: Sequence[Tensor] = tiles if tokens >= TILED else []
     held += [t.data_ptr() for t in tiled] or NO_TILES
-    layer = LAYER.pack(inputs, outputs, rows, blocks, len(tiled) and tiled[0].shape[0], low, high, *held)
+    layer = LAYER.pack(inputs, outputs, rows, blocks, tiled[0].shape[0] if tiled else 0, low, high, *held)
     run(function, layer, (x.data_ptr(), 4 * inputs), (y.data_ptr(), 4 * outputs), tokens, SHARE)
     return y
 
@@ -267,46 +252,24 @@ def run(
 
     RuntimeError where blocks lie outside the layer, or there is no memory.
     """
-    if count <= share or threads() == 1:
-        trouble = function(layer, x[0], count, y[0])
-    else:
 
-        def some(part: tuple[int, int]) -> int:
-            begin, end = part
-            return function(layer, x[0] + begin * x[1], end - begin, y[0] + begin * y[1])
+    def some(begin: int, end: int) -> int:
+        return function(layer, x[0] + begin * x[1], end - begin, y[0] + begin * y[1])
 
-        trouble = max(together(some, _parts(count, share, threads())))
+    trouble = max(dealt(some, count, threads(), share))
     if trouble:
         raise RuntimeError(f"A layer's blocks must lie inside it and its memory be had; {TROUBLES[trouble]}.")
 
 
-def _parts(count: int, share: int, workers: int) -> list[tuple[int, int]]:
-    """Tokens in as many parts as there are workers, each of a multiple of `share`."""
-    bounds = np.linspace(0, -(-count // share), workers + 1).astype(int) * share
-    parts = [(int(a), min(int(b), count)) for a, b in itertools.pairwise(bounds)]
-    return [(a, b) for a, b in parts if a < b]
-
-
-def _in_torch(
-    x: Tensor,
-    codes: Tensor,
-    places: Tensor,
-    starts: Tensor,
-    offset: Tensor,
-    scale: Tensor,
-    bias: Tensor,
-    levels: Tensor,
-    outputs: int,
-    rows: int,
-    low: float,
-    high: float,
-) -> Tensor:
+def _in_torch(x: Tensor, given: Sequence[Any]) -> Tensor:
     """The same without a compiled library; float64 holds the sums exactly."""
+    codes, places, starts, offset, scale, bias, levels, _, outputs, rows, low, high = given
     step, zero, top = levels.unbind()
     level = ((x / step).round().clamp(-zero, top - zero) + zero).double()
     dense = dense_codes(codes, places, starts, outputs, x.shape[-1], rows).double()
     sums = (level @ dense.T + offset[:outputs]).float()
-    return (sums * scale[:outputs] + bias[:outputs]).clamp(low, high)
+    found: Tensor = (sums * scale[:outputs] + bias[:outputs]).clamp(low, high)
+    return found
 
 
 library = torch.library.Library("automc", "FRAGMENT")  # type: ignore[no-untyped-call]

@@ -5,14 +5,9 @@ Samples are independent, so results depend neither on how many there are nor on 
 
 import ctypes
 import math
-import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from contextvars import ContextVar
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import TypeVar
 
 import numpy as np
 import torch
@@ -21,11 +16,10 @@ from torch import Tensor
 
 from automc.kernels.build import compiled
 from automc.kernels.steps import FloatArray, Step, Steps
+from automc.kernels.threads import threads, together
 
 CONV, WINOGRAD, DEPTHWISE, ADD, AFFINE, MAXIMUM, MEAN, COPY, CLEAR, ROUND = range(10)
 _KINDS = {"add": ADD, "affine": AFFINE, "maximum": MAXIMUM, "mean": MEAN, "copy": COPY, "clear": CLEAR, "round": ROUND}
-T = TypeVar("T")
-R = TypeVar("R")
 # Winograd's F(4x4, 3x3), Lavin and Gray 2016, section 4.3: the weights' transform; the others are in tiles.c.
 _WEIGHTS = np.array(
     [
@@ -173,45 +167,6 @@ def _scratch(steps: Sequence[_Step]) -> int:
     """Vectors of scratch that some steps need."""
     outputs = int(kernels().tiles_outputs())
     return max((72 * (s.channels + outputs + 1) for s in steps if s.kind == WINOGRAD), default=1)
-
-
-_lent: ContextVar[int] = ContextVar("threads lent by torch", default=0)
-
-
-def threads() -> int:
-    """How many threads compiled steps use: as many as torch, or as torch had before it lent them."""
-    return _lent.get() or torch.get_num_threads()
-
-
-@contextmanager
-def lent_threads() -> Iterator[None]:
-    """While open, torch works with one thread and compiled steps with all that it had.
-
-    For work that goes back and forth between the two: threads of torch's that have nothing to do spin for a while, on
-    the processors that the steps' threads wait for.
-    """
-    count = threads()
-    token = _lent.set(count)
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        _lent.reset(token)
-        torch.set_num_threads(1 if _lent.get() else count)
-
-
-def together(work: Callable[[T], R], parts: Sequence[T]) -> list[R]:
-    """What `work` gives for each part, by several threads."""
-    workers = min(threads(), len(parts))
-    if workers == 1:
-        return [work(part) for part in parts]
-    return list(_pool(os.getpid(), workers).map(work, parts))
-
-
-@cache
-def _pool(_process: int, workers: int) -> ThreadPoolExecutor:
-    """Threads that wait for work; a forked process has none of its parent's."""
-    return ThreadPoolExecutor(workers, "automc-tiles")
 
 
 class Room:

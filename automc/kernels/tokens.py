@@ -3,18 +3,16 @@
 import ctypes
 from dataclasses import dataclass
 from functools import cache
-from itertools import pairwise
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from automc.errors import ArtifactError
 from automc.kernels.build import compiled
 from automc.kernels.matrix import FloatArray, Masks, Reads, Stored, packed
-from automc.kernels.plan import WORTH, Memory, scratch
+from automc.kernels.plan import WORTH, Memory, header, scratch
 from automc.kernels.steps import FREE, Limits
-from automc.kernels.tiles import threads, together
+from automc.kernels.threads import dealt, threads
 
 ACROSS = 16
 """Outputs of a block that lies across the lanes."""
@@ -81,30 +79,21 @@ def planned(weight: FloatArray, bias: FloatArray | None, choice: TokenChoice, li
 
 def run(x: Tensor, plan: Tensor, other: Tensor | None = None) -> Tensor:
     """What a planned layer gives for x (..., in), float32; `other` (..., out) is added before the limits."""
-    header, library = _Plan.from_address(plan.data_ptr()), _library()
-    if library is None or header.lanes != lanes():
-        raise ArtifactError(
-            f"A plan must be run on a processor like the one it was made for, with vectors of {header.lanes} floats; "
-            f"this one has {lanes()}: make it anew here."
-        )
+    made_for, library = header(plan, _Plan, lanes()), _library()
+    assert library is not None  # whose lanes they are
     x = x.contiguous()
-    inputs, outputs = header.inputs, header.matrix.rows
+    inputs, outputs = made_for.inputs, made_for.matrix.rows
     count = x.numel() // inputs
     out = torch.empty(*x.shape[:-1], outputs)
     added = None if other is None else other.contiguous()
-    step = ACROSS if header.matrix.block == ACROSS else header.vectors * lanes()
-    workers = min(threads(), -(-count // step), 1 + -(-count // lanes()) * header.work // WORTH)
 
     def part(begin: int, end: int) -> None:
         given, made = x.data_ptr() + 4 * begin * inputs, out.data_ptr() + 4 * begin * outputs
         to_add = None if added is None else added.data_ptr() + 4 * begin * outputs
-        library.tokens_run(plan.data_ptr(), given, to_add, made, end - begin, scratch(header.floats).data_ptr())
+        library.tokens_run(plan.data_ptr(), given, to_add, made, end - begin, scratch(made_for.floats).data_ptr())
 
-    if workers == 1:
-        part(0, count)
-    elif workers:
-        edges = [count * n // workers for n in range(workers + 1)]
-        together(lambda bounds: part(*bounds), list(pairwise(edges)))
+    step = ACROSS if made_for.matrix.block == ACROSS else made_for.vectors * lanes()
+    dealt(part, count, min(threads(), 1 + -(-count // lanes()) * made_for.work // WORTH), step)
     return out
 
 

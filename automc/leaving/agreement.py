@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from automc.errors import ArtifactError
 from automc.graph.runs import copies, repeatable, tensors
-from automc.leaving.program import Inputs
+from automc.task import Inputs
 
 _FLOOR = 1e-6
 """Difference that is none, whatever the outputs' size."""

@@ -14,8 +14,9 @@ from automc.errors import ArtifactError
 from automc.files import check_folder, write_atomic
 from automc.leaving.agreement import outputs
 from automc.leaving.formats import Format
-from automc.leaving.program import Inputs, in_short
+from automc.leaving.program import in_short
 from automc.registry import FORMATS
+from automc.task import Inputs
 
 SAMPLES = 16
 """Samples a module is recorded and checked on where none are given."""

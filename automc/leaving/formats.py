@@ -6,7 +6,7 @@ from pathlib import Path
 
 from torch import nn
 
-from automc.leaving.program import Inputs
+from automc.task import Inputs
 
 
 def _nothing() -> None:

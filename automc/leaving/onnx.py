@@ -17,7 +17,8 @@ from automc.compression.quantize import ActivationQuantizer
 from automc.errors import ArtifactError
 from automc.leaving.formats import Format, Written
 from automc.leaving.portable import Operations, portable
-from automc.leaving.program import BATCH, ROUNDED, Inputs, in_short, quietly, recorded
+from automc.leaving.program import BATCH, ROUNDED, in_short, quietly, recorded
+from automc.task import Inputs
 
 if TYPE_CHECKING:
     import onnx_ir as ir

@@ -23,7 +23,8 @@ from automc.compression.quantize import ActivationQuantizer, quantized_layers
 from automc.errors import ArtifactError
 from automc.leaving.agreement import Sample, outputs, sampled
 from automc.leaving.agreement import check as equal
-from automc.leaving.program import ROUNDED, Inputs
+from automc.leaving.program import ROUNDED
+from automc.task import Inputs
 
 _SHARE = 1e-4
 """Of the largest number, what a runtime may compute otherwise."""

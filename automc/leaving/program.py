@@ -7,12 +7,12 @@ from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from io import StringIO
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.export import Dim, ExportedProgram
 
 from automc.errors import ArtifactError
+from automc.task import Inputs
 
-Inputs = tuple[Tensor, ...]
 BATCH = "batch"
 """What the first dimension of every input is called."""
 ROUNDED = ".rounded"

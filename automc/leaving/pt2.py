@@ -20,7 +20,8 @@ from automc.errors import ArtifactError
 from automc.leaving.agreement import Sample, check, sampled
 from automc.leaving.formats import Format, Written
 from automc.leaving.portable import Operations, portable
-from automc.leaving.program import Inputs, quietly, recorded
+from automc.leaving.program import quietly, recorded
+from automc.task import Inputs
 
 _SAME = 1e-5
 """Share of the largest output: the same operations, but another process may lay its tensors out otherwise."""

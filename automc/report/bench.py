@@ -7,17 +7,18 @@ best way to run the dense model. Memory is that of `memory`, of the form that wa
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from rich.table import Table
 from torch import nn
 
 from automc import artifact
 from automc.compression import provenance
-from automc.deployment.forms import forms
+from automc.deployment.forms import BY_TORCH, forms
 from automc.errors import TaskError
 from automc.report import latency, text
 from automc.report.memory import peak_bytes
-from automc.task import Task
-from automc.tasks import load_task
+from automc.setting import found_task
+from automc.task import Inputs, Task
 
 _NAMES = ("dense", "compressed")
 _PLANNED = "dense by automc"
@@ -38,13 +39,12 @@ def bench(
     check_counts("A batch", batches)
     check_counts("A number of threads", threads)
     provenance.of(module)
-    found = load_task(task) if isinstance(task, str) else task
-    modules = {"dense": found.model, "compressed": module, _PLANNED: found.model}
+    found = found_task(task)
     runs = []
     for count in threads:
         with latency.threads(count):
-            runs += _runs(modules, found, tuple(batches))
-    sizes = {name: len(artifact.serialized(modules[name])) for name in _NAMES}
+            runs += [_run(found.model, module, latency.batch(found.example_inputs, size)) for size in batches]
+    sizes = {name: len(artifact.serialized(m)) for name, m in zip(_NAMES, (found.model, module), strict=True)}
     return {"task": found.name, "unit": "seconds", "peak_bytes": _PEAK, "file_bytes": sizes, "runs": runs}
 
 
@@ -80,21 +80,16 @@ def lines(found: dict[str, Any]) -> list[str]:
     return [size, f"memory: {_PEAK}", how]
 
 
-def _runs(modules: dict[str, nn.Module], task: Task, batches: tuple[int, ...]) -> list[dict[str, Any]]:
-    """One entry a batch size."""
-    timed = latency.compare(modules, task.example_inputs, batches)
-    found = []
-    for size in batches:
-        entry: dict[str, Any] = {"threads": timed["threads"], "batch": size, **timed[f"batch_{size}"]}
-        for name in _NAMES:
-            entry[name]["peak_bytes"] = _peak(modules[name], task, size, entry[name]["form"])
-        found.append(entry | {"speed_up": entry["dense"]["median"] / entry["compressed"]["median"]})
-    return found
-
-
-def _peak(module: nn.Module, task: Task, size: int, form: str) -> int:
-    inputs = latency.batch(task.example_inputs, size)
-    return peak_bytes(forms(module, inputs)[form], latency.given_to(form, inputs))
+def _run(dense: nn.Module, small: nn.Module, inputs: Inputs) -> dict[str, Any]:
+    """The entry of one batch, with the threads that torch has."""
+    whole = forms(dense, inputs)
+    by_torch = {name: form for name, form in whole.items() if name in BY_TORCH}
+    timed = latency.fastest({"dense": by_torch, "compressed": forms(small, inputs), _PLANNED: whole}, inputs)
+    entry: dict[str, Any] = {"threads": torch.get_num_threads(), "batch": len(inputs[0])}
+    entry |= {name: found.to_dict() for name, found in timed.items()}
+    for name in _NAMES:
+        entry[name]["peak_bytes"] = peak_bytes(timed[name].module, latency.given_to(timed[name].form, inputs))
+    return entry | {"speed_up": entry["dense"]["median"] / entry["compressed"]["median"]}
 
 
 def _milliseconds(timed: dict[str, Any]) -> str:

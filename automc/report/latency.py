@@ -7,19 +7,36 @@ flatter, so every module is timed in all its forms (`automc.deployment`), and it
 import contextlib
 import statistics
 import time
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
 
 from automc.compression.compress import channels_last
-from automc.deployment.forms import Inputs, forms
+from automc.deployment.forms import forms
 from automc.graph.runs import copies
+from automc.task import Inputs
 
 _BATCHES = (1, 32, 128)
 _ROUNDS, _LEAST, _SECONDS = 15, 5, 5.0
 """Rounds a batch size gets, and how many at least where they take longer than so many seconds."""
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Fastest:
+    """A module in its fastest form, and how long it took."""
+
+    form: str
+    module: nn.Module
+    quartiles: tuple[float, float, float]
+    """Seconds a batch."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """The JSON form."""
+        low, median, high = self.quartiles
+        return {"median": median, "quartiles": [low, high], "form": self.form}
 
 
 @torch.no_grad()
@@ -41,14 +58,21 @@ def compare(
     }
     for size in batches:
         inputs = batch(example, size)
-        made = {
-            f"{name}/{form}": found
-            for name, module in modules.items()
-            for form, found in forms(module, inputs, kernels=name not in by_torch).items()
-        }
-        times = _times(made, inputs)
-        measured[f"batch_{size}"] = {name: _best(name, times) for name in modules}
+        made = {name: forms(module, inputs, kernels=name not in by_torch) for name, module in modules.items()}
+        measured[f"batch_{size}"] = {name: found.to_dict() for name, found in fastest(made, inputs).items()}
     return measured
+
+
+@torch.no_grad()
+def fastest(made: Mapping[str, Mapping[str, nn.Module]], inputs: Inputs) -> dict[str, Fastest]:
+    """By name, the one of its forms with the least median; all are timed in turn, a form that several have once."""
+    distinct = {id(module): (form, module) for own in made.values() for form, module in own.items()}
+    quartiles = dict(zip(distinct, _quartiles(list(distinct.values()), inputs), strict=True))
+    found = {}
+    for name, own in made.items():
+        form = min(own, key=lambda f: quartiles[id(own[f])][1])
+        found[name] = Fastest(form, own[form], quartiles[id(own[form])])
+    return found
 
 
 @contextlib.contextmanager
@@ -72,26 +96,17 @@ def given_to(form: str, inputs: Inputs) -> Inputs:
     return tuple(map(channels_last, inputs)) if "channels last" in form else inputs
 
 
-def _times(made: Mapping[str, nn.Module], inputs: Inputs) -> dict[str, list[float]]:
-    inputs_of = {name: given_to(name, inputs) for name in made}
-    times: dict[str, list[float]] = {name: [] for name in made}
+def _quartiles(made: Sequence[tuple[str, nn.Module]], inputs: Inputs) -> list[tuple[float, float, float]]:
+    """Of the seconds that modules in a form take."""
+    ready = [(module, given_to(form, inputs), list[float]()) for form, module in made]
     begin = time.perf_counter()
     for turn in range(_ROUNDS + 2):
         if turn >= _LEAST + 2 and time.perf_counter() - begin > _SECONDS:
             break
-        for name, module in made.items():
-            given = copies(inputs_of[name])  # a model may change them
+        for module, taken, own in ready:
+            given = copies(taken)  # a model may change them
             start = time.perf_counter()
             module(*given)
             if turn >= 2:  # the first runs pay for allocation and primitives
-                times[name].append(time.perf_counter() - start)
-    return times
-
-
-def _best(name: str, times: Mapping[str, list[float]]) -> dict[str, Any]:
-    own = {
-        full.partition("/")[2]: statistics.quantiles(x, n=4) for full, x in times.items() if full.startswith(f"{name}/")
-    }
-    form = min(own, key=lambda f: own[f][1])
-    low, median, high = own[form]
-    return {"median": median, "quartiles": [low, high], "form": form}
+                own.append(time.perf_counter() - start)
+    return [(low, median, high) for low, median, high in (statistics.quantiles(x, n=4) for *_, x in ready)]

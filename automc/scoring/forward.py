@@ -215,8 +215,3 @@ class _Torch:
     def _copies(self) -> Iterator[tuple[Tensor, ...]]:
         """The inputs, chunk by chunk; a model may change them."""
         return map(copies, self.chunks)
-
-
-def prepared(module: nn.Module) -> nn.Module:
-    """A copy as torch runs it fastest: batch norms folded, channels last."""
-    return in_channels_last(folded(module))

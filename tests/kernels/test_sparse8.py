@@ -43,6 +43,11 @@ def quantized(
     else:
         keep = mask_by_score(torch.rand(outputs, inputs), sparsity, pattern, layout((outputs, inputs), 1, pattern))
         layer.weight.data *= keep
+    return rounded(layer, bits)
+
+
+def rounded(layer: nn.Linear | nn.Conv2d, bits: tuple[int, int]) -> QuantizedLayer:
+    """The layer with so many bits of weights and inputs."""
     found = QuantizedLayer(layer, *bits)
     found.round_(weight_scale(layer.weight.detach(), bits[0]))
     assert found.input is not None

@@ -12,11 +12,12 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from automc.compression.patterns import layout, mask_by_score
-from automc.compression.quantize import Observed, QuantizedLayer, weight_scale
+from automc.compression.quantize import QuantizedLayer
 from automc.errors import PolicyError
 from automc.kernels import build, sparse8, sparse8_conv
 from automc.kernels.sparse8_conv import SparseInt8Conv2d
 from automc.pattern import parse
+from tests.kernels.test_sparse8 import rounded
 
 
 def quantized(layer: nn.Conv2d, sparsity: float = 0.6, bits: tuple[int, int] = (8, 8)) -> QuantizedLayer:
@@ -24,11 +25,7 @@ def quantized(layer: nn.Conv2d, sparsity: float = 0.6, bits: tuple[int, int] = (
     pattern, shape = parse("16x4"), tuple(layer.weight.shape)
     keep = mask_by_score(torch.rand(shape), sparsity, pattern, layout(shape, 1, pattern))
     layer.weight.data *= keep
-    found = QuantizedLayer(layer, *bits)
-    found.round_(weight_scale(layer.weight.detach(), bits[0]))
-    assert found.input is not None
-    found.input.calibrate(Observed.of([torch.randn(1000) * 2 + 0.5]), "minmax")
-    return found
+    return rounded(layer, bits)
 
 
 @torch.no_grad()

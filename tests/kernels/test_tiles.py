@@ -13,7 +13,8 @@ from torch.nn import functional as F
 from automc.compression.quantize import ActivationQuantizer, Observed
 from automc.kernels import build
 from automc.kernels.steps import Limits, Window
-from automc.kernels.tiles import Program, from_tiles, lanes, lent_threads, threads, to_tiles
+from automc.kernels.threads import lent_threads, threads
+from automc.kernels.tiles import Program, from_tiles, lanes, to_tiles
 
 pytestmark = pytest.mark.skipif(not lanes(), reason="needs a C compiler")
 TOLERANCE = 2e-5
