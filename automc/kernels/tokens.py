@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from automc.errors import TaskError
 from automc.kernels.build import compiled
 from automc.kernels.matrix import FloatArray, Masks, Reads, Stored, packed
 from automc.kernels.plan import WORTH, Memory, header, scratch
@@ -78,11 +79,16 @@ def planned(weight: FloatArray, bias: FloatArray | None, choice: TokenChoice, li
 
 
 def run(x: Tensor, plan: Tensor, other: Tensor | None = None) -> Tensor:
-    """What a planned layer gives for x (..., in), float32; `other` (..., out) is added before the limits."""
+    """What a planned layer gives for x (..., in), float32; `other` (..., out) is added before the limits.
+
+    TaskError for an x of another width, which would be read beyond its end.
+    """
     made_for, library = header(plan, _Plan, lanes()), _library()
     assert library is not None  # whose lanes they are
     x = x.contiguous()
     inputs, outputs = made_for.inputs, made_for.matrix.rows
+    if x.shape[-1] != inputs:
+        raise TaskError(f"Inputs must have {inputs} features, as the planned layer; one has {x.shape[-1]}: mend it.")
     count = x.numel() // inputs
     out = torch.empty(*x.shape[:-1], outputs)
     added = None if other is None else other.contiguous()

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from automc.deployment.layers import PlannedLinear
 from automc.deployment.network import PlannedNetwork, network_of
+from automc.errors import ArtifactError, TaskError
 from automc.kernels import build, tokens
 from automc.kernels.matrix import BLOCKS
 from automc.kernels.steps import Limits
@@ -86,6 +87,14 @@ def test_what_is_not_a_number_stays_in_its_row() -> None:
     for choice in (TokenChoice(1, 2), TokenChoice(8, 1), TokenChoice(ACROSS)):
         found = run(x, planned(normal(9, 12, seed=1).numpy(), None, choice))
         assert bool(found[17].isnan().all()) and not bool(found[torch.arange(40) != 17].isnan().any())
+
+
+def test_inputs_of_another_width_and_plans_elsewhere_are_refused() -> None:
+    plan = planned(normal(9, 12).numpy(), None, TokenChoice())
+    with pytest.raises(TaskError, match="must have 12 features, as the planned layer; one has 13"):
+        run(normal(4, 13), plan)
+    with pytest.raises(ArtifactError, match="it is on meta: move it to cpu"):
+        run(normal(4, 12), plan.to("meta"))
 
 
 def two_plans() -> nn.Sequential:
