@@ -44,7 +44,7 @@ class Memory:
 
 
 def header(plan: Tensor, kind: type[H], lanes: int) -> H:
-    """A plan's header; ArtifactError where it was made for other vectors than those of so many lanes, or is elsewhere."""
+    """A plan's header; ArtifactError where it was made for vectors of other than so many lanes, or is elsewhere."""
     if not plan.is_cpu:
         raise ArtifactError(f"A plan must be where the processor reads it; it is on {plan.device}: move it to cpu.")
     found = kind.from_address(plan.data_ptr())
