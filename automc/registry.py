@@ -103,6 +103,7 @@ SPACES = Registry(
         "sparsity": "automc.search_spaces.weights:sparsity",
         "weights": "automc.search_spaces.weights:weights",
         "n:m": "automc.search_spaces.weights:semi_structured",
+        "channels-ranks": "automc.search_spaces.joint:channels_ranks",
         "channels-bits": "automc.search_spaces.joint:channels_bits",
         "channels-bops": "automc.search_spaces.joint:channels_bops",
         "joint": "automc.search_spaces.joint:joint",

@@ -25,8 +25,8 @@ from automc.space import SearchSpace, SpaceBuilder
 from automc.task import Task
 from automc.tasks import load_task
 
-_BITS_PAY = {"bops": "channels-bops", "size": "channels-bits"}
-"""Limits that fewer bits help to meet, and what `auto` opens for them."""
+_AUTO = {"bops": "channels-bops", "size": "channels-bits"}
+"""Limits that fewer bits help to meet, and what `auto` opens for them; otherwise `channels-ranks`."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -105,7 +105,7 @@ def evaluator_of(task: Task, score: str = "metric") -> Evaluator:
 def find_space(space: str | SpaceBuilder, budget: Budget) -> tuple[str, SpaceBuilder]:
     """Name and builder of a space: of a registered one, of a YAML file, of "auto", or of a function."""
     if space == "auto":
-        space = next((name for metric, name in _BITS_PAY.items() if metric in budget.metrics), "criteria")
+        space = next((name for metric, name in _AUTO.items() if metric in budget.metrics), "channels-ranks")
     if isinstance(space, str) and Path(space).suffix.lower() not in SPACE_FILES:
         return space, SPACES.load(space)
     build: Any = SPACE_FILES.load(Path(space).suffix.lower())(Path(space)) if isinstance(space, str) else space

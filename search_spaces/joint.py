@@ -1,4 +1,4 @@
-"""Every kind of decision together, or channels and bits: the decisions of a layer stand side by side."""
+"""Every kind of decision together, or channels beside ranks or bits: the decisions of a layer stand side by side."""
 
 from automc.graph.facts import ModelFacts
 from automc.search_spaces.bits import bits, weight_bits
@@ -9,6 +9,9 @@ from automc.search_spaces.options import BITS, FACTORS, RANKING, WIDTHS, ZEROS, 
 from automc.search_spaces.ranks import ranks
 from automc.search_spaces.weights import weights
 from automc.space import Axis
+
+SEPARABLE = Factors(method=("spatial", "svd"))
+"""Two layers in the place of one, whatever its kernel."""
 
 
 def joint(
@@ -27,6 +30,17 @@ def joint(
     """
     axes = [*depth(facts), *criteria(facts, widths=widths, ranking=ranking), *ranks(facts, factors=factors)]
     return joined(facts, [*axes, *weights(facts, zeros=zeros), *bits(facts, levels=levels)])
+
+
+def channels_ranks(
+    facts: ModelFacts, *, widths: Widths = WIDTHS, ranking: Ranking = RANKING, factors: Factors = SEPARABLE
+) -> tuple[Axis, ...]:
+    """Every group's share and criterion, every layer's rank: what multiply-accumulates depend on.
+
+    Convolutions become a vertical and a horizontal one, which loses less than fewer channels at equal cost; what has
+    no such kernel, two layers.
+    """
+    return joined(facts, [*criteria(facts, widths=widths, ranking=ranking), *ranks(facts, factors=factors)])
 
 
 def channels_bits(

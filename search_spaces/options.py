@@ -62,6 +62,7 @@ def _check_share(pattern: str, sparsity: float) -> None:
 
 Few = Literal[2, 3, 4, 5, 6, 7, 8, 32]
 Criterion = Annotated[StrictStr, _passes(CRITERIA.check)]
+Factoring = Annotated[StrictStr, _passes(find)]
 
 
 class Options(BaseModel):
@@ -140,7 +141,13 @@ class Factors(Options):
 
     shares: tuple[Annotated[StrictFloat, Field(gt=0, le=1)], ...] = (0.15, 0.2, 0.3, 0.4, 0.5, 0.6, 0.75)
     """Of the layer's parameters and multiply-accumulates."""
-    method: Annotated[StrictStr, _passes(find)] = "svd"
+    method: Factoring | Annotated[tuple[Factoring, ...], Field(min_length=1)] = "svd"
+    """Of several, the first that is defined on a layer."""
+
+    @property
+    def methods(self) -> tuple[str, ...]:
+        """In the order in which they are tried."""
+        return (self.method,) if isinstance(self.method, str) else self.method
 
 
 WIDTHS, RANKING, BITS, CODEBOOKS, ZEROS, FACTORS = Widths(), Ranking(), Bits(), Codebooks(), Zeros(), Factors()

@@ -10,17 +10,18 @@ LEAST_ENTRIES = 1024
 
 
 def ranks(facts: ModelFacts, *, factors: Factors = FACTORS) -> tuple[Axis, ...]:
-    """Every layer the method is defined on, at the shares that leave it rank one; svd makes two factors a layer, fitted
+    """Every layer a method is defined on, at the shares that leave it rank one; svd makes two factors a layer, fitted
     to its outputs: a bottleneck of fewer channels."""
     axes: list[Axis] = []
     for layer in facts.weighed:
         shape = Shape.of(layer)
-        if layer.weight_numel < LEAST_ENTRIES or not offered(shape, factors.method):
+        method = next((m for m in factors.methods if offered(shape, m)), None)
+        if layer.weight_numel < LEAST_ENTRIES or method is None:
             continue
-        shares = tuple(s for s in sorted({*factors.shares, 1.0}) if s >= least_share(shape, factors.method))
+        shares = tuple(s for s in sorted({*factors.shares, 1.0}) if s >= least_share(shape, method))
         if len(shares) > 1:
             axes.append(Axis(layer.name, "layer", "rank", shares))
-            axes.append(Axis(layer.name, "layer", "factorization", (factors.method,)))
+            axes.append(Axis(layer.name, "layer", "factorization", (method,)))
     return tuple(axes)
 
 

@@ -96,7 +96,7 @@ def test_cost_counts_one_sample_by_hand() -> None:
 def test_a_search_notes_what_it_was() -> None:
     meta = search(seed=5).meta
     assert meta["task"] is None and meta["task_name"] == "tiny" and meta["seed"] == 5
-    assert meta["space"] == "criteria" and meta["searcher"] == "stub" and meta["budget"] == "macs<=60%"
+    assert meta["space"] == "channels-ranks" and meta["searcher"] == "stub" and meta["budget"] == "macs<=60%"
     assert meta["dense"]["score"] == 1.0 and meta["dense"]["costs"]["macs"] > meta["uniform"]["costs"]["macs"]
     assert meta["threads"] == torch.get_num_threads() and meta["versions"]["torch"] == torch.__version__
 

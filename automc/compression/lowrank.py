@@ -38,7 +38,7 @@ from automc.errors import GraphError, PolicyError
 from automc.graph.holders import as_layer
 from automc.graph.ranks import Shape, find
 
-SWEEPS = 25
+SWEEPS = 10
 STEPS = 4
 """Conjugate-gradient steps per factor and sweep."""
 WORK = 2e10

@@ -20,6 +20,8 @@ from automc.graph.ranks import ranks as ranks_of
 
 FloatArray = NDArray[np.float64]
 _METHODS = tuple(METHODS)
+_Factored = tuple[int, float, float, float, float]  # layer, channels in and out, method, share
+_KNOWN = 1 << 18  # counts of factors that are kept
 _ENTRY_BYTES = 96  # one tensor's header entry, its name aside
 _HEADER_BYTES = 1024  # the fixed part of the header, padding included
 
@@ -79,6 +81,7 @@ class CostTable:
         self.has_bias = np.array([x.has_bias for x in facts.layers], dtype=np.float64)
         self.owns_weight = _owners(facts.layers)
         self._whole = [Shape.of(x) for x in facts.layers]
+        self._known: dict[_Factored, tuple[int, int, int]] = {}
         self._layers = {x.name: i for i, x in enumerate(facts.layers)}
         self._norms = {x.name: i for i, x in enumerate(facts.norms)}
         self._fill_slopes()
@@ -130,13 +133,26 @@ class CostTable:
         macs: FloatArray,
     ) -> None:
         """Puts in the factors' outputs, entries and multiply-accumulates where layers are factored (B, L)."""
-        for row, layer in zip(*np.nonzero((candidates.rank < 1) & (out > 0)), strict=True):
-            shape = self._whole[layer].narrowed(int(fan_in[row, layer]), int(out[row, layer]))
-            method = _METHODS[int(candidates.method[row, layer])]
-            ranks = ranks_of(shape, method, float(candidates.rank[row, layer]))
-            rows[row, layer] += sum(ranks)
-            weights[row, layer] = parameters(shape, method, ranks)
-            macs[row, layer] = macs_of(shape, method, ranks)
+        places = np.nonzero((candidates.rank < 1) & (out > 0))
+        if not len(places[0]):
+            return
+        asked = (places[1], *(a[places] for a in (fan_in, out, candidates.method, candidates.rank)))
+        counted = np.array([self._counted(key) for key in zip(*(a.tolist() for a in asked), strict=True)])
+        rows[places] += counted[:, 0]
+        weights[places], macs[places] = counted[:, 1], counted[:, 2]
+
+    def _counted(self, key: _Factored) -> tuple[int, int, int]:
+        """Outputs, entries and multiply-accumulates of a layer's factors, counted once."""
+        found = self._known.get(key)
+        if found is None:
+            layer, inputs, outputs, method, share = key
+            shape, name = self._whole[layer].narrowed(int(inputs), int(outputs)), _METHODS[int(method)]
+            ranks = ranks_of(shape, name, share)
+            found = sum(ranks), parameters(shape, name, ranks), macs_of(shape, name, ranks)
+            if len(self._known) >= _KNOWN:
+                self._known.clear()
+            self._known[key] = found
+        return found
 
     def _fill_slopes(self) -> None:
         """Units lost times slope = channels lost, per layer side, norm and bare parameter."""

@@ -19,7 +19,7 @@ from automc.registry import SPACES
 from automc.search_spaces.bits import bits, shared_bits, weight_bits
 from automc.search_spaces.channels import all_channels, channels, keep_axis
 from automc.search_spaces.criteria import criteria
-from automc.search_spaces.joint import channels_bits, channels_bops, joint
+from automc.search_spaces.joint import channels_bits, channels_bops, channels_ranks, joint
 from automc.search_spaces.options import Bits, Codebooks, Factors, Ranking, Widths, Zeros
 from automc.search_spaces.ranks import ranks
 from automc.search_spaces.weights import semi_structured, weights
@@ -179,6 +179,15 @@ def test_smaller_spaces_are_what_their_names_say() -> None:
     facts = models.wide()
     assert set(channels_bits(facts)) == {*criteria(facts), *weight_bits(facts)}
     assert set(channels_bops(facts)) == {*criteria(facts), *bits(facts)}
+
+
+def test_of_several_methods_each_layer_takes_the_first_that_is_defined_on_it() -> None:
+    facts = models.wide()
+    kernels = {x.name: x.kernel for x in facts.layers}
+    methods = {a.place: a.values for a in channels_ranks(facts) if a.field == "factorization"}
+    assert set(methods.values()) == {("spatial",), ("svd",)}
+    assert all((values == ("spatial",)) == (kernels[name] == (3, 3)) for name, values in methods.items())
+    assert {a.field for a in channels_ranks(facts)} == {"keep", "criterion", "rank", "factorization"}
 
 
 def test_factors_that_must_be_float_are_not_opened_beside_bits() -> None:

@@ -260,8 +260,8 @@ def test_a_search_takes_a_file_or_a_preset_and_notes_which(monkeypatch: pytest.M
 @pytest.mark.parametrize(
     ("budget", "name"),
     [
-        ("macs<=50%", "criteria"),
-        ("params<=50%", "criteria"),
+        ("macs<=50%", "channels-ranks"),
+        ("params<=50%", "channels-ranks"),
         ("macs<=50%,size<=25%", "channels-bits"),
         ("bops<=20%", "channels-bops"),
         ("size<=25%,bops<=20%", "channels-bops"),
