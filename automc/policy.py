@@ -18,6 +18,8 @@ VERSION = 1
 FULL_BITS = 32
 Codebooks = Literal["uniform", "kmeans"]
 """In the order of what they cost."""
+PAIRS = ("svd", "spatial")
+"""Factorizations that make two layers of one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,8 +47,8 @@ class LayerDecision:
     rank: float = 1.0
     """Share of the layer's parameters and MACs that its factors may take, in (0, 1]; 1 leaves it whole."""
     factorization: str = "svd"
-    """How it is factored: svd, spatial, tucker2, cp or tt; unused at rank 1. Each factor of svd takes the decisions of
-    the layer: its zeros, its bits."""
+    """How it is factored: svd, spatial, tucker2, cp, eigendamage or tt; unused at rank 1. Where two factors make the
+    layer (`PAIRS`), each takes the layer's decisions: its zeros, its bits."""
     pattern: str = "element"
     """Which weights leave together: element, N:M or RxC (see `automc.pattern`); unused at sparsity 0."""
     criterion: str = "l1"
@@ -251,10 +253,10 @@ def _check_layer(name: str, decision: LayerDecision) -> None:
     if not 0.0 < decision.rank <= 1.0:
         raise PolicyError(f"rank must lie in (0, 1]; layer {name!r} has {decision.rank}: keep at least rank one.")
     few = min(decision.weight_bits, decision.activation_bits) < FULL_BITS
-    if decision.rank < 1.0 and decision.factorization != "svd" and (few or decision.sparsity > 0):
+    if decision.rank < 1.0 and decision.factorization not in PAIRS and (few or decision.sparsity > 0):
         raise PolicyError(
             f"Factors by {decision.factorization} must be dense and float; layer {name!r} has other decisions, too: "
-            "take svd, or drop them."
+            f"take {' or '.join(PAIRS)}, or drop them."
         )
     if not 0.0 <= decision.sparsity < 1.0:
         raise PolicyError(f"sparsity must lie in [0, 1); layer {name!r} has {decision.sparsity}: keep some weights.")

@@ -97,6 +97,7 @@ SPACES = Registry(
         "depth": "automc.search_spaces.depth:depth",
         "depth-channels": "automc.search_spaces.depth:depth_and_channels",
         "ranks": "automc.search_spaces.ranks:ranks",
+        "ranks-svd": "automc.search_spaces.ranks:svd",
         "ranks-spatial": "automc.search_spaces.ranks:spatial",
         "ranks-eigendamage": "automc.search_spaces.ranks:eigendamage",
         "ranks-tucker2": "automc.search_spaces.ranks:tucker",

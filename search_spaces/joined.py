@@ -2,13 +2,13 @@
 
 Whatever is open together can be carried out together, at every point, and costs no more at a lower level; what would
 break this is no level. The compressor cuts channels first, then leaves out the blocks, then factors what is left of a
-layer, then makes zeros and rounds; in factors by svd it does so in each of the two.
+layer, then makes zeros and rounds; where there are two factors it does so in each.
 
 * A share of a layer must leave room for rank one with the fewest channels that other axes may leave it. Only svd,
   spatial and cp cost no more with fewer channels; a layer whose channels are open is factored by no other method.
 * Factors must be smaller on disk than the layer, with the fewest bits, the most zeros and the fewest channels: two of
   them have longer headers and more scales than one layer.
-* Factors by other methods than svd are dense and float, so no zeros or bits may be open beside them. Letting one of the
+* Three factors and tensor trains are dense and float, so no zeros or bits may be open beside them. Letting one of the
   two win would not do: a layer at two bits is smaller and has more multiply-accumulates than one at half its rank, so
   no order of the levels would be the order of both costs.
 """
@@ -20,7 +20,7 @@ from automc.errors import SpaceError
 from automc.graph.facts import LayerFacts, ModelFacts
 from automc.graph.ranks import Shape, factor_bound, least_share
 from automc.graph.ranks import ranks as ranks_of
-from automc.policy import FULL_BITS
+from automc.policy import FULL_BITS, PAIRS
 from automc.space import Axis, Value, in_forward_order
 
 _EXCLUDED = ("sparsity", "weight_bits", "activation_bits")
@@ -47,10 +47,10 @@ def joined(facts: ModelFacts, axes: Iterable[Axis]) -> tuple[Axis, ...]:
 
 def _check_alone(axis: Axis, values: Open) -> None:
     others = [field for field in _EXCLUDED if (axis.place, "layer", field) in values]
-    if others and axis.values != ("svd",):
+    if others and axis.values[0] not in PAIRS:
         raise SpaceError(
             f"Factors by {axis.values[0]} must be dense and float; {others[0]} of layer {axis.place!r} is open, too: "
-            "factor by svd, or leave one of them out."
+            f"factor by {' or '.join(PAIRS)}, or leave one of them out."
         )
 
 

@@ -10,9 +10,6 @@ from automc.search_spaces.ranks import ranks
 from automc.search_spaces.weights import weights
 from automc.space import Axis
 
-SEPARABLE = Factors(method=("spatial", "svd"))
-"""Two layers in the place of one, whatever its kernel."""
-
 
 def joint(
     facts: ModelFacts,
@@ -33,12 +30,11 @@ def joint(
 
 
 def channels_ranks(
-    facts: ModelFacts, *, widths: Widths = WIDTHS, ranking: Ranking = RANKING, factors: Factors = SEPARABLE
+    facts: ModelFacts, *, widths: Widths = WIDTHS, ranking: Ranking = RANKING, factors: Factors = FACTORS
 ) -> tuple[Axis, ...]:
     """Every group's share and criterion, every layer's rank: what multiply-accumulates depend on.
 
-    Convolutions become a vertical and a horizontal one, which loses less than fewer channels at equal cost; what has
-    no such kernel, two layers.
+    A vertical and a horizontal convolution lose less than one with fewer channels, at equal cost.
     """
     return joined(facts, [*criteria(facts, widths=widths, ranking=ranking), *ranks(facts, factors=factors)])
 

@@ -141,8 +141,8 @@ class Factors(Options):
 
     shares: tuple[Annotated[StrictFloat, Field(gt=0, le=1)], ...] = (0.15, 0.2, 0.3, 0.4, 0.5, 0.6, 0.75)
     """Of the layer's parameters and multiply-accumulates."""
-    method: Factoring | Annotated[tuple[Factoring, ...], Field(min_length=1)] = "svd"
-    """Of several, the first that is defined on a layer."""
+    method: Factoring | Annotated[tuple[Factoring, ...], Field(min_length=1)] = ("spatial", "svd")
+    """Of several, the first that is defined on a layer: a vertical and a horizontal convolution, or two layers."""
 
     @property
     def methods(self) -> tuple[str, ...]:

@@ -10,8 +10,7 @@ LEAST_ENTRIES = 1024
 
 
 def ranks(facts: ModelFacts, *, factors: Factors = FACTORS) -> tuple[Axis, ...]:
-    """Every layer a method is defined on, at the shares that leave it rank one; svd makes two factors a layer, fitted
-    to its outputs: a bottleneck of fewer channels."""
+    """Every layer a method is defined on, at the shares that leave it rank one; factors are fitted to its outputs."""
     axes: list[Axis] = []
     for layer in facts.weighed:
         shape = Shape.of(layer)
@@ -23,6 +22,11 @@ def ranks(facts: ModelFacts, *, factors: Factors = FACTORS) -> tuple[Axis, ...]:
             axes.append(Axis(layer.name, "layer", "rank", shares))
             axes.append(Axis(layer.name, "layer", "factorization", (method,)))
     return tuple(axes)
+
+
+def svd(facts: ModelFacts, *, factors: Factors = FACTORS) -> tuple[Axis, ...]:
+    """A bottleneck of fewer channels in each layer."""
+    return factored(facts, "svd", factors)
 
 
 def spatial(facts: ModelFacts, *, factors: Factors = FACTORS) -> tuple[Axis, ...]:

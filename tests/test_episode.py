@@ -40,7 +40,7 @@ MODES = {
 
 @pytest.mark.parametrize("case", SPACES)
 @given(seed=st.integers(0, 10_000))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_any_walk_ends_within_the_budget(case: tuple[str, str], seed: int) -> None:
     walk, rng = WALKS[case], np.random.default_rng(seed)
     bold = rng.uniform() ** 0.3  # from timid walks to ones that want everything
@@ -184,7 +184,7 @@ def test_an_agent_that_owns_nothing_is_refused() -> None:
 
 @pytest.mark.parametrize("mode", list(MODES))
 @given(seed=st.integers(0, 10_000))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_any_walk_of_any_mode_ends_within_the_budget_and_its_states_are_shares(mode: str, seed: int) -> None:
     walk, rng = MODES[mode], np.random.default_rng(seed)
     bold = rng.uniform() ** 0.3

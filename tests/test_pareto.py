@@ -21,7 +21,7 @@ def counted(points: np.ndarray, reference: np.ndarray) -> int:
 
 
 @given(seed=st.integers(0, 10_000), width=st.integers(1, 4), count=st.integers(0, 7))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_hypervolume_counts_the_dominated_cells_of_a_grid(seed: int, width: int, count: int) -> None:
     """Ties, duplicates, dominated points and points beyond the reference among them."""
     rng = np.random.default_rng(seed)
@@ -30,7 +30,7 @@ def test_hypervolume_counts_the_dominated_cells_of_a_grid(seed: int, width: int,
 
 
 @given(seed=st.integers(0, 10_000), width=st.integers(1, 4), count=st.integers(0, 7))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_gain_is_the_difference_a_point_makes(seed: int, width: int, count: int) -> None:
     rng = np.random.default_rng(seed)
     points, reference = rng.integers(0, 7, (count, width)).astype(float), rng.integers(1, 6, width).astype(float)

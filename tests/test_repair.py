@@ -37,7 +37,7 @@ CASES = {
 
 @pytest.mark.parametrize("case", list(CASES))
 @given(seed=st.integers(0, 10_000))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_a_repair_is_the_published_loop(case: str, seed: int) -> None:
     problem, rng = CASES[case], np.random.default_rng(seed)
     levels = np.maximum(problem.space.sample(rng), problem.space.sample(rng))

@@ -75,9 +75,16 @@ class Regression:
         return fitted.transpose(1, 2).reshape(-1, n)
 
     def towards(self, rows: Tensor) -> "Regression":
-        """The same inputs, but to give what weight rows (out, n) make of them."""
-        wanted = self._grouped(rows).transpose(1, 2)  # (groups, n, out / groups)
-        return Regression(self.gram, self.gram @ wanted, self.mean_x, (self.mean_x[:, None] @ wanted)[:, 0])
+        """The same inputs, but to give what weight rows (out, n) make of them; one conv-group.
+
+        Rows of n / width entries read one column of a kernel (in, height, width) at a time: sums are means over these.
+        """
+        columns = rows.shape[1]
+        width = self.gram.shape[1] // columns
+        gram = self.gram.reshape(1, columns, width, columns, width).diagonal(dim1=2, dim2=4).mean(dim=3)
+        mean_x = self.mean_x.reshape(1, columns, width).mean(dim=2)
+        wanted = rows.to(torch.float64).T[None]  # (1, columns, out)
+        return Regression(gram, gram @ wanted, mean_x, (mean_x[:, None] @ wanted)[:, 0])
 
     def behind(self, rows: Tensor) -> "Regression":
         """For a layer that reads what weight rows (r, n) make of the inputs, to give the same; one conv-group."""

@@ -74,13 +74,15 @@ def settle(
 
 
 def _settle_factors(place: Place, recipe: Recipe, fit: Regression | None) -> None:
-    """Prunes and rounds the two factors of an svd that is fitted."""
-    assert isinstance(place.holder, FactoredLayer)
-    first, second = (replace(place, decision=replace(place.decision, rank=1.0), holder=x) for x in place.holder.parts)
+    """Prunes and rounds the two factors of a layer that is fitted."""
+    factored = place.holder
+    assert isinstance(factored, FactoredLayer)
+    first, second = (replace(place, decision=replace(place.decision, rank=1.0), holder=x) for x in factored.parts)
     refits = fit is not None and recipe.reconstruct != "none"
     rows = fan_in_view(first.weight).to(torch.float64)
-    settle(first, recipe, None if fit is None else fit.towards(rows), rows if refits else None)
-    behind = None if fit is None else fit.behind(fan_in_view(first.weight))
+    before = None if fit is None else fit.towards(rows)
+    settle(first, recipe, before, rows if refits else None)
+    behind = None if fit is None else fit.behind(factored.product().basis(factored.tensors()))
     settle(second, recipe, behind, behind.solve(recipe.ridge) if refits and behind is not None else None)
 
 

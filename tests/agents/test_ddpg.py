@@ -96,7 +96,7 @@ def test_warm_up_actions_are_uniform() -> None:
 
 
 @given(mean=st.floats(0, 1), deviation=st.floats(0, 2), seed=st.integers(0, 1000))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_exploration_stays_in_the_unit_interval(mean: float, deviation: float, seed: int) -> None:
     assert 0.0 <= truncated_normal(mean, deviation, np.random.default_rng(seed)) <= 1.0
 

@@ -52,7 +52,7 @@ def test_clusters_are_a_fixed_point_near_the_optimum(start: str, weighted: bool)
     assert close >= 8  # Lloyd finds local optima
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.lists(st.floats(-1e3, 1e3, width=32), min_size=1, max_size=80), st.integers(1, 5))
 def test_any_weights_are_shared(values: list[float], bits: int) -> None:
     weights = torch.tensor(values)

@@ -19,7 +19,7 @@ def laplace(count: int, spread: float, seed: int = 0) -> np.ndarray:
 
 
 @pytest.mark.parametrize("method", METHODS)
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(
     st.one_of(
         arrays(np.int64, st.integers(0, 300), elements=st.integers(-3, 3)),
@@ -83,7 +83,7 @@ def test_damage_is_an_artifact_error_or_harmless(method: str) -> None:
 
 
 @given(st.binary(max_size=60))
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_noise_never_crashes(noise: bytes) -> None:
     try:
         decode(noise)

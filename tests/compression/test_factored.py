@@ -15,7 +15,7 @@ from automc.compression.quantize import ActivationQuantizer, bare
 from automc.errors import PolicyError
 from automc.graph.ranks import Shape, least_share, offered
 from automc.pattern import parse
-from automc.policy import GroupDecision, LayerDecision, Policy, Recipe
+from automc.policy import PAIRS, GroupDecision, LayerDecision, Policy, Recipe
 from automc.search_spaces.ranks import factored
 from automc.space import SearchSpace
 
@@ -37,7 +37,7 @@ def policy_of(setup, method: str, share: float, recipe: Recipe, keep: float = 1.
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("reconstruct", ["none", "layerwise", "sequential"])
 def test_apply_score_costs_and_reload_are_equal(setup, method: str, reconstruct: str, tmp_path: Path) -> None:
-    keep = 0.7 if method == "svd" and setup.task.name == "resnet" else 1.0
+    keep = 0.7 if method in PAIRS and setup.task.name == "resnet" else 1.0
     policy = policy_of(setup, method, 0.6, Recipe(reconstruct=reconstruct), keep)  # type: ignore[arg-type]
     if policy is None:
         pytest.skip(f"{setup.task.name} has no layer for {method}")
@@ -92,13 +92,14 @@ def test_factors_are_plain_layers_of_the_module(setup) -> None:
         assert isinstance(small.get_submodule(name), FactoredLayer)
 
 
-@pytest.mark.parametrize("method", METHODS[1:])
+@pytest.mark.parametrize("method", [m for m in METHODS if m not in PAIRS])
 @pytest.mark.parametrize("other", [{"weight_bits": 8}, {"activation_bits": 8}, {"sparsity": 0.5}])
-def test_factors_other_than_svds_take_no_other_decision(method: str, other: dict[str, Any]) -> None:
-    with pytest.raises(PolicyError, match="take svd"):
+def test_more_than_two_factors_take_no_other_decision(method: str, other: dict[str, Any]) -> None:
+    with pytest.raises(PolicyError, match="take svd or spatial"):
         Policy("x", (), (("x", LayerDecision(rank=0.5, factorization=method, **other)),))
 
 
+@pytest.mark.parametrize("method", PAIRS)
 @pytest.mark.parametrize("reconstruct", ["none", "layerwise", "sequential"])
 @pytest.mark.parametrize(
     "other",
@@ -110,13 +111,15 @@ def test_factors_other_than_svds_take_no_other_decision(method: str, other: dict
     ],
     ids=lambda other: " ".join(map(str, other.values())),
 )
-def test_every_factor_of_an_svd_takes_the_layers_zeros_and_bits(
-    setup, other: dict[str, Any], reconstruct: Any, tmp_path: Path
+def test_each_of_two_factors_takes_the_layers_zeros_and_bits(
+    setup, other: dict[str, Any], reconstruct: Any, method: str, tmp_path: Path
 ) -> None:
     facts = setup.graph.facts
-    decision = LayerDecision(rank=0.6, **other)
-    fitting = [x.name for x in facts.layers if Shape.of(x).whole and least_share(Shape.of(x), "svd") <= 0.6]
+    decision = LayerDecision(rank=0.6, factorization=method, **other)
+    fitting = [s.name for s in map(Shape.of, facts.layers) if offered(s, method) and least_share(s, method) <= 0.6]
     layers = tuple((n, decision) for n in fitting if facts.layer(n).in_channels >= parse(decision.pattern).span)
+    if not layers:
+        pytest.skip(f"no layer that {method} is defined on")
     policy = Policy(facts.fingerprint, (), layers, Recipe(reconstruct=reconstruct))
     small = setup.compressor.compress(policy)
     for name, _ in layers:
@@ -137,14 +140,23 @@ def test_every_factor_of_an_svd_takes_the_layers_zeros_and_bits(
     assert setup.evaluator.score(small) == evaluation.score == setup.evaluator.score(again)
 
 
-def test_what_the_first_factor_loses_to_rounding_the_second_makes_up_for(setup) -> None:
-    largest = max(setup.graph.facts.layers, key=lambda x: x.weight_numel).name
+@pytest.mark.parametrize("method", PAIRS)
+def test_what_the_first_factor_loses_to_rounding_the_second_makes_up_for(setup, method: str) -> None:
+    fitting = [x for x in setup.graph.facts.layers if offered(Shape.of(x), method)]
+    if not fitting:
+        pytest.skip(f"no layer that {method} is defined on")
+    largest = max(fitting, key=lambda x: x.weight_numel).name
     lost = {}
-    for reconstruct in ("none", "layerwise"):
-        bank = setup.compressor.bank(Recipe(reconstruct=reconstruct, rounding="nearest"))
-        lost[reconstruct] = bank.variant(largest, LayerDecision(rank=0.6, weight_bits=3)).error
-    floats = setup.compressor.bank(Recipe()).variant(largest, LayerDecision(rank=0.6)).error
-    assert floats < lost["layerwise"] < lost["none"]
+    for name, recipe in {
+        "nearest, not refitted": Recipe(reconstruct="none", rounding="nearest"),
+        "nearest": Recipe(reconstruct="layerwise", rounding="nearest"),
+        "compensated": Recipe(reconstruct="layerwise"),
+    }.items():
+        decision = LayerDecision(rank=0.6, factorization=method, weight_bits=3)
+        lost[name] = setup.compressor.bank(recipe).variant(largest, decision).error
+    floats = LayerDecision(rank=0.6, factorization=method)
+    assert setup.compressor.bank(Recipe()).variant(largest, floats).error < min(lost.values())
+    assert lost["compensated"] <= lost["nearest"] < lost["nearest, not refitted"]
 
 
 @pytest.mark.parametrize(("rank", "method", "words"), [(0.0, "svd", "rank"), (1.5, "svd", "rank")])

@@ -163,7 +163,7 @@ def taken(shape, method, chosen):
     )
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(shapes, st.sampled_from(list(METHODS)), shares)
 def test_ranks_never_exceed_the_share_and_none_larger_fits(shape, method, share):
     if not METHODS[method].fits(shape):
@@ -183,7 +183,7 @@ def test_ranks_never_exceed_the_share_and_none_larger_fits(shape, method, share)
         assert taken(shape, method, larger) > share
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(shapes, st.sampled_from(list(METHODS)), shares, shares)
 def test_ranks_never_fall_when_the_share_grows(shape, method, one, other):
     low, high = sorted((one, other))
@@ -192,7 +192,7 @@ def test_ranks_never_fall_when_the_share_grows(shape, method, one, other):
         assert all(a <= b for a, b in pairs)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(shapes, st.sampled_from(["svd", "spatial", "cp"]), shares, st.integers(0, 5), st.integers(0, 5))
 def test_costs_never_fall_when_channels_are_added_at_the_same_share(shape, method, share, more_in, more_out):
     if not METHODS[method].fits(shape) or least_share(shape, method) > share:
@@ -300,7 +300,7 @@ def test_an_unknown_method_is_named_with_the_nearest():
         ranks(case("plain")[1], "spacial", 0.5)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.integers(1, 5000))
 def test_tensor_train_sizes_cover_the_channels_with_little_to_spare(channels):
     sizes = train_sizes(channels)

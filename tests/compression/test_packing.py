@@ -28,7 +28,7 @@ def weights(count: int, density: float, seed: int = 0) -> Tensor:
 
 
 @given(st.integers(2, 8), st.integers(0, 200), st.integers(0, 2**31), st.booleans())
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_packed_codes_come_back(bits: int, count: int, seed: int, signed: bool) -> None:
     lowest = 1 - 2 ** (bits - 1) if signed else 0
     codes = np.random.default_rng(seed).integers(lowest, lowest + 2**bits, size=count)

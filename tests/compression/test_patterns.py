@@ -85,7 +85,7 @@ def test_masks_have_the_patterns_shape_and_enough_zeros(
         assert pattern.keep is not None or zeros <= asked + slack
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.integers(1, 60), st.floats(0, 0.99))
 def test_single_weights_leave_by_score(count: int, sparsity: float) -> None:
     score = rand(1, count).abs()

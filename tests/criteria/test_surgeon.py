@@ -38,7 +38,7 @@ def columns(blocks: list[int], width: int) -> list[int]:
     return [b * width + i for b in blocks for i in range(width)]
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.integers(1, 3), st.integers(1, 3), st.integers(2, 5), st.integers(1, 3), st.integers(0, 99))
 def test_each_step_removes_the_block_that_costs_least_and_says_what_it_costs(
     sets: int, rows: int, units: int, width: int, seed: int

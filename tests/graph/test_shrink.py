@@ -149,7 +149,7 @@ def test_facts_count_everything() -> None:
     assert [g.coupled for g in facts.groups] == [True, False]
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(st.data())
 def test_random_residual_nets_lose_channels_exactly(data: st.DataObject) -> None:
     width = data.draw(st.integers(2, 6))

@@ -75,7 +75,7 @@ choices = st.builds(Choice, st.sampled_from(BLOCKS), st.integers(1, 3), st.boole
     st.integers(0, 3),
     st.integers(0, 2**31),
 )
-@settings(max_examples=250, deadline=None)
+@settings(max_examples=250)
 def test_convolution_is_torchs(
     channels: tuple[int, int],
     size: tuple[int, int],
@@ -111,7 +111,7 @@ def check_convolution(
 
 
 @given(st.sampled_from([1, 2, 3]), st.integers(1, 3), choices, st.integers(0, 2**31))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_convolutions_with_groups_are_torchs(groups: int, each: int, choice: Choice, seed: int) -> None:
     x = normal(2, 4 * groups, 9, 7, seed=seed)
     weight = thinned(normal(each * groups, 4, 3, 3, seed=seed + 1), 0.5, seed)
@@ -165,7 +165,7 @@ def test_what_is_not_a_number_stays_in_its_image_and_what_reads_it() -> None:
     st.integers(1, 20),
     st.integers(1, 20),
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_pooling_is_torchs(kernel: int, stride: int, padding: int, largest: bool, height: int, width: int) -> None:
     window = Window((kernel, kernel), (stride, stride), (padding, padding))
     if padding > kernel // 2 or min(window.over((height, width, 1))) < 1:

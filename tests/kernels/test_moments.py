@@ -54,7 +54,7 @@ def test_both_ways_to_multiply(flags: tuple[str, ...]) -> None:
     st.integers(1, 9), st.integers(1, 7), st.sampled_from([1, 3, 5]), st.integers(1, 2), st.integers(0, 2),
     st.integers(1, 90), st.integers(0, 2**31),
 )  # fmt: skip
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_moments_are_those_of_the_rows(
     channels: int, outputs: int, kernel: int, stride: int, padding: int, positions: int, seed: int
 ) -> None:

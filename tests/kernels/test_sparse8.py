@@ -137,7 +137,7 @@ def test_every_instruction_set_gives_the_exact_sums(flags: tuple[str, ...]) -> N
     st.sampled_from([0.0, 0.5, 0.8, 0.95, 1.0]), st.integers(2, 8), st.integers(2, 8), st.booleans(), st.booleans(),
     st.integers(0, 2**31),
 )  # fmt: skip
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 def test_outputs_are_those_of_the_rounded_layer(
     inputs: int, outputs: int, tokens: int, rows: int, sparsity: float, weight_bits: int, activation_bits: int,
     holes: bool, busy: bool, seed: int,

@@ -80,7 +80,7 @@ def test_every_instruction_set_gives_the_same(flags: None) -> None:
     st.integers(0, 2), st.integers(1, 2), st.tuples(st.integers(9, 12), st.integers(9, 40)), st.integers(0, 3),
     st.sampled_from([0.0, 0.5, 0.9, 1.0]), st.booleans(), st.integers(0, 2**31),
 )  # fmt: skip
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_outputs_are_those_of_the_rounded_layer(
     channels: int, outputs: int, kernel: tuple[int, int], stride: int, padding: int, dilation: int,
     size: tuple[int, int], images: int, sparsity: float, holes: bool, seed: int,

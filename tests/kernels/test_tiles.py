@@ -48,7 +48,7 @@ def close(found: Tensor, expected: Tensor) -> bool:
     st.integers(1, 2),
     st.integers(0, 2**31),
 )
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 def test_convolution_is_torchs(
     channels: tuple[int, int], size: tuple[int, int], kernel: int, stride: int, padding: int, dilation: int, seed: int
 ) -> None:

@@ -43,7 +43,7 @@ def choices(draw: st.DrawFn) -> TokenChoice:
     st.booleans(),
     st.integers(0, 2**31),
 )
-@settings(max_examples=250, deadline=None)
+@settings(max_examples=250)
 def test_a_linear_layer_is_torchs(
     inputs: int, outputs: int, rows: int, density: float, data: st.DataObject, residual: bool, seed: int
 ) -> None:

@@ -4,7 +4,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from automc.errors import TaskError
@@ -35,7 +35,6 @@ def brute(recorded: list[Evaluation], costs: dict[str, float], keep: int) -> Eva
 
 
 @given(records, small, small, st.integers(1, 4))
-@settings(deadline=None)
 def test_the_rival_is_the_keepth_best_of_those_that_cost_no_more(
     recorded: list[Evaluation], macs: float, size: float, keep: int
 ) -> None:
@@ -47,7 +46,6 @@ def test_the_rival_is_the_keepth_best_of_those_that_cost_no_more(
 
 
 @given(records)
-@settings(deadline=None)
 def test_with_one_to_keep_the_front_is_held(recorded: list[Evaluation]) -> None:
     incumbents = Incumbents(COSTS)
     for evaluation in recorded:
@@ -56,7 +54,6 @@ def test_with_one_to_keep_the_front_is_held(recorded: list[Evaluation]) -> None:
 
 
 @given(records, st.integers(2, 6), st.integers(1, 2))
-@settings(deadline=None)
 def test_a_bound_on_how_many_makes_rivals_weaker_never_dearer(recorded: list[Evaluation], most: int, keep: int) -> None:
     incumbents = Incumbents(COSTS, keep, most)
     for evaluation in recorded:

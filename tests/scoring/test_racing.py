@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 import scipy.stats
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
@@ -56,7 +56,6 @@ def test_skewness_towards_the_candidate_moves_the_quantile_by_halls_term() -> No
 
 
 @given(differences(), st.floats(1e-6, 5.0), st.integers(1, 5000), st.sampled_from([1e-6, 0.005, 0.1, 0.4]))
-@settings(deadline=None)
 def test_lower_differences_never_save_a_stopped_candidate(d: Floats, shift: float, rest: int, risk: float) -> None:
     before = compare(d, len(d) + rest, risk)
     after = compare(d - shift * np.abs(d).max(initial=1e-9), len(d) + rest, risk)
@@ -64,7 +63,6 @@ def test_lower_differences_never_save_a_stopped_candidate(d: Floats, shift: floa
 
 
 @given(differences(), st.integers(0, 5000), st.sampled_from([1e-6, 0.005, 0.1, 0.4]))
-@settings(deadline=None)
 def test_the_bound_is_no_lower_than_the_mean_and_less_risk_never_stops_more(d: Floats, rest: int, risk: float) -> None:
     found = compare(d, len(d) + rest, risk)
     assert found.upper >= found.mean
@@ -73,7 +71,6 @@ def test_the_bound_is_no_lower_than_the_mean_and_less_risk_never_stops_more(d: F
 
 
 @given(differences(), st.integers(1, 5000), st.sampled_from([2.0**-20, 2.0**10]))
-@settings(deadline=None)
 def test_the_unit_of_scores_makes_no_difference(d: Floats, rest: int, unit: float) -> None:
     assert compare(unit * d, len(d) + rest, 0.01).upper == pytest.approx(
         unit * compare(d, len(d) + rest, 0.01).upper, rel=1e-9, abs=1e-12 * unit * float(np.abs(d).max(initial=0))
@@ -81,7 +78,6 @@ def test_the_unit_of_scores_makes_no_difference(d: Floats, rest: int, unit: floa
 
 
 @given(differences())
-@settings(deadline=None)
 def test_having_seen_everything_leaves_no_doubt(d: Floats) -> None:
     found = compare(d, len(d), 0.01)
     assert found.upper == found.mean

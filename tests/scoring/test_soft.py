@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import scipy.stats
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -81,7 +81,6 @@ def test_mse_is_relative_to_the_batch() -> None:
 
 
 @given(st.integers(0, 1000), st.sampled_from(list(SOFT)), st.floats(0.01, 100))
-@settings(deadline=None)
 def test_scores_lie_between_nought_and_one_and_are_one_where_equal(seed: int, name: str, scale: float) -> None:
     dense, other = scale * rand(7, 4, seed=seed), scale * rand(7, 4, seed=seed + 1)
     assert SOFT[name](dense, dense).tolist() == pytest.approx([1.0] * 7)

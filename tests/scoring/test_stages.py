@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from automc.errors import TaskError
@@ -24,7 +24,6 @@ def batches(sizes: list[int], width: int = 2) -> list[Batch]:
 @given(
     st.lists(st.integers(1, 60), min_size=1, max_size=12), st.sets(st.integers(30, 500), max_size=3), st.integers(0, 99)
 )
-@settings(deadline=None)
 def test_every_sample_is_in_one_stage_with_its_own_target(sizes: list[int], ends: set[int], seed: int) -> None:
     count = sum(sizes)
     found = staged(batches(sizes), sorted(ends), seed)

@@ -55,7 +55,7 @@ def solved(given: Items, capacity: float, buckets: int) -> tuple[int, int]:
 
 
 @given(given=items(), capacity=st.integers(0, 30))
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_dynamic_program_equals_brute_force_where_costs_fall_on_buckets(given: Items, capacity: int) -> None:
     error, cost = solved(given, capacity, buckets=max(capacity, 1))
     assert error == least(given, capacity)
@@ -63,7 +63,7 @@ def test_dynamic_program_equals_brute_force_where_costs_fall_on_buckets(given: I
 
 
 @given(given=items(), capacity=st.floats(0.1, 30), buckets=st.integers(1, 60))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_rounding_up_to_buckets_never_exceeds_the_capacity(given: Items, capacity: float, buckets: int) -> None:
     """And loses no more than a capacity smaller by a bucket an item would."""
     error, cost = solved(given, capacity, buckets)

@@ -39,7 +39,7 @@ def goes_on(agent: Agent, episodes: int, seed: int) -> list[list[float]]:
 
 @pytest.mark.parametrize("name", list(AGENTS))
 @given(before=st.integers(0, 9), seed=st.integers(0, 100))
-@settings(max_examples=5, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=5, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_saved_at_any_moment_an_agent_goes_on_bit_for_bit(name: str, before: int, seed: int, tmp_path: Path) -> None:
     search = AgentSearch(name, warmup=2, knobs={"episodes": 2} if name == "ppo" else {})
     first, second = make_agent(search, WALK, 0), make_agent(search, WALK, 1)
@@ -65,7 +65,7 @@ def fresh(walk: Walk = WALK, **knobs: object) -> DDPGAgent:
 
 
 @given(place=st.floats(0, 1, exclude_max=True), cut=st.booleans(), bit=st.integers(0, 7))
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_a_damaged_file_is_a_sentence_and_the_agent_stays_as_it_was(
     place: float, cut: bool, bit: int, tmp_path: Path
 ) -> None:

@@ -136,7 +136,7 @@ def test_several_limits_are_tightened_together_and_kept() -> None:
         assert any(e.cost(name) < 0.7 * limit for e in told)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(seed=st.integers(0, 10**6), count=st.integers(0, 12))
 def test_aims_lie_between_the_floor_and_the_budget(seed: int, count: int) -> None:
     problem = table.problem("channels", depth=8)

@@ -89,7 +89,7 @@ def test_joined_spaces_open_ranks_where_layers_are_large() -> None:
 @pytest.mark.parametrize("model", ["wide", "transformer", "depthwise"])
 @pytest.mark.parametrize("name", [*SPACES, *JOINED])
 @given(seed=st.integers(0, 2**31), bold=st.sampled_from([0.0, 0.5, 1.0]))
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=8)
 def test_no_cost_rises_when_one_decision_takes_a_lower_level(name: str, model: str, seed: int, bold: float) -> None:
     costing, rng = costing_of(name, model), np.random.default_rng(seed)
     space = costing.space

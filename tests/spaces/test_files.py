@@ -112,7 +112,7 @@ def test_what_is_no_space_is_refused_in_one_sentence(text: str, said: str) -> No
         ),
         ("open: [weights, sparsity]", "sparsity of layer 'conv1' is opened twice"),
         ("open: [weight-bits, bits]\nonly: [layer1.*]\nbits: {weights: [4]}", None),
-        ("open: [ranks-spatial, bits]", "factor by svd"),
+        ("open: [ranks-tucker2, bits]", "factor by svd"),
     ],
 )
 def test_what_does_not_fit_the_model_is_refused_in_one_sentence(text: str, said: str | None) -> None:

@@ -32,7 +32,7 @@ POINTS = np.array(list(itertools.product(*(range(n) for n in SPACE.sizes))))
 
 
 @given(share=st.floats(0.0, 1.0), metric=st.sampled_from(["macs", "params", "size", "bops"]), seed=st.integers(0, 999))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_a_limit_between_two_reachable_values_gives_the_nearest_policy_below(
     share: float, metric: str, seed: int
 ) -> None:
@@ -88,7 +88,7 @@ def test_a_limit_that_a_space_cannot_move_is_refused_with_where_it_stands(name: 
 
 
 @given(seed=st.integers(0, 9999))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_limits_that_can_be_met_can_be_met_together(seed: int) -> None:
     """The smallest point is the smallest by every cost, so limits never exclude each other."""
     rng = np.random.default_rng(seed)

@@ -19,7 +19,7 @@ def space_of(name: str) -> SearchSpace:
     return SearchSpace(facts, SPACES.load(name)(facts))
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(seed=st.integers(0, 10**6), name=st.sampled_from(["criteria", "weights", "joint", "codebooks", "ranks"]))
 def test_a_plain_point_decides_the_same_of_every_layer_and_is_its_own_plain_point(seed: int, name: str) -> None:
     space = space_of(name)
@@ -49,7 +49,7 @@ def test_only_what_means_nothing_is_changed() -> None:
     assert changed.any() and all(space.axes[i].field == "criterion" for i in np.flatnonzero(changed))
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(seed=st.integers(0, 10**6), name=st.sampled_from(["depth-channels", "joint"]))
 def test_what_is_inside_a_block_that_is_left_out_says_nothing(seed: int, name: str) -> None:
     space, rng = space_of(name), np.random.default_rng(seed)

@@ -82,7 +82,7 @@ def tied_space(seed: int) -> SearchSpace:
 
 
 @given(seed=st.integers(0, 2**31))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_a_tied_point_survives_decode_and_encode_and_decides_all_its_places_alike(seed: int) -> None:
     space = tied_space(seed)
     point = space.sample(np.random.default_rng(seed))

@@ -80,7 +80,7 @@ def test_a_torn_line_left_by_somebody_else_while_we_search_is_cut_before_the_nex
     assert len(Study.open(path).evaluations) == 3
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(noise=st.binary(min_size=1, max_size=60), line=st.integers(0, 3), data=st.data())
 def test_whatever_stands_between_records_repair_leaves_whole_lines_only(
     noise: bytes, line: int, data: st.DataObject, tmp_path_factory: pytest.TempPathFactory
