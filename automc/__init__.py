@@ -38,6 +38,7 @@ _EXPORTS = {
     "inspect": "automc.api",
     "load": "automc.saved",
     "policy_for": "automc.api",
+    "profile": "automc.profiling",
     "save": "automc.artifact",
     "search": "automc.api",
 }
@@ -58,6 +59,7 @@ __all__ = [
     "inspect",
     "load",
     "policy_for",
+    "profile",
     "save",
     "search",
 ]

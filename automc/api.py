@@ -11,16 +11,18 @@ from typing import Any
 from torch import nn
 
 from automc import loop
-from automc.budget import Budget
+from automc.budget import LATENCY, Budget
 from automc.compression import provenance
 from automc.compression.bank import MEMORY_BYTES
 from automc.compression.compress import Compressor
+from automc.costs.latency import LatencyTable
 from automc.earlier import recall
 from automc.errors import AutomcError, StudyError, TaskError
 from automc.evaluation import Evaluation
 from automc.graph.facts import ModelFacts
 from automc.graph.trace import trace_model
 from automc.policy import Policy, Recipe
+from automc.profiling import Given, source
 from automc.recovery import distill as recovery
 from automc.recovery.distill import Distillation
 from automc.registry import SEARCHERS
@@ -56,6 +58,8 @@ def search(
     study: str | None = None,
     earlier: Sequence[Study | str | Path] = (),
     recipe: Recipe | None = None,
+    latency: Given = None,
+    batch: int = 1,
     cache: str | Path | None = None,
     memory_bytes: int = MEMORY_BYTES,
     progress: bool | Callable[[Evaluation], None] = False,
@@ -72,9 +76,11 @@ def search(
     stages that leave none unseen and a task with an `evaluate` of its own, both with a logged warning. With `screen` a
     candidate whose predicted score is that much worse is not even compressed (`automc.scoring.screen`). `storage` is a
     journal file or a database URL; by default `runs/<study>.journal`. `earlier` studies of the same model, or where
-    they lie, show their trials to the searcher's agent before it begins (see `automc.earlier`). `cache` is a folder
-    where what is computed once per layer is kept, `memory_bytes` bounds how much of it is held in memory. `progress`
-    shows a bar, or is called with each recorded evaluation.
+    they lie, show their trials to the searcher's agent before it begins (see `automc.earlier`). Where the budget limits
+    latency, `latency` is the table of the model, its file, or a function that times a module for its inputs on a device
+    of your own; without it layers are timed here, for `batch` samples a pass, unless runs/latency/ has the table.
+    `cache` is a folder where what is computed once per layer is kept, `memory_bytes` bounds how much of it is held in
+    memory. `progress` shows a bar, or is called with each recorded evaluation.
     """
     limits = Budget.parse(budget) if isinstance(budget, str) else budget
     chosen, build = find_space(space, limits)
@@ -83,7 +89,8 @@ def search(
     check_stages(stages)
     check_keep(keep)
     shown = [_opened(s) for s in earlier]
-    setting = prepare(task, limits, build, recipe, cache, memory_bytes, score, stages=stages, seed=seed)
+    timed = source(latency, chosen, batch) if LATENCY in limits.metrics else None
+    setting = prepare(task, limits, build, recipe, cache, memory_bytes, score, stages=stages, seed=seed, latency=timed)
     race = {"stages": list(_looks(setting, stages)), "keep": keep, "screen": screen}
     words = chosen if score == "metric" else f"{chosen}-{score}"
     name = study or study_name(setting.task.name, limits, words, searcher, seed)
@@ -136,6 +143,7 @@ def policy_for(
         space or meta["space"],
         Recipe(**meta["recipe"]),
         score=meta.get("score", "metric"),
+        latency=LatencyTable.model_validate(meta["latency"]) if "latency" in meta else None,
     )
     searcher = SEARCHERS.load(meta["searcher"])(setting.problem, meta["seed"])
     if not isinstance(searcher, ServesBudgets):

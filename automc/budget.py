@@ -2,7 +2,9 @@
 
 Grammar: `metric<=amount` joined by commas, for example `macs<=50%` or `params<=0.4M, size<=1MB`. An amount is a
 percentage of the dense model or a number with an optional suffix: K, M, G (thousands, millions, billions); for
-`size` also B, KB, MB, GB (powers of 1000) and KiB, MiB, GiB (powers of 1024).
+`size` also B, KB, MB, GB (powers of 1000) and KiB, MiB, GiB (powers of 1024); for `latency`, which is of one batch, s,
+ms or us. `throughput>=amount`, in samples a second or as a percentage of the dense model's from 100 up, is latency said
+the other way round.
 """
 
 import math
@@ -16,8 +18,10 @@ from automc.errors import BudgetError
 from automc.registry import COSTS
 
 _TERM = re.compile(
-    r"^\s*(?P<metric>[A-Za-z_]\w*)\s*<=\s*(?P<number>[0-9]*\.?[0-9]+(?:[eE][+-]?[0-9]+)?)\s*(?P<unit>[A-Za-z%]*)\s*$"
+    r"^\s*(?P<metric>[A-Za-z_]\w*)\s*(?P<relation><=|>=)\s*(?P<number>[0-9]*\.?[0-9]+(?:[eE][+-]?[0-9]+)?)\s*(?P<unit>[A-Za-z%]*)\s*$"
 )
+LATENCY, THROUGHPUT = "latency", "throughput"
+"""What is measured instead of counted."""
 _COUNT_UNITS = {"": 1.0, "k": 1e3, "m": 1e6, "g": 1e9}
 _BYTE_UNITS = _COUNT_UNITS | {
     "b": 1.0,
@@ -28,6 +32,9 @@ _BYTE_UNITS = _COUNT_UNITS | {
     "mib": 2.0**20,
     "gib": 2.0**30,
 }
+_SECOND_UNITS = {"": 1.0, "s": 1.0, "ms": 1e-3, "us": 1e-6}
+_UNITS = {"size": _BYTE_UNITS, LATENCY: _SECOND_UNITS}
+"""By metric, where it has other ones than counts."""
 
 
 def parse_bytes(text: str) -> int:
@@ -40,17 +47,18 @@ def parse_bytes(text: str) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Limit:
-    """One upper limit: `metric` may be at most `amount`, or that share of the dense model's."""
+    """One limit: `metric` may be at most `amount`, or that share of the dense model's; throughput, at least."""
 
     metric: str
     amount: float
-    """Absolute value, or a share in (0, 1] where `relative`."""
+    """Absolute value, or a share in (0, 1] where `relative`; of throughput, from 1 up."""
     relative: bool
 
     def __str__(self) -> str:
         """The limit in the grammar above; read again, it is this very limit."""
         amount = Decimal(repr(self.amount))
-        return f"{self.metric}<=" + (f"{_shortest(100 * amount)}%" if self.relative else _shortest(amount))
+        relation = ">=" if self.metric == THROUGHPUT else "<="
+        return f"{self.metric}{relation}" + (f"{_shortest(100 * amount)}%" if self.relative else _shortest(amount))
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,19 +71,19 @@ class Budget:
     def parse(cls, text: str) -> "Budget":
         """Reads the grammar above; anything else raises BudgetError."""
         limits = tuple(_parse_limit(term) for term in text.split(","))
-        metrics = [limit.metric for limit in limits]
-        if len(set(metrics)) != len(metrics):
+        budget = cls(limits)
+        if len(set(budget.metrics)) != len(limits):
             raise BudgetError(f"A metric may be limited once; {text!r} repeats one: keep the smaller limit.")
-        return cls(limits)
+        return budget
 
-    def resolve(self, dense: Mapping[str, float]) -> dict[str, float]:
-        """The limits as absolute values, given the dense model's costs by metric."""
-        return {x.metric: _share(x.amount, dense[x.metric]) if x.relative else x.amount for x in self.limits}
+    def resolve(self, dense: Mapping[str, float], batch: int = 1) -> dict[str, float]:
+        """The limits as absolute values, given the dense model's costs by metric; latency is that of a batch."""
+        return {_cost(x.metric): _bound(x, dense[_cost(x.metric)], batch) for x in self.limits}
 
     @property
     def metrics(self) -> tuple[str, ...]:
-        """The limited metrics, in the order given."""
-        return tuple(limit.metric for limit in self.limits)
+        """The costs that are limited, in the order given; throughput is a limit on latency."""
+        return tuple(_cost(limit.metric) for limit in self.limits)
 
     def __str__(self) -> str:
         return ",".join(str(limit) for limit in self.limits)
@@ -85,6 +93,18 @@ def _shortest(amount: Decimal) -> str:
     """An amount in six digits where these say all of it, otherwise in full."""
     short = f"{float(amount):g}"
     return short if Decimal(short) == amount else f"{amount.normalize():f}"
+
+
+def _cost(metric: str) -> str:
+    """The cost that a metric limits."""
+    return LATENCY if metric == THROUGHPUT else metric
+
+
+def _bound(limit: Limit, dense: float, batch: int) -> float:
+    """What the cost may be at most."""
+    if limit.metric == THROUGHPUT:
+        return dense / limit.amount if limit.relative else batch / limit.amount
+    return _share(limit.amount, dense) if limit.relative else limit.amount
 
 
 def _share(share: float, of: float) -> float:
@@ -100,17 +120,26 @@ def _parse_limit(term: str) -> Limit:
         )
     metric, unit = match["metric"].lower(), match["unit"].lower()
     _check_metric(metric)
+    least = metric == THROUGHPUT
+    if (match["relation"] == ">=") != least:
+        raise BudgetError(
+            f"A limit must read {metric}{'>=' if least else '<='}amount; {term.strip()!r} does not: turn it round."
+        )
     number = float(match["number"])
     if not 0 < number < math.inf:
         raise BudgetError(f"A limit must be above zero and finite; {term.strip()!r} is not: give a positive amount.")
     exact = Decimal(match["number"])  # in floats 4.1 times a million is less than 4100000
     if unit == "%":
-        if number > 100:
+        if least and number < 100:
+            raise BudgetError(
+                f"A throughput must be at least 100% of the dense model's; {term.strip()!r} is below: raise it."
+            )
+        if number > 100 and not least:
             raise BudgetError(
                 f"A percentage of the dense model must be at most 100; {term.strip()!r} is above: lower it."
             )
         return Limit(metric, float(exact / 100), relative=True)
-    units = _BYTE_UNITS if metric == "size" else _COUNT_UNITS
+    units = _UNITS.get(metric, _COUNT_UNITS)
     if unit not in units:
         raise BudgetError(
             f"The unit of {metric} must be %, {', '.join(u for u in units if u)} or none; {unit!r} is none of them: "
@@ -120,5 +149,6 @@ def _parse_limit(term: str) -> Limit:
 
 
 def _check_metric(metric: str) -> None:
-    if metric not in COSTS:
-        raise BudgetError(f"A budget limits {', '.join(COSTS)}; {metric!r} is none of them: use one of these.")
+    known = (*COSTS, LATENCY, THROUGHPUT)
+    if metric not in known:
+        raise BudgetError(f"A budget limits {', '.join(known)}; {metric!r} is none of them: use one of these.")

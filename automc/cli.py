@@ -1,4 +1,4 @@
-"""The command line: automc tasks, inspect, search, pareto, show, apply, evaluate, export, bench.
+"""The command line: automc tasks, inspect, profile, search, pareto, show, apply, evaluate, export, bench.
 
 An error is one line on standard error and exit status 2; Ctrl-C gives 130, SIGTERM 143. Heavy packages are imported
 inside the commands, so that help and typing errors answer at once.
@@ -88,6 +88,32 @@ def inspect(task: TaskArgument) -> None:
 
 
 @app.command()
+def profile(
+    task: TaskArgument,
+    out: Annotated[Path, typer.Option(metavar="FILE", help="Where the table is written, as JSON.")],
+    space: Annotated[str, typer.Option(help="What a search may decide: only that is timed.")] = "auto",
+    batch: Annotated[int, typer.Option(min=1, help="Samples a pass.")] = 1,
+    threads: Annotated[int | None, typer.Option(min=1, help="Threads; default: torch's.")] = None,
+) -> None:
+    """Time the layers of a model as a search may leave them: the table for budgets such as latency<=2ms."""
+    from automc.files import check_folder
+
+    check_folder(out.parent)
+    import torch
+
+    from automc import profiling
+    from automc.report import text
+
+    if threads is not None:
+        torch.set_num_threads(threads)
+    found = profiling.profile(task, space=space, batch=batch, progress=lambda what: _say(f"timing {what}"))
+    found.write(out)
+    for line in text.latency_lines(found):
+        print(line)
+    print(f"{out}: search with --latency {shlex.quote(str(out))}")
+
+
+@app.command()
 def search(
     task: TaskArgument,
     budget: Annotated[str, typer.Option(help='Limits, such as "macs<=50%" or "macs<=60%,size<=1MB".')],
@@ -113,6 +139,10 @@ def search(
     earlier: Annotated[
         list[str] | None, typer.Option(metavar="STORAGE", help="Studies of the same model that the agent learns from.")
     ] = None,
+    latency: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Table of `automc profile`; else layers are timed now, once.")
+    ] = None,
+    batch: Annotated[int, typer.Option(min=1, help="Samples a pass, where layers are timed now.")] = 1,
     cache: CacheOption = None,
     memory: Annotated[str, typer.Option(metavar="SIZE", help="How much of that is held in memory.")] = "768MiB",
 ) -> None:
@@ -147,6 +177,8 @@ def search(
             storage=storage,
             study=study,
             earlier=earlier or (),
+            latency=latency,
+            batch=batch,
             cache=cache,
             memory_bytes=memory_bytes,
             progress=True,
@@ -157,7 +189,7 @@ def search(
             kept = len(begun[0].evaluations)
             _say(f"Stopped; {kept} trials are kept in {begun[0].storage}: the same command goes on.")
         raise
-    _conclude(found)
+    _conclude(found, task)
 
 
 @app.command()
@@ -454,7 +486,7 @@ def _announce(study: "Study", begun: list["Study"], trials: int) -> None:
     _say(f"study {study.name} in {study.storage}: {plan}")
 
 
-def _conclude(study: "Study") -> None:
+def _conclude(study: "Study", task: str) -> None:
     from automc.report import text
 
     dense = study.meta["dense"]
@@ -465,10 +497,28 @@ def _conclude(study: "Study") -> None:
     best = study.best
     costs = text.costs_line(best, dense["costs"], study.costs)
     print(f"best: trial {best.number}, {text.scores_line(best, study.meta)} at {costs}")
+    if "latency" in study.meta:
+        _compare_latency(study, task)
     usual = Path("runs", f"{study.name}.journal") == Path(study.storage)
     reference = shlex.join([study.name] if usual else [study.storage, "--study", study.name])
     print(f"results: {study.storage}\nnext:\n  automc pareto {reference} --html front.html\n  automc show {reference}")
     print(f"  automc apply {reference} --out compressed/\n  optuna-dashboard {shlex.quote(study.storage)}")
+
+
+def _compare_latency(study: "Study", task: str) -> None:
+    """What was foretold of the best trial's seconds, beside what they are, where the table is of this machine."""
+    from automc import api, profiling
+    from automc.costs.latency import LatencyTable
+    from automc.deployment.profile import processor
+    from automc.report import text
+    from automc.tasks import load_task
+
+    table = LatencyTable.model_validate(study.meta["latency"])
+    if not table.timed_by(processor()):
+        return
+    loaded = load_task(task)
+    took = profiling.latency_of(api.apply(loaded, study.best.policy), loaded, table)
+    print(text.latency_line(study.best.cost("latency"), took, table))
 
 
 def _print_json(document: Any) -> None:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from automc import wider
 from automc.budget import Budget
+from automc.costs.latency import Latency, LatencyTable
 from automc.costs.table import Candidates, Cost, CostTable, FloatArray, total
 from automc.errors import BudgetError
 from automc.graph.ranks import METHODS, find
@@ -25,12 +26,16 @@ _LINE = np.linspace(0.0, 1.0, 65)
 
 
 class Costing:
-    """Costs of points and policies of one space: every registered cost, in batches."""
+    """Costs of points and policies of one space: every registered cost, in batches, and latency where it is known."""
 
-    def __init__(self, space: SearchSpace) -> None:
+    def __init__(self, space: SearchSpace, latency: LatencyTable | None = None) -> None:
         self.space = space
         self.table = CostTable(space.facts)
         self.costs: dict[str, Cost] = {name: COSTS.load(name) for name in COSTS}
+        self.latency = latency
+        if latency is not None:
+            latency.check(space.facts)
+            self.costs[Latency.name] = Latency(latency)
         self._columns = self._locate_axes()
 
     def dense(self) -> dict[str, float]:
@@ -66,6 +71,7 @@ class Costing:
             "weight_bits": np.repeat(dense.weight_bits, batch, axis=0),
             "activation_bits": np.repeat(dense.activation_bits, batch, axis=0),
             "sparsity": np.repeat(dense.sparsity, batch, axis=0),
+            "pattern": np.repeat(dense.pattern, batch, axis=0),
             "codebook": np.repeat(dense.shared, batch, axis=0),
             "rank": np.repeat(dense.rank, batch, axis=0),
             "factorization": np.repeat(dense.method, batch, axis=0),
@@ -89,7 +95,7 @@ class Costing:
                 continue
             values = np.zeros((len(chosen), max(len(a.values) for _, a, _ in chosen)))
             for row, (_, axis, place) in enumerate(chosen):
-                numbers = np.array([_number(name, v) for v in axis.values], dtype=np.float64)
+                numbers = np.array([_number(name, v, self.table) for v in axis.values], dtype=np.float64)
                 values[row, : len(numbers)] = kept_units(numbers, units[place]) if name == "keep" else numbers
             axes = np.array([i for i, _, _ in chosen], dtype=np.int64)
             located[name] = (axes, np.array([columns[a.kind, p] for _, a, p in chosen], dtype=np.int64), values)
@@ -99,13 +105,16 @@ class Costing:
 class Projector:
     """Makes points feasible; every searcher goes through the same one."""
 
-    def __init__(self, space: SearchSpace, budget: Budget) -> None:
+    def __init__(self, space: SearchSpace, budget: Budget, latency: LatencyTable | None = None) -> None:
         self.space = space
-        self.costing = Costing(space)
+        self.costing = Costing(space, latency)
         self.budget = budget
-        self.limits = budget.resolve(self.costing.dense())
+        self.limits = budget.resolve(self.costing.dense(), 1 if latency is None else latency.batch)
         self._names = tuple(self.limits)
         self._bounds = np.array(list(self.limits.values()))
+        patterns = np.array([a.field == "pattern" for a in space.axes], dtype=np.bool_)
+        self._patterns = patterns if Latency.name in self.limits and patterns.any() else None
+        """Axes without an order that a limit depends on; their first value costs least."""
         self._refuse_unreachable()
 
     def feasible(self, levels: IntArray) -> bool:
@@ -129,9 +138,13 @@ class Projector:
         """The feasible point nearest below `levels` on the line to the smallest one, its slack then spent.
 
         A feasible point stays as it is. `fill` spends what is left of the budget by rising towards the dense model.
-        Criteria are never changed.
+        Criteria are never changed; patterns, which latency depends on, only where even the smallest point with these is
+        too slow.
         """
         floor = np.where(self.space.ordered, 0, levels)
+        if self._patterns is not None and not self.feasible(floor):
+            levels = np.where(self._patterns, 0, levels)
+            floor = np.where(self.space.ordered, 0, levels)
         point = levels.copy() if self.feasible(levels) else self._rise(floor, levels)
         return self._rise(point, np.where(self.space.ordered, self.space.largest, levels)) if fill else point
 
@@ -181,8 +194,8 @@ class Projector:
         for name, bound in self.limits.items():
             if smallest[name] > bound:
                 raise BudgetError(
-                    f"{name} must be at most {_amount(bound)}, but the smallest reachable value is "
-                    f"{_amount(smallest[name])} ({100 * smallest[name] / dense[name]:.2f}% of dense), bound by "
+                    f"{name} must be at most {_amount(name, bound)}, but the smallest reachable value is "
+                    f"{_amount(name, smallest[name])} ({100 * smallest[name] / dense[name]:.2f}% of dense), bound by "
                     f"{', '.join(self._binding(name))}: {self._remedy(name)}."
                 )
 
@@ -201,7 +214,8 @@ class Projector:
     def _remedy(self, name: str) -> str:
         """What to do about a limit that cannot be met: which registered spaces meet it, with all others."""
         found = wider.spaces(self.space.facts)
-        costs = {space: Costing(other).of(other.smallest) for space, other in found.items()}
+        latency = self.costing.latency
+        costs = {space: Costing(other, latency).of(other.smallest) for space, other in found.items()}
         enough = [space for space in wider.nearest(self.space, found) if within(costs[space], self.limits)]
         if enough:
             return f"raise the limit, or choose a space that reaches it: {wider.listed(enough)}"
@@ -210,11 +224,21 @@ class Projector:
         best = min(costs, key=lambda space: costs[space][name], default=None)
         if best is None or costs[best][name] >= self.costing.of(self.space.smallest)[name]:
             return "raise the limit; no registered space does better"
-        amount = _amount(costs[best][name])
+        amount = _amount(name, costs[best][name])
         return f"raise the limit; no registered space reaches it, {best} comes nearest with {amount}"
 
 
-_FIELDS = ("keep", "weight_bits", "activation_bits", "sparsity", "codebook", "rank", "factorization", "blocks")
+_FIELDS = (
+    "keep",
+    "weight_bits",
+    "activation_bits",
+    "sparsity",
+    "pattern",
+    "codebook",
+    "rank",
+    "factorization",
+    "blocks",
+)
 """What axes set, in the order of `Candidates`."""
 
 
@@ -223,8 +247,10 @@ def _sets(axis: Axis) -> str:
     return "blocks" if axis.kind == "block" else axis.field
 
 
-def _number(name: str, value: Value) -> float:
+def _number(name: str, value: Value, table: CostTable) -> float:
     """A value as candidates hold it."""
+    if name == "pattern":
+        return table.code(str(value))
     if name == "codebook":
         return float(value == "kmeans")
     if name == "factorization":
@@ -239,7 +265,7 @@ def _policy_candidates(policy: Policy, table: CostTable) -> Candidates:
     dense = table.dense
     units, bits = dense.units.copy(), dense.weight_bits.copy()
     activations, sparsity, shared = dense.activation_bits.copy(), dense.sparsity.copy(), dense.shared.copy()
-    rank, method = dense.rank.copy(), dense.method.copy()
+    rank, method, pattern = dense.rank.copy(), dense.method.copy(), dense.pattern.copy()
     blocks = np.array([[policy.block(b.name).keep for b in facts.blocks]], dtype=np.float64).reshape(1, -1)
     for i, group in enumerate(facts.groups):
         if group.name in groups:
@@ -248,9 +274,10 @@ def _policy_candidates(policy: Policy, table: CostTable) -> Candidates:
         if layer.name in layers:
             decision = layers[layer.name]
             bits[0, i], activations[0, i] = decision.weight_bits, decision.activation_bits
-            sparsity[0, i], shared[0, i] = decision.sparsity, _number("codebook", decision.codebook)
-            rank[0, i], method[0, i] = decision.rank, _number("factorization", decision.factorization)
-    return Candidates(units, bits, activations, sparsity, shared, rank, method, blocks)
+            sparsity[0, i], pattern[0, i] = decision.sparsity, table.code(decision.pattern)
+            shared[0, i] = _number("codebook", decision.codebook, table)
+            rank[0, i], method[0, i] = decision.rank, _number("factorization", decision.factorization, table)
+    return Candidates(units, bits, activations, sparsity, pattern, shared, rank, method, blocks)
 
 
 def within(costs: Mapping[str, float], limits: Mapping[str, float]) -> bool:
@@ -258,8 +285,10 @@ def within(costs: Mapping[str, float], limits: Mapping[str, float]) -> bool:
     return all(costs[name] <= bound for name, bound in limits.items())
 
 
-def _amount(value: float) -> str:
+def _amount(metric: str, value: float) -> str:
     """A number as budgets write it."""
+    if metric == Latency.name:
+        return f"{1e3 * value:.4g}ms"
     for scale, suffix in ((1e9, "G"), (1e6, "M"), (1e3, "K")):
         if value >= scale:
             return f"{value / scale:.4g}{suffix}"

@@ -1,20 +1,22 @@
 """What a search works with: task, traced model, open space, projection and evaluator, before anything is scored."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 
 from automc import wider
-from automc.budget import Budget
+from automc.budget import LATENCY, Budget
 from automc.compression.bank import MEMORY_BYTES
 from automc.compression.compress import Compressor
-from automc.errors import TaskError
+from automc.costs.latency import LatencyTable
+from automc.errors import BudgetError, SpaceError, TaskError
 from automc.graph.trace import ModelGraph, trace_model
+from automc.paying import paying
 from automc.policy import Recipe
 from automc.projection import Costing, Projector
 from automc.registry import SPACE_FILES, SPACES
@@ -25,6 +27,7 @@ from automc.space import SearchSpace, SpaceBuilder
 from automc.task import Task
 from automc.tasks import load_task
 
+LatencySource: TypeAlias = LatencyTable | Callable[[Compressor, SearchSpace], LatencyTable | None]
 _AUTO = {"bops": "channels-bops", "size": "channels-bits"}
 """Limits that fewer bits help to meet, and what `auto` opens for them; otherwise `channels-ranks`."""
 
@@ -71,8 +74,13 @@ def prepare(
     *,
     stages: Sequence[int] = (),
     seed: int = 0,
+    latency: LatencySource | None = None,
 ) -> Setting:
-    """Traces the model, opens the space and refuses a budget that cannot be met; nothing is scored yet."""
+    """Traces the model, opens the space and refuses a budget that cannot be met; nothing is scored yet.
+
+    latency: the table of the model, or what makes or finds one; needed where the budget limits latency, and where
+    nothing else is limited, levels that save no time leave the space (see `paying`).
+    """
     name, build = find_space(space, budget)
     found = found_task(task)
     graph = trace_model(found.model, found.example_inputs)
@@ -81,11 +89,29 @@ def prepare(
         raise TaskError(
             f"A search must have something to decide; {name} opens nothing in {found.name!r}: {_others(opened)}."
         )
-    projector = Projector(opened, budget)
     half = memory_bytes // 2  # for what is known of layers and fitting passes; the other for scoring passes
     compressor = Compressor(graph, found.model, found, cache, half)
+    table = latency(compressor, opened) if callable(latency) else latency
+    if LATENCY in budget.metrics:
+        if table is None:
+            raise BudgetError("A budget of seconds must come with a latency table; there is none: run automc profile.")
+        opened = _timely(opened, table, budget, name)
+    projector = Projector(opened, budget, table)
     evaluator = Evaluator(found, compressor, projector.costing, score, stages=stages, seed=seed, memory_bytes=half)
     return Setting(found, _portable(task), graph, evaluator, (opened, projector))
+
+
+def _timely(space: SearchSpace, table: LatencyTable, budget: Budget, name: str) -> SearchSpace:
+    """The space as a budget of seconds leaves it."""
+    table.check(space.facts)
+    if set(budget.metrics) != {LATENCY}:
+        return space
+    left = paying(space, table)
+    if not left.axes:
+        raise SpaceError(
+            f"A space must hold decisions that save time on {table.device}; {name} has none: open channels or ranks."
+        )
+    return left
 
 
 def _others(space: SearchSpace) -> str:
@@ -114,7 +140,7 @@ def find_space(space: str | SpaceBuilder, budget: Budget) -> tuple[str, SpaceBui
 
 def study_name(task: str, budget: Budget, space: str, searcher: str, seed: int) -> str:
     """The default name, always the same for the same search, so that a repeated command goes on."""
-    words = f"{task}-{str(budget).replace('<=', '')}-{space}-{searcher}-{seed}"
+    words = f"{task}-{re.sub('[<>]=', '', str(budget))}-{space}-{searcher}-{seed}"
     return re.sub(r"[^a-z0-9.]+", "-", words.lower()).strip("-")
 
 
@@ -141,7 +167,9 @@ def _portable(task: Task | str) -> str | None:
 def described(setting: Setting, budget: Budget, space: str, searcher: str, seed: int) -> dict[str, Any]:
     """What a study says of its search."""
     space_, projector = setting.problem_parts
-    return {
+    table = projector.costing.latency
+    timed = {} if table is None else {"latency": table.model_dump(mode="json")}
+    return timed | {
         "fingerprint": setting.graph.facts.fingerprint,
         "task": setting.reference,
         "task_name": setting.task.name,

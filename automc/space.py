@@ -29,7 +29,7 @@ Field = Literal[
 ]
 
 
-_GOVERNORS: Mapping[str, tuple[Field, ...]] = {
+GOVERNORS: Mapping[str, tuple[Field, ...]] = {
     "criterion": ("keep", "sparsity"),
     "pattern": ("sparsity",),
     "factorization": ("rank",),
@@ -167,7 +167,7 @@ class SearchSpace:
         found = (
             (i, [at.get((a.kind, place, f), -1) for place in a.places])
             for i, a in enumerate(self.axes)
-            for f in _GOVERNORS.get(a.field, ())
+            for f in GOVERNORS.get(a.field, ())
         )
         return tuple((axis, governors) for axis, governors in found if min(governors) >= 0)
 

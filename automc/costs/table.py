@@ -17,6 +17,7 @@ from automc.graph.facts import LayerFacts, ModelFacts
 from automc.graph.ranks import METHODS, Shape, factor_bound, parameters
 from automc.graph.ranks import macs as macs_of
 from automc.graph.ranks import ranks as ranks_of
+from automc.pattern import family
 
 FloatArray = NDArray[np.float64]
 _METHODS = tuple(METHODS)
@@ -38,6 +39,8 @@ class Candidates:
     """(B, L)"""
     sparsity: FloatArray
     """Share of the kept weights that is zero (B, L)."""
+    pattern: FloatArray
+    """How zeros lie, by position in `CostTable.patterns` (B, L)."""
     shared: FloatArray
     """1 for layers whose levels are a codebook, 0 for evenly spaced ones (B, L)."""
     rank: FloatArray
@@ -52,6 +55,8 @@ class Candidates:
 class Shapes:
     """Sizes of the shrunk layers of B candidates."""
 
+    inputs: FloatArray
+    """Input channels (B, L)."""
     out: FloatArray
     """Output channels (B, L)."""
     rows: FloatArray
@@ -76,6 +81,8 @@ class CostTable:
 
     def __init__(self, facts: ModelFacts) -> None:
         self.facts = facts
+        self.patterns: list[str] = []
+        """Families of patterns that candidates were made with."""
         self.positions = np.array([x.positions for x in facts.layers], dtype=np.float64)
         self.area = np.array([np.prod(x.kernel, dtype=np.float64) for x in facts.layers])
         self.has_bias = np.array([x.has_bias for x in facts.layers], dtype=np.float64)
@@ -97,7 +104,14 @@ class CostTable:
         blocks = np.ones((1, len(self.facts.blocks)))
         none = np.zeros((1, layers))
         whole = np.ones((1, layers))
-        return Candidates(units.reshape(1, -1), full, full, none, none, whole, none, blocks)
+        return Candidates(units.reshape(1, -1), full, full, none, none, none, whole, none, blocks)
+
+    def code(self, pattern: str) -> float:
+        """What stands for a pattern in candidates."""
+        name = family(pattern)
+        if name not in self.patterns:
+            self.patterns.append(name)
+        return float(self.patterns.index(name))
 
     def shapes(self, candidates: Candidates) -> Shapes:
         """The shrunk sizes of every candidate."""
@@ -112,6 +126,7 @@ class CostTable:
         rows = out.copy()
         self._factor(candidates, fan_in, out, rows, weights, macs)
         return Shapes(
+            inputs=fan_in,
             out=out,
             rows=rows,
             weights=weights,

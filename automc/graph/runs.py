@@ -19,6 +19,22 @@ def batch_size(inputs: tuple[Tensor, ...]) -> int:
     return inputs[0].shape[0] if inputs and inputs[0].dim() else 1
 
 
+def of_size(inputs: tuple[Tensor, ...], size: int) -> tuple[Tensor, ...]:
+    """A batch of `size` samples, repeated from another."""
+    return tuple(torch.cat([x] * -(-size // len(x)))[:size] for x in inputs)
+
+
+@contextmanager
+def with_threads(count: int) -> Iterator[None]:
+    """Within, torch computes with so many threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 def tensors(outputs: Any) -> tuple[Tensor, ...]:
     """What a forward gives, whatever it is held by."""
     return tuple(x for x in tree_leaves(outputs) if isinstance(x, Tensor))

@@ -15,6 +15,7 @@ from automc import artifact
 from automc.compression import provenance
 from automc.deployment.forms import BY_TORCH, forms
 from automc.errors import TaskError
+from automc.graph.runs import of_size, with_threads
 from automc.report import latency, text
 from automc.report.memory import peak_bytes
 from automc.setting import found_task
@@ -42,8 +43,8 @@ def bench(
     found = found_task(task)
     runs = []
     for count in threads:
-        with latency.threads(count):
-            runs += [_run(found.model, module, latency.batch(found.example_inputs, size)) for size in batches]
+        with with_threads(count):
+            runs += [_run(found.model, module, of_size(found.example_inputs, size)) for size in batches]
     sizes = {name: len(artifact.serialized(m)) for name, m in zip(_NAMES, (found.model, module), strict=True)}
     return {"task": found.name, "unit": "seconds", "peak_bytes": _PEAK, "file_bytes": sizes, "runs": runs}
 

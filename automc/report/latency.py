@@ -4,10 +4,9 @@ Taking turns makes a slow moment of the machine hit both. A speed-up over a slow
 flatter, so every module is timed in all its forms (`automc.deployment`), and its best one counts.
 """
 
-import contextlib
 import statistics
 import time
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +15,7 @@ from torch import nn
 
 from automc.compression.compress import channels_last
 from automc.deployment.forms import forms
-from automc.graph.runs import copies
+from automc.graph.runs import copies, of_size
 from automc.task import Inputs
 
 _BATCHES = (1, 32, 128)
@@ -57,7 +56,7 @@ def compare(
         "unit": "seconds",
     }
     for size in batches:
-        inputs = batch(example, size)
+        inputs = of_size(example, size)
         made = {name: forms(module, inputs, kernels=name not in by_torch) for name, module in modules.items()}
         measured[f"batch_{size}"] = {name: found.to_dict() for name, found in fastest(made, inputs).items()}
     return measured
@@ -73,22 +72,6 @@ def fastest(made: Mapping[str, Mapping[str, nn.Module]], inputs: Inputs) -> dict
         form = min(own, key=lambda f: quartiles[id(own[f])][1])
         found[name] = Fastest(form, own[form], quartiles[id(own[form])])
     return found
-
-
-@contextlib.contextmanager
-def threads(count: int) -> Iterator[None]:
-    """Within, torch computes with so many threads."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
-def batch(example: Inputs, size: int) -> Inputs:
-    """`size` samples, repeated from the example."""
-    return tuple(torch.cat([x] * -(-size // len(x)))[:size] for x in example)
 
 
 def given_to(form: str, inputs: Inputs) -> Inputs:

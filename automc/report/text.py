@@ -5,6 +5,8 @@ from typing import Any
 
 from rich.text import Text
 
+from automc.budget import LATENCY
+from automc.costs.latency import LatencyTable
 from automc.evaluation import Evaluation
 from automc.policy import FULL_BITS, LayerDecision, Policy
 
@@ -15,13 +17,47 @@ def plain(name: str, style: str = "") -> Text:
 
 
 def amount(metric: str, value: float) -> str:
-    """A cost with its unit: 12.3M, 45.6 KB."""
+    """A cost with its unit: 12.3M, 45.6 KB, 1.2 ms."""
+    if metric == LATENCY:
+        return milliseconds(value)
     space = " " if metric == "size" else ""
     rounded = float(f"{value:.3g}")  # 999600 is a million
     for scale, suffix in ((1e9, "G"), (1e6, "M"), (1e3, "K")):
         if rounded >= scale:
             return f"{rounded / scale:g}{space}{suffix}{'B' if space else ''}"
     return f"{rounded:g}{' B' if space else ''}"
+
+
+def milliseconds(seconds: float) -> str:
+    """A time with its unit: 1.23 ms."""
+    return f"{1e3 * seconds:.3g} ms"
+
+
+def latency_lines(table: LatencyTable) -> list[str]:
+    """What a latency table says of a model, and how far it can be trusted."""
+    how = f", {table.form}" if table.form else ""
+    lines = [
+        f"{table.device}, {_counted(table.threads, 'thread')}, batch {table.batch}: "
+        f"dense {milliseconds(table.dense)}{how}",
+        f"{_counted(len(table.kinds), 'kind')} of layers, {sum(len(k.layers) for k in table.kinds)} layers",
+    ]
+    if table.noise is not None:
+        lines.append(f"noise of repeated runs: {100 * table.noise:.1f}%")
+    if table.error is not None:
+        lines.append(
+            f"{len(table.models)} whole models: foretold to within {100 * table.error:.1f}% (median) of what they took"
+        )
+    return lines
+
+
+def latency_line(foretold: float, took: float, table: LatencyTable) -> str:
+    """The seconds foretold of a model beside those it takes."""
+    of_dense = [f"{milliseconds(s)} ({share(s, table.dense)} of dense)" for s in (foretold, took)]
+    return f"latency: {of_dense[0]} foretold, {of_dense[1]} measured"
+
+
+def _counted(number: int, noun: str) -> str:
+    return f"{number} {noun}{'s' * (number != 1)}"
 
 
 def share(value: float, dense: float) -> str:

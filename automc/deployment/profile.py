@@ -1,0 +1,301 @@
+"""The latency table of a model on this machine: its layers timed as a search may leave them, by the kernels they get.
+
+Layers that are equal are measured once. Each is timed alone, its variants in turn, several rounds, and the medians
+count. Then a few whole models of the search space are made and timed in their fastest form, and the numbers that say
+what layers take among others are fitted to these.
+"""
+
+import platform
+import statistics
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from importlib.metadata import version
+from typing import Any, TypeAlias
+
+import numpy as np
+import torch
+from scipy.optimize import nnls
+from torch import Tensor, nn
+
+from automc.compression.compress import Compressor
+from automc.costs.latency import EIGHT, Kind, Latency, LatencyTable
+from automc.deployment.forms import forms
+from automc.deployment.probes import BY_SIZE, PLAIN, Plain, decided, narrowed, narrowed_input, passage, seen, ways
+from automc.deployment.timing import in_turns
+from automc.errors import PolicyError, TaskError
+from automc.graph.facts import LayerFacts, ModelFacts
+from automc.graph.runs import copies, of_size, with_threads
+from automc.pattern import member
+from automc.policy import FULL_BITS, LayerDecision
+from automc.projection import Costing
+from automc.space import FloatArray, IntArray, SearchSpace
+from automc.task import Inputs
+
+Measure: TypeAlias = Callable[[nn.Module, Inputs], float]
+"""Seconds of one pass of a module, on whatever device."""
+SHARES = (0.125, 0.25, 0.5, 0.75, 1.0)
+"""Of a layer's channels, that it is timed with."""
+MODELS = 10
+"""Whole models that are timed."""
+ROUNDS, TURN, SECONDS = 15, 1e-3, 15.0
+"""Of each comparison: rounds, seconds of each way in a round, and seconds after which rounds end."""
+RUN = 16
+"""Single samples that a plan takes one after another when it is timed: a call costs as much as a small layer."""
+LEAST = 0.1
+"""Share of what a layer takes alone that remains of it in a plan, at least."""
+ONE_PLAN = "one plan"
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class _Stopwatch:
+    """How long layers and models take: by the user's own measure, or here."""
+
+    measure: Measure | None
+    planned: bool
+    """Whether whole models run as one plan."""
+    noises: list[float]
+    """Of everything that was timed."""
+
+    def layers(self, probes: Sequence[tuple[nn.Module, Tensor]]) -> list[float]:
+        """Seconds of layers, each on its input, timed in turn; of a plan, without what reading and handing over takes
+        a layer alone."""
+        if self.measure is not None:
+            return [self.measure(layer, (x,)) for layer, x in probes]
+        if self.planned and len(probes[0][1]) == 1:
+            with with_threads(1):
+                return [took / RUN for took in self._alone([(layer, of_size((x,), RUN)[0]) for layer, x in probes])]
+        return self._alone(probes)
+
+    def _alone(self, probes: Sequence[tuple[nn.Module, Tensor]]) -> list[float]:
+        runs = [list(ways(layer, x, planned=self.planned)) for layer, x in probes]
+        values = [(x, layer(x)) for layer, x in probes] if self.planned else []
+        distinct = {y.shape: y for pair in values for y in pair}
+        passages = {shape: way for shape, y in distinct.items() if (way := passage(y)) is not None}
+        found = iter(self._medians([way for own in runs for way in own] + list(passages.values())))
+        alone = [min(next(found) for _ in own) for own in runs]
+        if not passages:
+            return alone
+        around = dict(zip(passages, found, strict=True))
+        sides = [sum(around.get(y.shape, 0.0) for y in pair) / 2 for pair in values]
+        return [max(took - side, LEAST * took) for took, side in zip(alone, sides, strict=True)]
+
+    def model(self, module: nn.Module, inputs: Inputs) -> tuple[float, str]:
+        """Seconds of a model, and its fastest form."""
+        if self.measure is not None:
+            return self.measure(module, inputs), ""
+        made = forms(module, inputs)
+        medians = self._medians([partial(form, *copies(inputs)) for form in made.values()])
+        best = min(range(len(medians)), key=medians.__getitem__)
+        return medians[best], list(made)[best]
+
+    def _medians(self, runs: Sequence[Callable[[], object]]) -> list[float]:
+        found = []
+        for seconds in in_turns(runs, ROUNDS, TURN, SECONDS):
+            low, median, high = statistics.quantiles(seconds, n=4) if len(seconds) > 1 else seconds * 3
+            self.noises.append((high - low) / (2 * median))
+            found.append(median)
+        return found
+
+
+@torch.no_grad()
+def profile(
+    compressor: Compressor,
+    space: SearchSpace,
+    inputs: Inputs,
+    *,
+    measure: Measure | None = None,
+    device: str | None = None,
+    seed: int = 0,
+    progress: Callable[[str], None] | None = None,
+) -> LatencyTable:
+    """Times what a space may make of a model, for inputs of this batch size and with torch's threads.
+
+    measure: seconds of a module on a device of one's own, which `device` names; by default this machine. progress: is
+    told what is being timed. TaskError for inputs without a sample.
+    """
+    if not inputs or not len(inputs[0]):
+        raise TaskError("Inputs to time must hold at least one sample; there is none: pass an example batch.")
+    tell = progress or (lambda _: None)
+    facts, model = space.facts, compressor.model
+    tell("the dense model")
+    dense, form = _Stopwatch(measure, False, []).model(model, inputs)
+    watch = _Stopwatch(measure, form == ONE_PLAN, [])
+    kinds = []
+    for layers, layer, x in _distinct(facts, model, inputs):
+        tell(layers[0].name)
+        kinds.append(_kind(layers, layer, x, space, watch))
+    if not kinds:
+        raise TaskError("A model must have plain linear layers or convolutions to be profiled; this one has none.")
+    table = LatencyTable(
+        fingerprint=facts.fingerprint,
+        device=device or processor(),
+        threads=torch.get_num_threads(),
+        batch=len(inputs[0]),
+        dense=dense,
+        kinds=tuple(kinds),
+        form=form,
+        versions={"python": platform.python_version()} | {n: version(n) for n in ("torch", "numpy")},
+    )
+    return _fitted(table, compressor, space, inputs, watch, seed, tell)
+
+
+@torch.no_grad()
+def seconds(module: nn.Module, inputs: Inputs) -> float:
+    """Of one pass of a module in its fastest form, as those that a table is fitted to."""
+    return _Stopwatch(None, True, []).model(module, inputs)[0]
+
+
+def processor() -> str:
+    """What this machine's processor calls itself."""
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as lines:
+            names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    except OSError:
+        names = []
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def _distinct(facts: ModelFacts, model: nn.Module, inputs: Inputs) -> Iterable[tuple[list[LayerFacts], Plain, Tensor]]:
+    """Layers that take equally long, one of them as a module, and what it reads."""
+    names = {x.name: x for x in facts.layers if type(model.get_submodule(x.name)) in PLAIN and not x.transposed}
+    found: dict[Any, tuple[list[LayerFacts], Plain, Tensor]] = {}
+    for name, x in seen(model, inputs, names).items():
+        layer: Any = model.get_submodule(name)
+        shape = tuple(getattr(layer, key, None) for key in ("kernel_size", "stride", "padding", "dilation", "groups"))
+        key = (type(layer), layer.weight.shape, shape, x.shape, names[name].calls)
+        found.setdefault(key, ([], layer, x))[0].append(names[name])
+    return found.values()
+
+
+def _kind(layers: list[LayerFacts], layer: Plain, x: Tensor, space: SearchSpace, watch: _Stopwatch) -> Kind:
+    facts = layers[0]
+    inputs, outputs = _channels(facts)
+    grid = [narrowed(layer, i, o) for i in inputs for o in outputs]
+    calls = facts.calls
+    whole = watch.layers([(small, narrowed_input(small, x)) for small in grid])
+    seconds = np.array(whole).reshape(len(inputs), len(outputs)) * calls
+    variants = _variants(layers, space)
+    timed: list[tuple[str, str, float, float]] = []
+    if variants:
+        made = [(entry, _made(layer, facts, decision, x)) for *entry, decision in variants]
+        known = [(entry, module) for entry, module in made if module is not None]
+        dense, *took = watch.layers([(layer, x), *((module, x) for _, module in known)])
+        timed = [(*entry, min(1.0, s / dense)) for (entry, _), s in zip(known, took, strict=True)]  # type: ignore[misc]
+    curves: dict[str, dict[str, list[tuple[float, float]]]] = {}
+    for what, name, at, share in timed:
+        curves.setdefault(what, {}).setdefault(name, []).append((at, share))
+    return Kind(
+        layers=tuple(x.name for x in layers),
+        inputs=inputs,
+        outputs=outputs,
+        seconds=tuple(map(tuple, seconds.tolist())),
+        **{what: {n: tuple(sorted(points)) for n, points in by_name.items()} for what, by_name in curves.items()},
+    )
+
+
+def _channels(facts: LayerFacts) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Numbers of channels of either side that a layer is timed with; a depthwise layer's sides go together."""
+    whole = 1 if facts.depthwise else facts.groups
+
+    def some(count: int) -> tuple[int, ...]:
+        return tuple(sorted({max(whole, round(s * count / whole) * whole) for s in SHARES}))
+
+    return (facts.in_channels,) if facts.depthwise else some(facts.in_channels), some(facts.out_channels)
+
+
+def _variants(layers: Sequence[LayerFacts], space: SearchSpace) -> list[tuple[str, str, float, LayerDecision]]:
+    """What a space may make of some layers besides fewer channels: curve, name on it, position, and the decision."""
+    own = {x.name for x in layers}
+    axes = [a for a in space.axes if a.kind == "layer" and own & set(a.places)]
+
+    def values(field: str) -> list[Any]:
+        return sorted({v for a in axes if a.field == field for v in a.values})
+
+    zeros = [s for s in values("sparsity") if s > 0]
+    patterns = (values("pattern") or ["element"]) if zeros else []
+    found = []
+    both = [(p, s) for p in patterns for s in zeros]
+    for pattern, share in both:
+        decision = LayerDecision(sparsity=share, pattern=member(pattern, share))
+        found.append(("zeros", pattern, share, decision))
+    if _integers(values("weight_bits")) and _integers(values("activation_bits")):
+        for pattern, share in [("element", 0.0), *both]:
+            decision = LayerDecision(EIGHT, EIGHT, share, pattern=member(pattern, share))
+            found.append(("eight_bits", pattern, share, decision))
+            if not share and patterns:
+                found += [("eight_bits", p, 0.0, decision) for p in patterns if p != pattern]
+    for method in values("factorization"):
+        for share in (s for s in values("rank") if s < 1):
+            found.append(("factors", method, share, LayerDecision(rank=share, factorization=method)))
+    return found
+
+
+def _integers(bits: Sequence[int]) -> bool:
+    return any(b < FULL_BITS and b <= EIGHT for b in bits)
+
+
+def _made(layer: Plain, facts: LayerFacts, decision: LayerDecision, x: Tensor) -> nn.Module | None:
+    """A layer with a decision carried out; None where it does not fit this one."""
+    try:
+        return decided(layer, facts, decision, x)
+    except PolicyError:
+        return None
+
+
+def _fitted(
+    table: LatencyTable,
+    compressor: Compressor,
+    space: SearchSpace,
+    inputs: Inputs,
+    watch: _Stopwatch,
+    seed: int,
+    tell: Callable[[str], None],
+) -> LatencyTable:
+    """The table with the numbers that suit whole models best; the dense one is among these."""
+    costing = Costing(SearchSpace(space.facts, space.axes, BY_SIZE), table)
+    points, took = _points(space, np.random.default_rng(seed)), []
+    for number, point in enumerate(points):
+        tell(f"whole model {number + 1} of {len(points)}")
+        module = compressor.compress(costing.space.decode(point))
+        took.append(watch.model(module, inputs)[0])
+    parts, measured = _parts(costing, points), np.array(took)
+    scale, factored, fetch, rest = _coefficients(parts, measured)
+    return table.model_copy(
+        update={
+            "scale": scale,
+            "factored": factored,
+            "fetch": fetch,
+            "rest": rest,
+            "models": tuple(zip((parts @ [scale, factored, fetch, rest]).tolist(), took, strict=True)),
+            "noise": float(np.median(watch.noises)) if watch.noises else None,
+        }
+    )
+
+
+def _parts(costing: Costing, points: IntArray) -> FloatArray:
+    """Of points, by a table that is not fitted: seconds of whole layers, of layers in factors, weights, and one."""
+    shapes = costing.table.shapes(costing.candidates(points))
+    alone = costing.costs[Latency.name].layers(costing.table, shapes)
+    weights = (shapes.out > 0) * shapes.weights * (1.0 - shapes.candidates.sparsity)
+    factored = shapes.candidates.rank < 1
+    sums = [(alone * ~factored).sum(axis=1), (alone * factored).sum(axis=1), weights.sum(axis=1)]
+    return np.stack([*sums, np.ones(len(points))], axis=1)
+
+
+def _coefficients(parts: FloatArray, took: FloatArray) -> tuple[float, float, float, float]:
+    """scale, factored, fetch and rest with the least squared relative error: none negative, and no layer is free."""
+    relative = parts / took[:, None]
+    units = np.maximum(relative.max(axis=0), 1e-30)  # nnls tells by size what is nothing
+    scale, factored, fetch, rest = (nnls(relative / units, np.ones(len(took)))[0] / units).tolist()
+    usual = scale or factored or float(np.median(took / parts[:, :2].sum(axis=1)))
+    return scale or usual, factored or usual, fetch, rest
+
+
+def _points(space: SearchSpace, rng: np.random.Generator) -> IntArray:
+    """The dense model and random ones from nearly it to nearly the smallest (MODELS, A)."""
+    points = [space.largest]
+    for tightness in np.linspace(0.1, 0.9, MODELS - 1):
+        drawn = rng.binomial(space.sizes - 1, 1 - tightness)
+        points.append(np.where(space.ordered, drawn, space.sample(rng)))
+    return np.array(points)

@@ -1,0 +1,100 @@
+"""Where latency tables come from: given, read from a file, measured by the user's own function, or measured here.
+
+What is measured for a search is kept in runs/latency/, by model, space, processor, threads and batch, so that the next
+search finds it.
+"""
+
+import logging
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeAlias
+
+import torch
+from torch import nn
+
+from automc.budget import LATENCY, Budget
+from automc.compression.compress import Compressor
+from automc.costs.latency import LatencyTable
+from automc.deployment.profile import Measure, processor, seconds
+from automc.deployment.profile import profile as profiled
+from automc.errors import TaskError
+from automc.graph.runs import of_size
+from automc.graph.trace import trace_model
+from automc.setting import LatencySource, find_space, found_task
+from automc.space import SearchSpace, SpaceBuilder
+from automc.task import Task
+
+FOLDER = Path("runs") / "latency"
+Given: TypeAlias = LatencyTable | str | Path | Measure | None
+"""A table, the file of one, or a function that times a module on a device of one's own."""
+_log = logging.getLogger("automc")
+
+
+def profile(
+    task: Task | str,
+    *,
+    space: str | SpaceBuilder = "auto",
+    batch: int = 1,
+    measure: Measure | None = None,
+    device: str | None = None,
+    progress: Callable[[str], None] | None = None,
+) -> LatencyTable:
+    """Times a task's layers as a search in `space` may leave them, on this machine with torch's threads.
+
+    batch: samples a pass. measure: seconds of a module for its inputs on another device, which `device` names; what it
+    is given are layers and models in eval mode. progress: is told what is being timed.
+    """
+    _, build = find_space(space, Budget.parse(f"{LATENCY}<=100%"))
+    found = found_task(task)
+    graph = trace_model(found.model, found.example_inputs)
+    compressor = Compressor(graph, found.model, found)
+    opened = SearchSpace(graph.facts, build(graph.facts))
+    return _measured(compressor, opened, batch, measure, device, progress)
+
+
+def latency_of(module: nn.Module, task: Task, table: LatencyTable) -> float:
+    """Seconds of one pass of a module here, in its fastest form, as the table's were measured."""
+    return seconds(module, of_size(task.example_inputs, table.batch))
+
+
+def source(given: Given, space: str, batch: int, progress: Callable[[str], None] | None = None) -> LatencySource:
+    """Finds or makes the table for a search in the space of that name; asked only when it is known what is open."""
+
+    def find(compressor: Compressor, opened: SearchSpace) -> LatencyTable:
+        if isinstance(given, LatencyTable):
+            return given
+        if isinstance(given, (str, Path)):
+            return LatencyTable.read(Path(given))
+        if given is not None:
+            return _measured(compressor, opened, batch, given, None, progress)
+        path = usual(compressor, space, batch)
+        if path.is_file():
+            return LatencyTable.read(path)
+        _log.warning("Timing the layers of %s, once for this machine: a minute or two.", compressor.task.name)
+        table = _measured(compressor, opened, batch, None, None, progress)
+        table.write(path)
+        return table
+
+    return find
+
+
+def usual(compressor: Compressor, space: str, batch: int) -> Path:
+    """Where the table of a model, a space, this processor, its threads and a batch lies."""
+    words = f"{compressor.task.name} {space} {processor()} {torch.get_num_threads()}t {batch}b"
+    name = re.sub(r"[^a-z0-9.]+", "-", words.lower()).strip("-")
+    return FOLDER / f"{name}-{compressor.graph.facts.fingerprint[:8]}.json"
+
+
+def _measured(
+    compressor: Compressor,
+    opened: SearchSpace,
+    batch: int,
+    measure: Measure | None,
+    device: str | None,
+    progress: Callable[[str], None] | None,
+) -> LatencyTable:
+    if batch < 1:
+        raise TaskError(f"A batch must hold at least one sample; {batch} is too few: give a larger one.")
+    inputs = of_size(compressor.task.example_inputs, batch)
+    return profiled(compressor, opened, inputs, measure=measure, device=device, progress=progress)
