@@ -33,7 +33,7 @@ from automc.scoring.stages import check_stages
 from automc.searcher import ServesBudgets
 from automc.setting import Setting, described, find_space, found_task, prepare, study_name
 from automc.space import SpaceBuilder
-from automc.study import Study
+from automc.study import Study, default_path
 from automc.task import Task
 
 _log = logging.getLogger("automc")
@@ -89,11 +89,18 @@ def search(
     check_stages(stages)
     check_keep(keep)
     shown = [_opened(s) for s in earlier]
-    timed = source(latency, chosen, batch) if LATENCY in limits.metrics else None
+    words = chosen if score == "metric" else f"{chosen}-{score}"
+
+    def named(task_name: str) -> str:
+        return study or study_name(task_name, limits, words, searcher, seed)
+
+    def recorded(task_name: str) -> LatencyTable | None:
+        return _recorded_table(storage, named(task_name))
+
+    timed = source(latency, chosen, batch, recorded) if LATENCY in limits.metrics else None
     setting = prepare(task, limits, build, recipe, cache, memory_bytes, score, stages=stages, seed=seed, latency=timed)
     race = {"stages": list(_looks(setting, stages)), "keep": keep, "screen": screen}
-    words = chosen if score == "metric" else f"{chosen}-{score}"
-    name = study or study_name(setting.task.name, limits, words, searcher, seed)
+    name = named(setting.task.name)
     meta = described(setting, limits, chosen, searcher, seed) | {"score": score, "race": race}
     record = Study.create(storage, name, meta, setting.problem.space.axes)
     if on_start is not None:
@@ -195,6 +202,15 @@ def inspect(task: Task | str) -> ModelFacts:
 def _opened(study: Study | str | Path) -> Study:
     """A study, or what lies where it is said to be."""
     return study if isinstance(study, Study) else Study.open(study)
+
+
+def _recorded_table(storage: str | Path | None, name: str) -> LatencyTable | None:
+    """The latency table that a study was begun with, if it was."""
+    try:
+        found = Study.open(default_path(name) if storage is None else storage, name).meta.get("latency")
+    except StudyError:
+        return None  # it is yet to be made; what else is wrong is said when that is tried
+    return None if found is None else LatencyTable.model_validate(found)
 
 
 def _looks(setting: Setting, stages: Sequence[int]) -> tuple[int, ...]:

@@ -145,7 +145,7 @@ def _parse_limit(term: str) -> Limit:
             f"The unit of {metric} must be %, {', '.join(u for u in units if u)} or none; {unit!r} is none of them: "
             f"rewrite {term.strip()!r}."
         )
-    return Limit(metric, float(exact * Decimal(units[unit])), relative=False)
+    return Limit(metric, float(exact * Decimal(repr(units[unit]))), relative=False)
 
 
 def _check_metric(metric: str) -> None:

@@ -11,8 +11,10 @@ import numpy as np
 
 from automc.costs.latency import Latency, LatencyTable
 from automc.projection import Costing
-from automc.space import GOVERNORS, Axis, FloatArray, SearchSpace, Value
+from automc.space import GOVERNORS, Axis, FloatArray, IntArray, SearchSpace, Value
 
+INTEGERS = ("weight_bits", "activation_bits", "codebook")
+"""What a layer in integers takes all of: few bits of either, and no codebook."""
 GAIN = 0.02
 """Share of what an axis can save at all that a level must save over the next higher one that is left."""
 
@@ -20,10 +22,10 @@ GAIN = 0.02
 def paying(space: SearchSpace, latency: LatencyTable) -> SearchSpace:
     """The space without levels that save no time over a higher one, and with the fastest patterns first.
 
-    Each axis is looked at by itself, everything else whole. What only says how something is done that is no longer
-    decided leaves as well.
+    Each axis is looked at by itself, everything else whole, except that few bits of weights, few bits of inputs and
+    even levels save time only together. What only says how something is done that is no longer decided leaves as well.
     """
-    ordered = _patterns_by_speed(space, latency)
+    ordered = fastest_first(space, latency)
     costing = Costing(ordered, latency)
     kept = tuple(_kept(ordered, costing, i) if a.ordered else a.values for i, a in enumerate(ordered.axes))
     axes = [replace(a, values=values) for a, values in zip(ordered.axes, kept, strict=True)]
@@ -31,8 +33,8 @@ def paying(space: SearchSpace, latency: LatencyTable) -> SearchSpace:
     return replace(space, axes=tuple(a for a in axes if _says_something(a, decided)))
 
 
-def _patterns_by_speed(space: SearchSpace, latency: LatencyTable) -> SearchSpace:
-    """The same space, each layer's patterns in the order of its seconds with the most zeros."""
+def fastest_first(space: SearchSpace, latency: LatencyTable) -> SearchSpace:
+    """The same space, each layer's patterns in the order of its seconds with the most zeros, as a projection asks."""
     costing, axes = Costing(space, latency), list(space.axes)
     zeros = {a.places: i for i, a in enumerate(axes) if a.field == "sparsity"}
     for number, axis in enumerate(axes):
@@ -48,7 +50,7 @@ def _patterns_by_speed(space: SearchSpace, latency: LatencyTable) -> SearchSpace
 def _kept(space: SearchSpace, costing: Costing, number: int) -> tuple[Value, ...]:
     """Values of an axis that save time."""
     values = space.axes[number].values
-    points = np.repeat(space.largest[None], len(values), axis=0)
+    points = np.repeat(_beside(space, number)[None], len(values), axis=0)
     points[:, number] = np.arange(len(values))
     seconds = _seconds(costing, points)
     least = GAIN * float(seconds[-1] - seconds[0])
@@ -60,7 +62,17 @@ def _kept(space: SearchSpace, costing: Costing, number: int) -> tuple[Value, ...
     return tuple(reversed(kept))
 
 
-def _seconds(costing: Costing, points: "np.ndarray[tuple[int, int], np.dtype[np.int64]]") -> FloatArray:
+def _beside(space: SearchSpace, number: int) -> IntArray:
+    """Where an axis is looked at: at the dense point, but for what integers need besides."""
+    axis, point = space.axes[number], space.largest
+    if axis.field in INTEGERS:
+        for i, other in enumerate(space.axes):
+            if other.field in INTEGERS and set(other.places) & set(axis.places):
+                point[i] = 0
+    return point
+
+
+def _seconds(costing: Costing, points: IntArray) -> FloatArray:
     return costing.batch(points, (Latency.name,))[:, 0]
 
 

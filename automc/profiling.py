@@ -19,7 +19,8 @@ from automc.costs.latency import LatencyTable
 from automc.deployment.profile import Measure, processor, seconds
 from automc.deployment.profile import profile as profiled
 from automc.errors import TaskError
-from automc.graph.runs import of_size
+from automc.files import sha256
+from automc.graph.runs import batch_size, of_size
 from automc.graph.trace import trace_model
 from automc.setting import LatencySource, find_space, found_task
 from automc.space import SearchSpace, SpaceBuilder
@@ -58,32 +59,44 @@ def latency_of(module: nn.Module, task: Task, table: LatencyTable) -> float:
     return seconds(module, of_size(task.example_inputs, table.batch))
 
 
-def source(given: Given, space: str, batch: int, progress: Callable[[str], None] | None = None) -> LatencySource:
-    """Finds or makes the table for a search in the space of that name; asked only when it is known what is open."""
+def source(
+    given: Given,
+    space: str,
+    batch: int,
+    recorded: Callable[[str], LatencyTable | None],
+) -> LatencySource:
+    """Finds or makes the table for a search in the space of that name; asked only when it is known what is open.
+
+    recorded: what a search of a task of that name began with, which it goes on with unless another one is given.
+    """
 
     def find(compressor: Compressor, opened: SearchSpace) -> LatencyTable:
         if isinstance(given, LatencyTable):
             return given
         if isinstance(given, (str, Path)):
             return LatencyTable.read(Path(given))
+        known = recorded(compressor.task.name)
+        if known is not None:
+            return known
         if given is not None:
-            return _measured(compressor, opened, batch, given, None, progress)
-        path = usual(compressor, space, batch)
+            return _measured(compressor, opened, batch, given, None, None)
+        path = usual(opened, compressor.task.name, space, batch)
         if path.is_file():
             return LatencyTable.read(path)
         _log.warning("Timing the layers of %s, once for this machine: a minute or two.", compressor.task.name)
-        table = _measured(compressor, opened, batch, None, None, progress)
+        table = _measured(compressor, opened, batch, None, None, None)
         table.write(path)
         return table
 
     return find
 
 
-def usual(compressor: Compressor, space: str, batch: int) -> Path:
-    """Where the table of a model, a space, this processor, its threads and a batch lies."""
-    words = f"{compressor.task.name} {space} {processor()} {torch.get_num_threads()}t {batch}b"
+def usual(opened: SearchSpace, task: str, space: str, batch: int) -> Path:
+    """Where the table of a model, what is open of it, this processor, its threads and a batch lies."""
+    words = f"{task} {space} {processor()} {torch.get_num_threads()}t {batch}b"
     name = re.sub(r"[^a-z0-9.]+", "-", words.lower()).strip("-")
-    return FOLDER / f"{name}-{compressor.graph.facts.fingerprint[:8]}.json"
+    digest = sha256(f"{opened.facts.fingerprint} {opened.axes}".encode())
+    return FOLDER / f"{name}-{digest[:8]}.json"
 
 
 def _measured(
@@ -96,5 +109,7 @@ def _measured(
 ) -> LatencyTable:
     if batch < 1:
         raise TaskError(f"A batch must hold at least one sample; {batch} is too few: give a larger one.")
+    if not batch_size(compressor.task.example_inputs):
+        raise TaskError("Example inputs must hold at least one sample to be timed; there is none: pass a batch.")
     inputs = of_size(compressor.task.example_inputs, batch)
     return profiled(compressor, opened, inputs, measure=measure, device=device, progress=progress)

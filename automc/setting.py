@@ -16,7 +16,7 @@ from automc.compression.compress import Compressor
 from automc.costs.latency import LatencyTable
 from automc.errors import BudgetError, SpaceError, TaskError
 from automc.graph.trace import ModelGraph, trace_model
-from automc.paying import paying
+from automc.paying import fastest_first, paying
 from automc.policy import Recipe
 from automc.projection import Costing, Projector
 from automc.registry import SPACE_FILES, SPACES
@@ -105,7 +105,7 @@ def _timely(space: SearchSpace, table: LatencyTable, budget: Budget, name: str) 
     """The space as a budget of seconds leaves it."""
     table.check(space.facts)
     if set(budget.metrics) != {LATENCY}:
-        return space
+        return fastest_first(space, table)
     left = paying(space, table)
     if not left.axes:
         raise SpaceError(

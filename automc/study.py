@@ -25,7 +25,7 @@ from automc.evaluation import Evaluation
 from automc.space import Axis, Value
 from automc.storage import find_name, open_storage, owned, quiet, readable_errors
 
-_SETTLED = ("fingerprint", "limits", "axes", "recipe", "score", "metric")
+_SETTLED = ("fingerprint", "limits", "axes", "recipe", "score", "metric", "latency")
 """What may not change when a search goes on: scores or costs would no longer compare.
 
 Limits, not the budget's words: 1MiB and 1048576 bytes are one. Stages of a race may change: fronts and the best compare
@@ -263,10 +263,11 @@ def _check_same(known: Mapping[str, Any], meta: Mapping[str, Any], name: str, wh
         before, after = known.get(key, meta.get(key)), meta.get(key)  # what an older automc left out is the same
         if _alike(before, after):
             continue
-        what = {"axes": "space", "fingerprint": "model", "limits": "budget"}.get(key, key)
+        what = {"axes": "space", "fingerprint": "model", "limits": "budget", "latency": "latency table"}.get(key, key)
         if key == "limits" and known.get("budget") != meta.get("budget"):
             before, after = known.get("budget"), meta.get("budget")
-        was, now = ("other decisions", "these") if key == "axes" else (_short(before), _short(after))
+        words = {"axes": ("other decisions", "these"), "latency": ("another", "this one")}
+        was, now = words.get(key) or (_short(before), _short(after))
         raise StudyError(
             f"A search must go on with the {what} it began with; study {name!r} in {where} has {was}, given {now}: "
             "repeat the first command, or give another --study name."

@@ -32,10 +32,11 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from automc.costs.table import Candidates, CostTable, FloatArray, Shapes
-from automc.errors import BudgetError
+from automc.errors import BudgetError, PolicyError
 from automc.files import write_atomic
 from automc.graph.facts import ModelFacts
 from automc.graph.ranks import METHODS
+from automc.pattern import family
 
 IntArray = NDArray[np.int64]
 Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -61,7 +62,7 @@ class Kind(_Entry):
     seconds: tuple[tuple[Seconds, ...], ...]
     """A row for each number of inputs, of a whole float layer."""
     zeros: Mapping[str, Curve] = Field(default_factory=dict)
-    """By family of patterns, over shares of zeros."""
+    """By pattern, over shares of zeros; N:M patterns of one M are one family."""
     factors: Mapping[str, Curve] = Field(default_factory=dict)
     """By method, over shares of the layer."""
     eight_bits: Mapping[str, Curve] = Field(default_factory=dict)
@@ -76,15 +77,18 @@ class Kind(_Entry):
         for curves in (self.zeros, self.factors, self.eight_bits):
             for name, curve in curves.items():
                 _check_rising([x for x, _ in curve], name)
+        for name in (*self.zeros, *self.eight_bits):
+            _check_pattern(name)
         return self
 
     def of(self, inputs: FloatArray, outputs: FloatArray) -> FloatArray:
         """Seconds of whole layers with so many channels left; beyond what was measured as at its edge."""
         grid = np.maximum.accumulate(np.maximum.accumulate(np.array(self.seconds), axis=0), axis=1)
         (top, bottom, down), (left, right, across) = _between(self.inputs, inputs), _between(self.outputs, outputs)
-        upper = (1 - across) * grid[top, left] + across * grid[top, right]
-        lower = (1 - across) * grid[bottom, left] + across * grid[bottom, right]
-        found: FloatArray = (1 - down) * upper + down * lower
+        # From the lower side, not as a weighted mean: that would vary in the last digit where a grid is level.
+        upper = grid[top, left] + across * (grid[top, right] - grid[top, left])
+        lower = grid[bottom, left] + across * (grid[bottom, right] - grid[bottom, left])
+        found: FloatArray = upper + down * (lower - upper)
         return found
 
 
@@ -225,12 +229,16 @@ def _in_factors(kind: Kind, candidates: Candidates, columns: IntArray) -> FloatA
 def _of_zeros(
     curves: Mapping[str, Curve], sparsity: FloatArray, pattern: FloatArray, patterns: Sequence[str]
 ) -> FloatArray:
-    """Shares left at shares of zeros in patterns; in unknown patterns those of the slowest known one."""
-    found = {name: _on(curve, sparsity, whole=0.0) for name, curve in curves.items()}
+    """Shares left at shares of zeros in patterns; in unknown patterns those of the slowest known one, and without zeros
+    as well, where a pattern says nothing."""
+    families: dict[str, Curve] = {}
+    for name, curve in curves.items():
+        families[family(name)] = (*families.get(family(name), ()), *curve)
+    found = {name: _on(curve, sparsity, whole=0.0) for name, curve in families.items()}
     left: FloatArray = np.maximum.reduce(list(found.values()))
     for code, name in enumerate(patterns):
         if name in found:
-            left = np.where(pattern == code, found[name], left)
+            left = np.where((pattern == code) & (sparsity > 0), found[name], left)
     return left
 
 
@@ -248,10 +256,17 @@ def _between(known: Sequence[int], at: FloatArray) -> tuple[IntArray, IntArray, 
     """Indices of the measured numbers below and above, and how far between them a number lies."""
     grid = np.array(known, dtype=np.float64)
     inside = np.clip(at, grid[0], grid[-1])
-    low = np.clip(np.searchsorted(grid, inside, side="right") - 1, 0, max(len(grid) - 2, 0))
+    low = np.searchsorted(grid, inside, side="right") - 1
     high = np.minimum(low + 1, len(grid) - 1)
-    width = np.maximum(grid[high] - grid[low], 1.0)
+    width = np.maximum(grid[high] - grid[low], 1.0)  # 0 at the last one
     return low, high, (inside - grid[low]) / width
+
+
+def _check_pattern(name: str) -> None:
+    try:
+        family(name)
+    except PolicyError as error:
+        raise ValueError(str(error)) from error
 
 
 def _check_rising(values: Sequence[float], name: str) -> None:

@@ -81,8 +81,8 @@ class CostTable:
 
     def __init__(self, facts: ModelFacts) -> None:
         self.facts = facts
-        self.patterns: list[str] = []
-        """Families of patterns that candidates were made with."""
+        self.patterns = ["element"]
+        """Families of patterns that candidates were made with; a layer nobody decides about has the first."""
         self.positions = np.array([x.positions for x in facts.layers], dtype=np.float64)
         self.area = np.array([np.prod(x.kernel, dtype=np.float64) for x in facts.layers])
         self.has_bias = np.array([x.has_bias for x in facts.layers], dtype=np.float64)

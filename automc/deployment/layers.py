@@ -2,13 +2,14 @@
 
 import contextlib
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from automc.compression.calibration import watched
 from automc.compression.quantize import QuantizedLayer
 from automc.compression.structure import replace_module
 from automc.deployment.network import convolution_of
@@ -54,7 +55,7 @@ class PlannedLinear(nn.Module):
 def layerwise(module: nn.Module, inputs: tuple[Tensor, ...]) -> nn.Module | None:
     """A copy of a module, each layer with zeros, or of 8 bits, by its fastest way; None where none is faster."""
     small, changed = copy.deepcopy(module), set[str]()
-    for name, x in _seen(small, inputs).items():
+    for name, x in seen(small, inputs, [name for name, _ in _layers(small)]).items():
         if any(name.startswith(f"{holder}.") for holder in changed):
             continue  # what rounded it has become a layer of 8 bits
         layer = small.get_submodule(name)
@@ -78,22 +79,17 @@ def _ways(layer: nn.Module, x: Tensor) -> list[nn.Module]:
     return _convolution(layer, x)
 
 
-def _seen(module: nn.Module, inputs: tuple[Tensor, ...]) -> dict[str, Tensor]:
-    """What each layer that has other ways reads for some inputs, by name; the last of several."""
-    seen: dict[str, Tensor] = {}
+def seen(module: nn.Module, inputs: tuple[Tensor, ...], names: Iterable[str]) -> dict[str, Tensor]:
+    """What layers read for some inputs, by name; the last of several times, and nothing that is empty."""
+    found: dict[str, Tensor] = {}
 
-    def see(name: str, _: nn.Module, given: tuple[Tensor, ...]) -> None:
-        if given and given[0].numel():
-            seen[name] = given[0].detach().clone()
+    def see(name: str, _: nn.Module, given: Tensor) -> None:
+        if given.numel():
+            found[name] = given.detach().clone()
 
-    handles = [layer.register_forward_pre_hook(partial(see, name)) for name, layer in _layers(module)]
-    try:
-        with torch.no_grad():
-            module(*copies(inputs))
-    finally:
-        for handle in handles:
-            handle.remove()
-    return seen
+    with torch.no_grad(), watched(module, tuple(names), see):
+        module(*copies(inputs))
+    return found
 
 
 def _layers(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:

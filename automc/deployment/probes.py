@@ -1,11 +1,10 @@
 """Layers as a search may make them, to be timed: with fewer channels, with zeros, in factors, in few bits."""
 
 import copy
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import TypeAlias
 
-import torch
 from torch import Tensor, nn
 
 from automc.compression.compress import channels_last, in_channels_last
@@ -18,32 +17,12 @@ from automc.criteria.criterion import fan_in_view
 from automc.deployment.layers import layerwise
 from automc.deployment.network import network_of
 from automc.graph.facts import LayerFacts
-from automc.graph.runs import copies
 from automc.policy import LayerDecision, Recipe
-from automc.task import Inputs
 
 Plain: TypeAlias = nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d
 PLAIN = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 BY_SIZE = Recipe(reconstruct="none", rounding="nearest")
 """What takes long does not depend on which values are left."""
-
-
-def seen(module: nn.Module, inputs: Inputs, names: Mapping[str, object]) -> dict[str, Tensor]:
-    """What layers read for some inputs, by name; the last of several calls."""
-    found: dict[str, Tensor] = {}
-
-    def see(name: str, _: nn.Module, given: tuple[Tensor, ...]) -> None:
-        if given and given[0].numel():
-            found[name] = given[0].detach().clone()
-
-    handles = [module.get_submodule(name).register_forward_pre_hook(partial(see, name)) for name in names]
-    try:
-        with torch.no_grad():
-            module(*copies(inputs))
-    finally:
-        for handle in handles:
-            handle.remove()
-    return found
 
 
 def narrowed(layer: Plain, inputs: int, outputs: int) -> Plain:

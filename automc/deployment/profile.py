@@ -8,7 +8,7 @@ what layers take among others are fitted to these.
 import platform
 import statistics
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from importlib.metadata import version
 from typing import Any, TypeAlias
@@ -21,13 +21,14 @@ from torch import Tensor, nn
 from automc.compression.compress import Compressor
 from automc.costs.latency import EIGHT, Kind, Latency, LatencyTable
 from automc.deployment.forms import forms
-from automc.deployment.probes import BY_SIZE, PLAIN, Plain, decided, narrowed, narrowed_input, passage, seen, ways
+from automc.deployment.layers import seen
+from automc.deployment.probes import BY_SIZE, PLAIN, Plain, decided, narrowed, narrowed_input, passage, ways
 from automc.deployment.timing import in_turns
 from automc.errors import PolicyError, TaskError
 from automc.graph.facts import LayerFacts, ModelFacts
 from automc.graph.runs import copies, of_size, with_threads
 from automc.pattern import member
-from automc.policy import FULL_BITS, LayerDecision
+from automc.policy import FULL_BITS, LayerDecision, Policy
 from automc.projection import Costing
 from automc.space import FloatArray, IntArray, SearchSpace
 from automc.task import Inputs
@@ -42,6 +43,8 @@ ROUNDS, TURN, SECONDS = 15, 1e-3, 15.0
 """Of each comparison: rounds, seconds of each way in a round, and seconds after which rounds end."""
 RUN = 16
 """Single samples that a plan takes one after another when it is timed: a call costs as much as a small layer."""
+REWEIGHTED, CLOSE = 20, 0.01
+"""How often errors are weighed anew, and below which relative error all count alike."""
 LEAST = 0.1
 """Share of what a layer takes alone that remains of it in a plan, at least."""
 ONE_PLAN = "one plan"
@@ -196,7 +199,7 @@ def _kind(layers: list[LayerFacts], layer: Plain, x: Tensor, space: SearchSpace,
 
 def _channels(facts: LayerFacts) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Numbers of channels of either side that a layer is timed with; a depthwise layer's sides go together."""
-    whole = 1 if facts.depthwise else facts.groups
+    whole = facts.out_channels // facts.in_channels if facts.depthwise else facts.groups
 
     def some(count: int) -> tuple[int, ...]:
         return tuple(sorted({max(whole, round(s * count / whole) * whole) for s in SHARES}))
@@ -257,12 +260,13 @@ def _fitted(
     points, took = _points(space, np.random.default_rng(seed)), []
     for number, point in enumerate(points):
         tell(f"whole model {number + 1} of {len(points)}")
-        module = compressor.compress(costing.space.decode(point))
+        module = compressor.compress(by_magnitude(costing.space.decode(point)))
         took.append(watch.model(module, inputs)[0])
     parts, measured = _parts(costing, points), np.array(took)
     scale, factored, fetch, rest = _coefficients(parts, measured)
     return table.model_copy(
         update={
+            "dense": min(table.dense, took[0]),
             "scale": scale,
             "factored": factored,
             "fetch": fetch,
@@ -270,6 +274,15 @@ def _fitted(
             "models": tuple(zip((parts @ [scale, factored, fetch, rest]).tolist(), took, strict=True)),
             "noise": float(np.median(watch.noises)) if watch.noises else None,
         }
+    )
+
+
+def by_magnitude(policy: Policy) -> Policy:
+    """The same sizes, whatever is left: other criteria take minutes where a model is large."""
+    return replace(
+        policy,
+        groups=tuple((name, replace(d, criterion="l1")) for name, d in policy.groups),
+        layers=tuple((name, replace(d, criterion="l1")) for name, d in policy.layers),
     )
 
 
@@ -284,10 +297,17 @@ def _parts(costing: Costing, points: IntArray) -> FloatArray:
 
 
 def _coefficients(parts: FloatArray, took: FloatArray) -> tuple[float, float, float, float]:
-    """scale, factored, fetch and rest with the least squared relative error: none negative, and no layer is free."""
+    """scale, factored, fetch and rest with the least sum of relative errors: none negative, and no layer is free.
+
+    Squares reweighted, so that a model that was timed in a bad moment hardly counts.
+    """
     relative = parts / took[:, None]
     units = np.maximum(relative.max(axis=0), 1e-30)  # nnls tells by size what is nothing
-    scale, factored, fetch, rest = (nnls(relative / units, np.ones(len(took)))[0] / units).tolist()
+    weights = np.ones(len(took))
+    for _ in range(REWEIGHTED):
+        found = nnls(weights[:, None] * relative / units, weights)[0] / units
+        weights = 1 / np.sqrt(np.maximum(np.abs(relative @ found - 1), CLOSE))
+    scale, factored, fetch, rest = found.tolist()
     usual = scale or factored or float(np.median(took / parts[:, :2].sum(axis=1)))
     return scale or usual, factored or usual, fetch, rest
 

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 import automc
+from automc.costs.latency import LatencyTable
 from automc.study import Study
 from tests.cli.conftest import Run
 from tests.cli.tiny import TASK
@@ -211,6 +212,56 @@ def test_stages_that_stop_nobody_are_said_and_not_recorded(run: Run, caplog: pyt
     assert not caplog.messages and Study.open("runs/tiny.journal").meta["race"]["stages"] == [60]
 
 
+@pytest.fixture
+def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Layers are timed in a moment, and badly."""
+    for name, value in {"ROUNDS": 2, "TURN": 1e-5, "MODELS": 4, "SHARES": (0.5, 1.0)}.items():
+        monkeypatch.setattr(f"automc.deployment.profile.{name}", value)
+
+
+@pytest.mark.usefixtures("hasty")
+def test_a_model_is_timed_and_searched_within_seconds_by_the_file(run: Run, tmp_path: Path) -> None:
+    status, out, err = run(
+        "profile", "my_task.py:task", "--space", "channels", "--out", "tables/t.json", "--batch", "2"
+    )
+    assert status == 0, err
+    assert err.splitlines()[0] == "timing the dense model" and err.splitlines()[-1] == "timing whole model 4 of 4"
+    table = LatencyTable.read(tmp_path / "tables" / "t.json")
+    assert table.batch == 2 and f"{table.threads} thread" in out and f"batch 2: dense {1e3 * table.dense:.3g} ms" in out
+    assert "3 kinds of layers, 3 layers" in out and "4 whole models: foretold to within" in out
+    assert out.endswith("tables/t.json: search with --latency tables/t.json\n")
+
+    command = (*SEARCH[:3], "latency<=10s,macs<=60%", *SEARCH[4:], "--trials", "2", "--latency", "tables/t.json")
+    status, out, err = run(*command)
+    assert status == 0, err
+    study = Study.open("runs/tiny.journal")
+    assert study.costs == ("latency", "macs") and study.meta["latency"]["fingerprint"] == table.fingerprint
+    foretold = f"latency: {1e3 * study.best.cost('latency'):.3g} ms"
+    assert re.search(rf"\n{re.escape(foretold)} \(.*% of dense\) foretold, .* ms \(.*% of dense\) measured\n", out)
+    assert not Path("runs/latency").exists()
+    _, out, _ = run("pareto", "tiny", "--cost", "latency")
+    assert " ms" in out
+
+
+def test_a_table_of_another_device_is_not_compared_with_this_one(run: Run) -> None:
+    facts = automc.inspect("my_task.py:task")
+    kinds = [{"layers": ["0"], "inputs": [3], "outputs": [4, 8], "seconds": [[0.5, 1.0]]}]
+    table = {
+        "fingerprint": facts.fingerprint,
+        "device": "phone",
+        "threads": 1,
+        "batch": 1,
+        "dense": 1.0,
+        "kinds": kinds,
+    }
+    Path("phone.json").write_text(json.dumps(table))
+    command = (*SEARCH[:3], "latency<=80%", *SEARCH[4:], "--space", "channels", "--trials", "2")
+    status, out, err = run(*command, "--latency", "phone.json")
+    assert status == 0, err
+    assert "at latency 75.0%" in out
+    assert "measured" not in out and "foretold" not in out
+
+
 def test_tasks_are_listed(run: Run) -> None:
     assert "digits\n" in run("tasks")[1]
 
@@ -223,6 +274,14 @@ def test_help_loads_nothing_heavy() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
     assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_help_tells_of_profile_and_of_its_table(run: Run) -> None:
+    status, out, _ = run("--help")
+    assert status == 0 and "profile" in out and "Time the layers of a model" in out
+    status, out, _ = run("profile", "--help")
+    assert status == 0 and "--out" in out and "--batch" in out and "--threads" in out
+    assert "--latency" in run("search", "--help")[1]
 
 
 INTERRUPTED = """
