@@ -90,15 +90,14 @@ def inspect(task: TaskArgument) -> None:
 @app.command()
 def profile(
     task: TaskArgument,
-    out: Annotated[Path, typer.Option(metavar="FILE", help="Where the table is written, as JSON.")],
+    out: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="The table, as JSON; default: where a search looks for it.")
+    ] = None,
     space: Annotated[str, typer.Option(help="What a search may decide: only that is timed.")] = "auto",
     batch: Annotated[int, typer.Option(min=1, help="Samples a pass.")] = 1,
     threads: Annotated[int | None, typer.Option(min=1, help="Threads; default: torch's.")] = None,
 ) -> None:
     """Time the layers of a model as a search may leave them: the table for budgets such as latency<=2ms."""
-    from automc.files import check_folder
-
-    check_folder(out.parent)
     import torch
 
     from automc import profiling
@@ -106,11 +105,12 @@ def profile(
 
     if threads is not None:
         torch.set_num_threads(threads)
-    found = profiling.profile(task, space=space, batch=batch, progress=lambda what: _say(f"timing {what}"))
-    found.write(out)
+    found, path = profiling.profile_here(
+        task, space=space, batch=batch, out=out, progress=lambda what: _say(f"timing {what}")
+    )
     for line in text.latency_lines(found):
         print(line)
-    print(f"{out}: search with --latency {shlex.quote(str(out))}")
+    print(f"{path}: search with --latency {shlex.quote(str(path))}" if out or threads else f"{path}: searches find it")
 
 
 @app.command()

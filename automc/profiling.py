@@ -19,7 +19,7 @@ from automc.costs.latency import LatencyTable
 from automc.deployment.profile import Measure, processor, seconds
 from automc.deployment.profile import profile as profiled
 from automc.errors import TaskError
-from automc.files import sha256
+from automc.files import check_folder, sha256
 from automc.graph.runs import batch_size, of_size
 from automc.graph.trace import trace_model
 from automc.setting import LatencySource, find_space, found_task
@@ -46,12 +46,25 @@ def profile(
     batch: samples a pass. measure: seconds of a module for its inputs on another device, which `device` names; what it
     is given are layers and models in eval mode. progress: is told what is being timed.
     """
-    _, build = find_space(space, Budget.parse(f"{LATENCY}<=100%"))
-    found = found_task(task)
-    graph = trace_model(found.model, found.example_inputs)
-    compressor = Compressor(graph, found.model, found)
-    opened = SearchSpace(graph.facts, build(graph.facts))
+    _, compressor, opened = _opened(task, space)
     return _measured(compressor, opened, batch, measure, device, progress)
+
+
+def profile_here(
+    task: Task | str,
+    *,
+    space: str | SpaceBuilder = "auto",
+    batch: int = 1,
+    out: Path | None = None,
+    progress: Callable[[str], None] | None = None,
+) -> tuple[LatencyTable, Path]:
+    """As `profile` on this machine; written to `out`, by default where a search in that space looks for it."""
+    name, compressor, opened = _opened(task, space)
+    path = out or usual(opened, compressor.task.name, name, batch)
+    check_folder(path.parent)  # before minutes of work that could not be kept
+    table = _measured(compressor, opened, batch, None, None, progress)
+    table.write(path)
+    return table, path
 
 
 def latency_of(module: nn.Module, task: Task, table: LatencyTable) -> float:
@@ -97,6 +110,14 @@ def usual(opened: SearchSpace, task: str, space: str, batch: int) -> Path:
     name = re.sub(r"[^a-z0-9.]+", "-", words.lower()).strip("-")
     digest = sha256(f"{opened.facts.fingerprint} {opened.axes}".encode())
     return FOLDER / f"{name}-{digest[:8]}.json"
+
+
+def _opened(task: Task | str, space: str | SpaceBuilder) -> tuple[str, Compressor, SearchSpace]:
+    """What a search in a space works with; the space's own name."""
+    name, build = find_space(space, Budget.parse(f"{LATENCY}<=100%"))
+    found = found_task(task)
+    graph = trace_model(found.model, found.example_inputs)
+    return name, Compressor(graph, found.model, found), SearchSpace(graph.facts, build(graph.facts))
 
 
 def _measured(

@@ -100,7 +100,6 @@ def test_a_search_that_cannot_begin(run: Run, changes: tuple[str, ...], said: st
         (("export", "nowhere", "--format", "pt2"), "nowhere must hold a saved model"),
         (("export", "nowhere", "--format", "onxx"), "did you mean 'onnx'?"),
         (("export", "nowhere"), "--format"),
-        (("profile", "digits"), "--out"),
         (("profile", "digitz", "--out", "t.json"), "did you mean 'digits',"),
         (("profile", "my_task.py:task", "--out", "/proc/nowhere/t.json"), "/proc/nowhere must be a folder"),
         (("profile", "my_task.py:task", "--out", "t.json", "--space", "chanels"), "did you mean 'channels'?"),
