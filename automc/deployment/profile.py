@@ -19,7 +19,7 @@ from scipy.optimize import nnls
 from torch import Tensor, nn
 
 from automc.compression.compress import Compressor
-from automc.costs.latency import EIGHT, Kind, Latency, LatencyTable
+from automc.costs.latency import EIGHT, Curve, Kind, Latency, LatencyTable
 from automc.deployment.forms import forms
 from automc.deployment.layers import seen
 from automc.deployment.probes import BY_SIZE, PLAIN, Plain, decided, narrowed, narrowed_input, passage, ways
@@ -172,29 +172,33 @@ def _distinct(facts: ModelFacts, model: nn.Module, inputs: Inputs) -> Iterable[t
 
 
 def _kind(layers: list[LayerFacts], layer: Plain, x: Tensor, space: SearchSpace, watch: _Stopwatch) -> Kind:
-    facts = layers[0]
-    inputs, outputs = _channels(facts)
+    inputs, outputs = _channels(layers[0])
     grid = [narrowed(layer, i, o) for i in inputs for o in outputs]
-    calls = facts.calls
-    whole = watch.layers([(small, narrowed_input(small, x)) for small in grid])
-    seconds = np.array(whole).reshape(len(inputs), len(outputs)) * calls
-    variants = _variants(layers, space)
-    timed: list[tuple[str, str, float, float]] = []
-    if variants:
-        made = [(entry, _made(layer, facts, decision, x)) for *entry, decision in variants]
-        known = [(entry, module) for entry, module in made if module is not None]
-        dense, *took = watch.layers([(layer, x), *((module, x) for _, module in known)])
-        timed = [(*entry, min(1.0, s / dense)) for (entry, _), s in zip(known, took, strict=True)]  # type: ignore[misc]
-    curves: dict[str, dict[str, list[tuple[float, float]]]] = {}
-    for what, name, at, share in timed:
-        curves.setdefault(what, {}).setdefault(name, []).append((at, share))
+    took = watch.layers([(small, narrowed_input(small, x)) for small in grid])
+    rows = np.array(took).reshape(len(inputs), len(outputs)) * layers[0].calls
     return Kind(
-        layers=tuple(x.name for x in layers),
+        layers=tuple(facts.name for facts in layers),
         inputs=inputs,
         outputs=outputs,
-        seconds=tuple(map(tuple, seconds.tolist())),
-        **{what: {n: tuple(sorted(points)) for n, points in by_name.items()} for what, by_name in curves.items()},
+        seconds=tuple(map(tuple, rows.tolist())),
+        **_curves(layers, layer, x, space, watch),
     )
+
+
+def _curves(
+    layers: list[LayerFacts], layer: Plain, x: Tensor, space: SearchSpace, watch: _Stopwatch
+) -> dict[str, dict[str, Curve]]:
+    """Which share of the whole layer's seconds is left of each variant that fits; at most all of it, since whatever is
+    slower than the whole layer runs as that."""
+    variants = [(v, module) for v in _variants(layers, space) if (module := _made(layer, layers[0], v, x)) is not None]
+    found: dict[str, dict[str, Curve]] = {}
+    if not variants:
+        return found
+    whole, *took = watch.layers([(layer, x), *((module, x) for _, module in variants)])
+    for (variant, _), seconds in sorted(zip(variants, took, strict=True), key=lambda pair: pair[0][0].at):
+        curves = found.setdefault(variant.curve, {})
+        curves[variant.name] = (*curves.get(variant.name, ()), (variant.at, min(1.0, seconds / whole)))
+    return found
 
 
 def _channels(facts: LayerFacts) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -207,8 +211,18 @@ def _channels(facts: LayerFacts) -> tuple[tuple[int, ...], tuple[int, ...]]:
     return (facts.in_channels,) if facts.depthwise else some(facts.in_channels), some(facts.out_channels)
 
 
-def _variants(layers: Sequence[LayerFacts], space: SearchSpace) -> list[tuple[str, str, float, LayerDecision]]:
-    """What a space may make of some layers besides fewer channels: curve, name on it, position, and the decision."""
+@dataclass(frozen=True, slots=True)
+class _Variant:
+    """A decision about a layer, and where it lies on which curve of its kind."""
+
+    curve: str
+    name: str
+    at: float
+    decision: LayerDecision
+
+
+def _variants(layers: Sequence[LayerFacts], space: SearchSpace) -> list[_Variant]:
+    """What a space may make of some layers besides fewer channels."""
     own = {x.name for x in layers}
     axes = [a for a in space.axes if a.kind == "layer" and own & set(a.places)]
 
@@ -216,21 +230,17 @@ def _variants(layers: Sequence[LayerFacts], space: SearchSpace) -> list[tuple[st
         return sorted({v for a in axes if a.field == field for v in a.values})
 
     zeros = [s for s in values("sparsity") if s > 0]
-    patterns = (values("pattern") or ["element"]) if zeros else []
-    found = []
-    both = [(p, s) for p in patterns for s in zeros]
-    for pattern, share in both:
-        decision = LayerDecision(sparsity=share, pattern=member(pattern, share))
-        found.append(("zeros", pattern, share, decision))
+    patterns = values("pattern") or ["element"]
+    both = [(p, s, member(p, s)) for p in patterns for s in zeros]
+    found = [_Variant("zeros", p, s, LayerDecision(sparsity=s, pattern=pattern)) for p, s, pattern in both]
     if _integers(values("weight_bits")) and _integers(values("activation_bits")):
-        for pattern, share in [("element", 0.0), *both]:
-            decision = LayerDecision(EIGHT, EIGHT, share, pattern=member(pattern, share))
-            found.append(("eight_bits", pattern, share, decision))
-            if not share and patterns:
-                found += [("eight_bits", p, 0.0, decision) for p in patterns if p != pattern]
+        found += [_Variant("eight_bits", p, 0.0, LayerDecision(EIGHT, EIGHT)) for p in patterns]
+        found += [
+            _Variant("eight_bits", p, s, LayerDecision(EIGHT, EIGHT, s, pattern=pattern)) for p, s, pattern in both
+        ]
     for method in values("factorization"):
-        for share in (s for s in values("rank") if s < 1):
-            found.append(("factors", method, share, LayerDecision(rank=share, factorization=method)))
+        shares = [s for s in values("rank") if s < 1]
+        found += [_Variant("factors", method, s, LayerDecision(rank=s, factorization=method)) for s in shares]
     return found
 
 
@@ -238,10 +248,10 @@ def _integers(bits: Sequence[int]) -> bool:
     return any(b < FULL_BITS and b <= EIGHT for b in bits)
 
 
-def _made(layer: Plain, facts: LayerFacts, decision: LayerDecision, x: Tensor) -> nn.Module | None:
+def _made(layer: Plain, facts: LayerFacts, variant: _Variant, x: Tensor) -> nn.Module | None:
     """A layer with a decision carried out; None where it does not fit this one."""
     try:
-        return decided(layer, facts, decision, x)
+        return decided(layer, facts, variant.decision, x)
     except PolicyError:
         return None
 

@@ -11,6 +11,8 @@ from automc.files import write_atomic
 from automc.report import text
 from automc.study import Study
 
+_UNITS = {"size": "bytes", "latency": "seconds"}
+
 
 def table(study: Study, costs: Sequence[str]) -> Table:
     """The front, cheapest first, between the dense model and the uniform baseline."""
@@ -65,7 +67,7 @@ def figure(study: Study) -> Any:
             fig.add_trace(trace, **at)
         if name in meta["limits"]:
             fig.add_vline(x=meta["limits"][name], line_dash="dot", line_color="grey", **at)
-        fig.update_xaxes(title_text="bytes" if name == "size" else name, **at)
+        fig.update_xaxes(title_text=_UNITS.get(name, name), **at)
         fig.update_yaxes(title_text="score", **at)
     title = f"{study.name}: {meta['budget']}"
     fig.update_layout(title=title, template="plotly_white", height=120 + 420 * rows, hoverlabel_align="left")
