@@ -5,6 +5,7 @@ count. Then a few whole models of the search space are made and timed in their f
 what layers take among others are fitted to these.
 """
 
+import itertools
 import platform
 import statistics
 from collections.abc import Callable, Iterable, Sequence
@@ -37,7 +38,9 @@ Measure: TypeAlias = Callable[[nn.Module, Inputs], float]
 """Seconds of one pass of a module, on whatever device."""
 SHARES = (0.125, 0.25, 0.5, 0.75, 1.0)
 """Of a layer's channels, that it is timed with."""
-MODELS = 10
+FINE, BLOCK = 64, 4
+"""Outputs up to which a layer is timed at the edges of each block of so many; above, a block hardly shows."""
+MODELS = 13
 """Whole models that are timed."""
 ROUNDS, TURN, SECONDS = 15, 1e-3, 15.0
 """Of each comparison: rounds, seconds of each way in a round, and seconds after which rounds end."""
@@ -204,11 +207,18 @@ def _curves(
 def _channels(facts: LayerFacts) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Numbers of channels of either side that a layer is timed with; a depthwise layer's sides go together."""
     whole = facts.out_channels // facts.in_channels if facts.depthwise else facts.groups
+    outputs = {whole * n for n in (*_shares(facts.out_channels // whole), *_edges(facts.out_channels // whole))}
+    inputs = [whole * n for n in _shares(facts.in_channels // whole)]
+    return (facts.in_channels,) if facts.depthwise else tuple(inputs), tuple(sorted(outputs))
 
-    def some(count: int) -> tuple[int, ...]:
-        return tuple(sorted({max(whole, round(s * count / whole) * whole) for s in SHARES}))
 
-    return (facts.in_channels,) if facts.depthwise else some(facts.in_channels), some(facts.out_channels)
+def _shares(count: int) -> list[int]:
+    return sorted({max(1, round(s * count)) for s in SHARES})
+
+
+def _edges(count: int) -> list[int]:
+    """Where seconds jump: kernels make outputs in blocks, of which the last may be half empty."""
+    return [] if count > FINE else [n for n in range(1, count + 1) if n % BLOCK in (0, 1) or count <= 4 * BLOCK]
 
 
 @dataclass(frozen=True, slots=True)
@@ -323,9 +333,14 @@ def _coefficients(parts: FloatArray, took: FloatArray) -> tuple[float, float, fl
 
 
 def _points(space: SearchSpace, rng: np.random.Generator) -> IntArray:
-    """The dense model and random ones from nearly it to nearly the smallest (MODELS, A)."""
-    points = [space.largest]
-    for tightness in np.linspace(0.1, 0.9, MODELS - 1):
-        drawn = rng.binomial(space.sizes - 1, 1 - tightness)
-        points.append(np.where(space.ordered, drawn, space.sample(rng)))
+    """The dense model and random ones from nearly it to nearly the smallest (MODELS, A).
+
+    In turn everything is decided, and each kind of decision alone: together they would not say what either takes.
+    """
+    points, kinds = [space.largest], sorted({a.kind for a in space.axes})
+    decided = [kinds, *([kind] for kind in kinds if len(kinds) > 1)]
+    for tightness, own in zip(np.linspace(0.1, 0.9, MODELS - 1), itertools.cycle(decided), strict=False):
+        drawn = np.where(space.ordered, rng.binomial(space.sizes - 1, 1 - tightness), space.sample(rng))
+        moved = np.array([a.kind in own or not a.ordered for a in space.axes])
+        points.append(np.where(moved, drawn, space.largest))
     return np.array(points)
