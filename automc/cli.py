@@ -518,7 +518,11 @@ def _compare_latency(study: "Study", task: str) -> None:
         return
     loaded = load_task(task)
     took = profiling.latency_of(api.apply(loaded, study.best.policy), loaded, table)
-    print(text.latency_line(study.best.cost("latency"), took, table))
+    foretold = study.best.cost("latency")
+    print(text.latency_line(foretold, took, table))
+    late = text.late_line(foretold, took, study.meta["limits"]["latency"])
+    if late:
+        _say(late)
 
 
 def _print_json(document: Any) -> None:

@@ -56,6 +56,14 @@ def latency_line(foretold: float, took: float, table: LatencyTable) -> str:
     return f"latency: {of_dense[0]} foretold, {of_dense[1]} measured"
 
 
+def late_line(foretold: float, took: float, limit: float) -> str:
+    """What to do about a model that takes longer than its limit; nothing where it does not."""
+    if took <= limit:
+        return ""
+    instead = milliseconds(limit * foretold / took).replace(" ", "")
+    return f"That is above the limit of {milliseconds(limit)}: predictions were off; search within latency<={instead}."
+
+
 def _counted(number: int, noun: str) -> str:
     return f"{number} {noun}{'s' * (number != 1)}"
 

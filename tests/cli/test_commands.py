@@ -132,7 +132,7 @@ def test_the_same_command_again_goes_on(run: Run) -> None:
 
 def test_the_default_name_comes_from_the_search_itself(run: Run) -> None:
     _, _, err = run(*SEARCH[:-2], "--trials", "1", "--seed", "3")
-    assert "study my-task-macs60-criteria-stub-3 in runs/" in err
+    assert "study my-task-macs60-channels-ranks-stub-3 in runs/" in err
 
 
 def test_bits_are_opened_where_the_budget_needs_them(run: Run) -> None:

@@ -170,3 +170,9 @@ def test_what_is_refused_alike_is_said_in_one_line() -> None:
         "all others"
     ]
     assert facts.lines(found)[0].startswith("7 layers, 0 groups, ")
+
+
+def test_a_model_that_is_too_slow_is_told_what_to_search_instead() -> None:
+    assert text.late_line(foretold=0.0009, took=0.00099, limit=0.001) == ""
+    line = text.late_line(foretold=0.001, took=0.00125, limit=0.001)
+    assert "above the limit of 1 ms" in line and "latency<=0.8ms" in line  # foretold as wrongly, it takes the limit
