@@ -1,7 +1,7 @@
 """Latency foretold and measured: random policies of ResNet-56 and MiniLM, and a search within a share of dense time.
 
     python benchmarks/latency.py                    tables, and 20 random policies of each model
-    python benchmarks/latency.py --search 100       besides, so many trials of ResNet-56 within latency<=60%
+    python benchmarks/latency.py --nets --search 25 --name search     a search of ResNet-56 within latency<=60%, alone
 
 The policies are none of those that a table is fitted to. Predictions are compared with medians of the model in its
 fastest form; the table is measured first, the policies afterwards, on the same machine. What the search ends with is
@@ -120,16 +120,18 @@ def main() -> None:
     """Measures, prints and writes the figures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--search", type=int, default=0, metavar="TRIALS")
-    parser.add_argument("--space", default="auto")
+    parser.add_argument("--nets", nargs="*", choices=tuple(NETS), default=tuple(NETS))
+    parser.add_argument("--space", default="auto", help="of the search")
+    parser.add_argument("--name", default="", help="of the results, behind latency")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     figures: dict[str, Any] = {
-        f"{net} {space}": errors(net, space, arguments.seed) for net, spaces in NETS.items() for space in spaces
+        f"{net} {space}": errors(net, space, arguments.seed) for net in arguments.nets for space in NETS[net]
     }
     if arguments.search:
         figures["search"] = searched(arguments.search, arguments.seed, arguments.space)
-    write("latency", figures, seeds=[arguments.seed])
+    write("_".join(["latency", *arguments.name.split()]), figures, seeds=[arguments.seed])
 
 
 if __name__ == "__main__":
