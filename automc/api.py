@@ -22,7 +22,7 @@ from automc.evaluation import Evaluation
 from automc.graph.facts import ModelFacts
 from automc.graph.trace import trace_model
 from automc.policy import Policy, Recipe
-from automc.profiling import Given, source
+from automc.profiling import Given, source, table_of
 from automc.recovery import distill as recovery
 from automc.recovery.distill import Distillation
 from automc.registry import SEARCHERS
@@ -150,7 +150,7 @@ def policy_for(
         space or meta["space"],
         Recipe(**meta["recipe"]),
         score=meta.get("score", "metric"),
-        latency=LatencyTable.model_validate(meta["latency"]) if "latency" in meta else None,
+        latency=table_of(record),
     )
     searcher = SEARCHERS.load(meta["searcher"])(setting.problem, meta["seed"])
     if not isinstance(searcher, ServesBudgets):
@@ -207,10 +207,9 @@ def _opened(study: Study | str | Path) -> Study:
 def _recorded_table(storage: str | Path | None, name: str) -> LatencyTable | None:
     """The latency table that a study was begun with, if it was."""
     try:
-        found = Study.open(default_path(name) if storage is None else storage, name).meta.get("latency")
+        return table_of(Study.open(default_path(name) if storage is None else storage, name))
     except StudyError:
         return None  # it is yet to be made; what else is wrong is said when that is tried
-    return None if found is None else LatencyTable.model_validate(found)
 
 
 def _looks(setting: Setting, stages: Sequence[int]) -> tuple[int, ...]:

@@ -497,8 +497,7 @@ def _conclude(study: "Study", task: str) -> None:
     best = study.best
     costs = text.costs_line(best, dense["costs"], study.costs)
     print(f"best: trial {best.number}, {text.scores_line(best, study.meta)} at {costs}")
-    if "latency" in study.meta:
-        _compare_latency(study, task)
+    _compare_latency(study, task)
     usual = Path("runs", f"{study.name}.journal") == Path(study.storage)
     reference = shlex.join([study.name] if usual else [study.storage, "--study", study.name])
     print(f"results: {study.storage}\nnext:\n  automc pareto {reference} --html front.html\n  automc show {reference}")
@@ -506,15 +505,14 @@ def _conclude(study: "Study", task: str) -> None:
 
 
 def _compare_latency(study: "Study", task: str) -> None:
-    """What was foretold of the best trial's seconds, beside what they are, where the table is of this machine."""
+    """What was foretold of the best trial's seconds, beside what they are, where a table of this machine was used."""
     from automc import api, profiling
-    from automc.costs.latency import LatencyTable
     from automc.deployment.profile import processor
     from automc.report import text
     from automc.tasks import load_task
 
-    table = LatencyTable.model_validate(study.meta["latency"])
-    if not table.timed_by(processor()):
+    table = profiling.table_of(study)
+    if table is None or not table.timed_by(processor()):
         return
     loaded = load_task(task)
     took = profiling.latency_of(api.apply(loaded, study.best.policy), loaded, table)

@@ -20,10 +20,11 @@ from automc.deployment.profile import Measure, processor, seconds
 from automc.deployment.profile import profile as profiled
 from automc.errors import TaskError
 from automc.files import check_folder, sha256
-from automc.graph.runs import batch_size, of_size
+from automc.graph.runs import of_size
 from automc.graph.trace import trace_model
 from automc.setting import LatencySource, find_space, found_task
 from automc.space import SearchSpace, SpaceBuilder
+from automc.study import Study
 from automc.task import Task
 
 FOLDER = Path("runs") / "latency"
@@ -65,6 +66,12 @@ def profile_here(
     table = _measured(compressor, opened, batch, None, None, progress)
     table.write(path)
     return table, path
+
+
+def table_of(study: Study) -> LatencyTable | None:
+    """The latency table that a study was begun with, if it was."""
+    found = study.meta.get("latency")
+    return None if found is None else LatencyTable.model_validate(found)
 
 
 def latency_of(module: nn.Module, task: Task, table: LatencyTable) -> float:
@@ -130,7 +137,5 @@ def _measured(
 ) -> LatencyTable:
     if batch < 1:
         raise TaskError(f"A batch must hold at least one sample; {batch} is too few: give a larger one.")
-    if not batch_size(compressor.task.example_inputs):
-        raise TaskError("Example inputs must hold at least one sample to be timed; there is none: pass a batch.")
     inputs = of_size(compressor.task.example_inputs, batch)
     return profiled(compressor, opened, inputs, measure=measure, device=device, progress=progress)

@@ -21,11 +21,11 @@ from torch import nn
 
 import automc
 from automc.compression.compress import Compressor
-from automc.costs.latency import LatencyTable
 from automc.deployment.probes import BY_SIZE
 from automc.deployment.profile import by_magnitude, profile, seconds
 from automc.graph.runs import of_size
 from automc.graph.trace import trace_model
+from automc.profiling import table_of
 from automc.projection import Costing
 from automc.registry import SPACES
 from automc.report.bench import bench
@@ -98,7 +98,8 @@ def searched(trials: int, seed: int, space: str) -> dict[str, Any]:
         stages=(512, 1536),
         progress=True,
     )
-    table = LatencyTable.model_validate(study.meta["latency"])
+    table = table_of(study)
+    assert table is not None  # the budget limits latency
     small, best = automc.apply(task, study.best.policy), study.best
     runs = bench(small, task, batches=(1,), threads=(1,))["runs"]
     inputs = of_size(task.example_inputs, 1)

@@ -11,6 +11,8 @@ from typing import Any
 
 import torch
 
+from automc.deployment.profile import processor
+
 FOLDER = Path(__file__).parent / "results"
 
 
@@ -20,7 +22,7 @@ def write(name: str, figures: dict[str, Any], *, seeds: Sequence[int]) -> Path:
     path = FOLDER / f"{name}.json"
     circumstances = {
         "seeds": list(seeds),
-        "processor": _processor(),
+        "processor": processor(),
         "threads": torch.get_num_threads(),
         "versions": {"python": platform.python_version()} | {n: version(n) for n in ("torch", "optuna", "numpy")},
         "command": "python " + " ".join([f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]]),
@@ -29,10 +31,3 @@ def write(name: str, figures: dict[str, Any], *, seeds: Sequence[int]) -> Path:
     path.write_text(json.dumps(figures | circumstances, indent=1) + "\n")
     print(f"written to benchmarks/results/{path.name}")
     return path
-
-
-def _processor() -> str:
-    for line in Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else ():
-        if line.startswith("model name"):
-            return line.split(":", 1)[1].strip()
-    return platform.processor() or platform.machine()

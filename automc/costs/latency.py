@@ -24,6 +24,7 @@ take no time of their own.
 import itertools
 import math
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
@@ -81,9 +82,14 @@ class Kind(_Entry):
             _check_pattern(name)
         return self
 
+    @cached_property
+    def _grid(self) -> FloatArray:
+        """The seconds, none less than with fewer channels."""
+        return np.maximum.accumulate(np.maximum.accumulate(np.array(self.seconds), axis=0), axis=1)
+
     def of(self, inputs: FloatArray, outputs: FloatArray) -> FloatArray:
         """Seconds of whole layers with so many channels left; beyond what was measured as at its edge."""
-        grid = np.maximum.accumulate(np.maximum.accumulate(np.array(self.seconds), axis=0), axis=1)
+        grid = self._grid
         (top, bottom, down), (left, right, across) = _between(self.inputs, inputs), _between(self.outputs, outputs)
         # From the lower side, not as a weighted mean: that would vary in the last digit where a grid is level.
         upper = grid[top, left] + across * (grid[top, right] - grid[top, left])
@@ -98,7 +104,7 @@ class LatencyTable(_Entry):
     format: Literal["automc-latency"] = "automc-latency"
     version: Literal[1] = 1
     fingerprint: str
-    """Of the model, as `automc inspect` says."""
+    """Of the model; its policies' JSON has it, too."""
     device: str
     threads: Count
     batch: Count
@@ -181,17 +187,15 @@ class Latency:
     def layers(self, table: CostTable, shapes: Shapes) -> FloatArray:
         """Each layer's part (B, L)."""
         seconds = np.zeros_like(shapes.out)
-        places = {x.name: i for i, x in enumerate(table.facts.layers)}
         for kind in self.table.kinds:
-            columns = np.array([places[name] for name in kind.layers], dtype=np.int64)
+            columns = np.array([table.columns[name] for name in kind.layers], dtype=np.int64)
             whole = kind.of(shapes.inputs[:, columns], shapes.out[:, columns])
             kept = whole * _kept(kind, shapes.candidates, columns, table.patterns)
             parts = kept * _in_factors(kind, shapes.candidates, columns)
             among = np.minimum(self.table.scale * kept, self.table.factored * parts)
             factored = shapes.candidates.rank[:, columns] < 1
             seconds[:, columns] = np.where(factored, among, self.table.scale * kept)
-        weights = shapes.weights * (1.0 - shapes.candidates.sparsity)
-        return np.where(shapes.out > 0, seconds + self.table.fetch * weights, 0.0)
+        return np.where(shapes.out > 0, seconds, 0.0) + self.table.fetch * fetched(shapes)
 
     def rest(self, table: CostTable, shapes: Shapes) -> FloatArray:
         """What belongs to no layer (B,)."""
@@ -200,6 +204,11 @@ class Latency:
     def dense(self, table: CostTable) -> float:
         """As it was measured."""
         return self.table.dense
+
+
+def fetched(shapes: Shapes) -> FloatArray:
+    """Weights other than zero that each layer has to fetch (B, L)."""
+    return (shapes.out > 0) * shapes.weights * (1.0 - shapes.candidates.sparsity)
 
 
 def _kept(kind: Kind, candidates: Candidates, columns: IntArray, patterns: Sequence[str]) -> FloatArray:

@@ -89,7 +89,8 @@ class CostTable:
         self.owns_weight = _owners(facts.layers)
         self._whole = [Shape.of(x) for x in facts.layers]
         self._known: dict[_Factored, tuple[int, int, int]] = {}
-        self._layers = {x.name: i for i, x in enumerate(facts.layers)}
+        self.columns = {x.name: i for i, x in enumerate(facts.layers)}
+        """Where each layer stands in (B, L)."""
         self._norms = {x.name: i for i, x in enumerate(facts.norms)}
         self._fill_slopes()
         self._place_blocks()
@@ -195,7 +196,7 @@ class CostTable:
                     self._parameter_slope[row, column] += per_unit * facts.parameters[column].per_channel(member.axis)
                 else:
                     slope = self._out_slope if member.axis == "out" else self._in_slope
-                    slope[row, self._layers[member.target]] += per_unit
+                    slope[row, self.columns[member.target]] += per_unit
 
     def _place_blocks(self) -> None:
         """Which layer, batch norm and pruned parameter belongs to which residual block; none to two."""
@@ -203,7 +204,7 @@ class CostTable:
         self._in_block = np.zeros((len(blocks), len(self.facts.layers)))
         self._norm_in_block = np.zeros((len(blocks), len(self.facts.norms)))
         for row, block in enumerate(blocks):
-            self._in_block[row, [self._layers[name] for name in block.layers]] = 1.0
+            self._in_block[row, [self.columns[name] for name in block.layers]] = 1.0
             self._norm_in_block[row, [self._norms[name] for name in block.norms]] = 1.0
         inside = [[float(x.name in b.parameters) for x in self.facts.parameters] for b in blocks]
         self._parameter_in_block = np.array(inside).reshape(len(blocks), len(self.facts.parameters))

@@ -16,11 +16,10 @@ from typing import Any, TypeAlias
 
 import numpy as np
 import torch
-from scipy.optimize import nnls
 from torch import Tensor, nn
 
 from automc.compression.compress import Compressor
-from automc.costs.latency import EIGHT, Curve, Kind, Latency, LatencyTable
+from automc.costs.latency import EIGHT, Curve, Kind, Latency, LatencyTable, fetched
 from automc.deployment.forms import forms
 from automc.deployment.layers import seen
 from automc.deployment.probes import BY_SIZE, PLAIN, Plain, decided, narrowed, narrowed_input, passage, ways
@@ -276,7 +275,7 @@ def _fitted(
     tell: Callable[[str], None],
 ) -> LatencyTable:
     """The table with the numbers that suit whole models best; the dense one is among these."""
-    costing = Costing(SearchSpace(space.facts, space.axes, BY_SIZE), table)
+    costing = Costing(replace(space, recipe=BY_SIZE), table)
     points, took = _points(space, np.random.default_rng(seed)), []
     for number, point in enumerate(points):
         tell(f"whole model {number + 1} of {len(points)}")
@@ -310,9 +309,8 @@ def _parts(costing: Costing, points: IntArray) -> FloatArray:
     """Of points, by a table that is not fitted: seconds of whole layers, of layers in factors, weights, and one."""
     shapes = costing.table.shapes(costing.candidates(points))
     alone = costing.costs[Latency.name].layers(costing.table, shapes)
-    weights = (shapes.out > 0) * shapes.weights * (1.0 - shapes.candidates.sparsity)
     factored = shapes.candidates.rank < 1
-    sums = [(alone * ~factored).sum(axis=1), (alone * factored).sum(axis=1), weights.sum(axis=1)]
+    sums = [(alone * ~factored).sum(axis=1), (alone * factored).sum(axis=1), fetched(shapes).sum(axis=1)]
     return np.stack([*sums, np.ones(len(points))], axis=1)
 
 
@@ -321,6 +319,8 @@ def _coefficients(parts: FloatArray, took: FloatArray) -> tuple[float, float, fl
 
     Squares reweighted, so that a model that was timed in a bad moment hardly counts.
     """
+    from scipy.optimize import nnls  # slow to import, and nobody else asks for it
+
     relative = parts / took[:, None]
     units = np.maximum(relative.max(axis=0), 1e-30)  # nnls tells by size what is nothing
     weights = np.ones(len(took))

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
+from automc.errors import TaskError
+
 
 def copies(inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     """The inputs for a forward to change as it likes."""
@@ -20,7 +22,9 @@ def batch_size(inputs: tuple[Tensor, ...]) -> int:
 
 
 def of_size(inputs: tuple[Tensor, ...], size: int) -> tuple[Tensor, ...]:
-    """A batch of `size` samples, repeated from another."""
+    """A batch of `size` samples, repeated from another; TaskError where that has none."""
+    if not batch_size(inputs):
+        raise TaskError("Example inputs must hold at least one sample to be timed; there is none: pass a batch.")
     return tuple(torch.cat([x] * -(-size // len(x)))[:size] for x in inputs)
 
 

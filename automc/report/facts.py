@@ -16,7 +16,7 @@ def tables(facts: ModelFacts) -> list[Table]:
 def lines(facts: ModelFacts) -> list[str]:
     """Totals and what is left alone, one line each."""
     result = [
-        f"{_count(len(facts.layers), 'layer')}, {_count(len(facts.groups), 'group')}, "
+        f"{text.counted(len(facts.layers), 'layer')}, {text.counted(len(facts.groups), 'group')}, "
         f"{text.amount('macs', facts.macs)} MACs, "
         f"{text.amount('params', facts.params)} parameters, fingerprint {facts.fingerprint[:12]}"
     ]
@@ -56,10 +56,6 @@ def _groups(facts: ModelFacts) -> Table:
         made, read = (text.plain(_names(names)) for names in (group.producers, group.consumers))
         table.add_row(text.plain(group.name), str(group.units), made, read)
     return table
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def _names(names: tuple[str, ...], most: int = 4) -> str:

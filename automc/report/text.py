@@ -37,9 +37,9 @@ def latency_lines(table: LatencyTable) -> list[str]:
     """What a latency table says of a model, and how far it can be trusted."""
     how = f", {table.form}" if table.form else ""
     lines = [
-        f"{table.device}, {_counted(table.threads, 'thread')}, batch {table.batch}: "
+        f"{table.device}, {counted(table.threads, 'thread')}, batch {table.batch}: "
         f"dense {milliseconds(table.dense)}{how}",
-        f"{_counted(len(table.kinds), 'kind')} of layers, {sum(len(k.layers) for k in table.kinds)} layers",
+        f"{counted(len(table.kinds), 'kind')} of layers, {sum(len(k.layers) for k in table.kinds)} layers",
     ]
     if table.noise is not None:
         lines.append(f"noise of repeated runs: {100 * table.noise:.1f}%")
@@ -64,7 +64,8 @@ def late_line(foretold: float, took: float, limit: float) -> str:
     return f"That is above the limit of {milliseconds(limit)}: predictions were off; search within latency<={instead}."
 
 
-def _counted(number: int, noun: str) -> str:
+def counted(number: int, noun: str) -> str:
+    """1 layer, 2 layers."""
     return f"{number} {noun}{'s' * (number != 1)}"
 
 
@@ -102,7 +103,7 @@ def counts_line(evaluations: Sequence[Evaluation]) -> str:
     }
     ended = ["screened" if e.state == "pruned" and not e.share else str(e.state) for e in evaluations]
     ends = ", ".join(f"{ended.count(end)} {word}" for end, word in words.items() if ended.count(end) or end == "ok")
-    return f"{len(evaluations)} trial{'s' * (len(evaluations) != 1)}: {ends}"
+    return f"{counted(len(evaluations), 'trial')}: {ends}"
 
 
 def surrogate_line(evaluations: Sequence[Evaluation]) -> str:
