@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from automc.saved import cost, load
     from automc.study import Study
     from automc.task import Task
+    from automc.workers import Workers
 
 __version__ = "0.1.0"
 
@@ -29,6 +30,7 @@ _EXPORTS = {
     "Policy": "automc.policy",
     "Study": "automc.study",
     "Task": "automc.task",
+    "Workers": "automc.workers",
     "apply": "automc.api",
     "bench": "automc.report.bench",
     "cost": "automc.saved",
@@ -50,6 +52,7 @@ __all__ = [
     "Policy",
     "Study",
     "Task",
+    "Workers",
     "apply",
     "bench",
     "cost",

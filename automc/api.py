@@ -3,6 +3,7 @@
 A task is given as a `Task`, or as a reference: a registered name, `path/to/file.py:attribute`, or `module:attribute`.
 """
 
+import contextlib
 import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -19,6 +20,7 @@ from automc.costs.latency import LatencyTable
 from automc.earlier import recall
 from automc.errors import AutomcError, StudyError, TaskError
 from automc.evaluation import Evaluation
+from automc.executors.executor import Executor
 from automc.graph.facts import ModelFacts
 from automc.graph.trace import trace_model
 from automc.policy import Policy, Recipe
@@ -35,6 +37,7 @@ from automc.setting import Setting, described, find_space, found_task, prepare, 
 from automc.space import SpaceBuilder
 from automc.study import Study, default_path
 from automc.task import Task
+from automc.workers import Workers, spread
 
 _log = logging.getLogger("automc")
 SLACK = 0.005
@@ -62,6 +65,7 @@ def search(
     batch: int = 1,
     cache: str | Path | None = None,
     memory_bytes: int = MEMORY_BYTES,
+    workers: int | Workers = 1,
     progress: bool | Callable[[Evaluation], None] = False,
     on_start: Callable[[Study], None] | None = None,
 ) -> Study:
@@ -80,7 +84,9 @@ def search(
     latency, `latency` is the table of the model, its file, or a function that times a module for its inputs on a device
     of your own; without it layers are timed here, for `batch` samples a pass, unless runs/latency/ has the table.
     `cache` is a folder where what is computed once per layer is kept, `memory_bytes` bounds how much of it is held in
-    memory. `progress` shows a bar, or is called with each recorded evaluation.
+    memory, in each worker. `workers` is how many processes score candidates, by default this one alone; see `Workers`
+    for Ray, and for limits of time and memory a candidate. `progress` shows a bar, or is called with each recorded
+    evaluation.
     """
     limits = Budget.parse(budget) if isinstance(budget, str) else budget
     chosen, build = find_space(space, limits)
@@ -112,17 +118,27 @@ def search(
     with _watching(progress, record, trials, seconds) as on_trial:
         slack = {name: SLACK * bound for name, bound in record.meta["limits"].items()}
         runner = Race(setting.evaluator, record.costs, keep, screen=setting.screen if screen else None, slack=slack)
-        loop.run(
-            setting.problem,
-            proposer,
-            runner.evaluate,
-            record,
-            trials=trials,
-            seconds=seconds,
-            on_trial=on_trial,
-            learn=runner.learn,
-        )
+        with _scored_by(workers, setting, runner) as scores:
+            loop.run(
+                setting.problem,
+                proposer,
+                scores,
+                record,
+                trials=trials,
+                seconds=seconds,
+                on_trial=on_trial,
+                learn=runner.learn,
+            )
     return record
+
+
+def _scored_by(
+    workers: int | Workers, setting: Setting, race: Race
+) -> contextlib.AbstractContextManager[Callable[[Policy], Evaluation] | Executor[Policy, Evaluation]]:
+    """What scores a race's policies: this process, or workers."""
+    if workers == 1:
+        return contextlib.nullcontext(race.evaluate)
+    return spread(Workers(workers) if isinstance(workers, int) else workers, setting.scoring, race)
 
 
 def policy_for(

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from automc.evaluation import Evaluation
     from automc.study import Study
     from automc.task import Task
+    from automc.workers import Workers
 
 app = typer.Typer(
     help="Search, layer by layer, how to compress a PyTorch model within a budget.",
@@ -144,7 +145,22 @@ def search(
     ] = None,
     batch: Annotated[int, typer.Option(min=1, help="Samples a pass, where layers are timed now.")] = 1,
     cache: CacheOption = None,
-    memory: Annotated[str, typer.Option(metavar="SIZE", help="How much of that is held in memory.")] = "768MiB",
+    memory: Annotated[
+        str, typer.Option(metavar="SIZE", help="How much of that is held in memory, by each worker.")
+    ] = "768MiB",
+    workers: Annotated[int, typer.Option(min=1, help="Processes that score candidates; 1: this one.")] = 1,
+    executor: Annotated[
+        str | None, typer.Option(help="Where workers are: processes of this machine, or ray.", show_default="processes")
+    ] = None,
+    in_flight: Annotated[
+        int | None, typer.Option(min=1, help="Candidates asked for before the first is told; default: two a worker.")
+    ] = None,
+    trial_time: Annotated[
+        str | None, typer.Option(metavar="DURATION", help="Give a candidate up after this long: 90s, 10m.")
+    ] = None,
+    trial_memory: Annotated[
+        str | None, typer.Option(metavar="SIZE", help="Give a candidate up that takes so much more: 2GiB.")
+    ] = None,
 ) -> None:
     """Search policies within a budget; the same command again goes on where it stopped."""
     from automc.budget import parse_bytes
@@ -153,6 +169,7 @@ def search(
     seconds = None if time is None else duration(time)
     memory_bytes = parse_bytes(memory)
     looks = () if stages is None else numbers(stages)
+    spread = _workers(workers, executor, in_flight, trial_time, trial_memory)
     SEARCHERS.check(searcher)
     if space != "auto" and Path(space).suffix.lower() not in SPACE_FILES:
         SPACES.check(space)
@@ -181,6 +198,7 @@ def search(
             batch=batch,
             cache=cache,
             memory_bytes=memory_bytes,
+            workers=spread,
             progress=True,
             on_start=lambda s: _announce(s, begun, trials),
         )
@@ -417,6 +435,24 @@ def open_study(reference: str, name: str | None) -> "Study":
 
     direct = "://" in reference or Path(reference).is_file()
     return Study.open(reference, name) if direct else Study.open(named, name, usual=reference)
+
+
+def _workers(
+    count: int, executor: str | None, in_flight: int | None, time: str | None, memory: str | None
+) -> "int | Workers":
+    """Workers as they were asked for; 1 where candidates are scored here."""
+    if count == 1 and all(given is None for given in (executor, in_flight, time, memory)):
+        return 1
+    from automc.budget import parse_bytes
+    from automc.workers import Workers
+
+    return Workers(
+        count,
+        executor or "processes",
+        in_flight,
+        None if time is None else duration(time),
+        None if memory is None else parse_bytes(memory),
+    )
 
 
 def _chosen(study: "Study", trial: str, max_drop: float | None) -> "Evaluation":

@@ -8,6 +8,7 @@ AutomcError
 ├── TaskError        a task that lacks something, or cannot be found
 ├── StudyError       a record that cannot be opened, or belongs to another model
 ├── ArtifactError    a saved model that cannot be written, read or trusted
+├── ExecutorError    workers that cannot be started, or cannot be had
 └── RegistryError    a name nobody registered
 
 Each message is one sentence in three parts: what must hold, what was given, what to do next.
@@ -45,6 +46,10 @@ class StudyError(AutomcError):
 
 class ArtifactError(AutomcError):
     """A saved model that cannot be written, read or trusted."""
+
+
+class ExecutorError(AutomcError):
+    """Workers that cannot be started, or cannot be had."""
 
 
 class RegistryError(AutomcError):

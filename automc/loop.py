@@ -1,14 +1,16 @@
 """The one loop of every search: ask, score, check the limits, record, tell.
 
 What a searcher is told on resume is what it was told the first time, so an interrupted search goes on as an
-uninterrupted one. A policy is scored once; asked for again, it becomes a trial with the recorded score.
+uninterrupted one; where several candidates are in flight at once, it is asked between the recorded trials as it was the
+first time, so that it knows as much of what is in flight. A policy is scored once; asked for again, it becomes a trial
+with the recorded score.
 """
 
 import contextlib
 import signal
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from types import FrameType
 
@@ -26,7 +28,7 @@ OnTrial = Callable[[Evaluation], None]
 def run(
     problem: Problem,
     searcher: Searcher,
-    evaluate: Callable[[Policy], Evaluation] | Executor,
+    evaluate: Callable[[Policy], Evaluation] | Executor[Policy, Evaluation],
     study: Study,
     *,
     trials: int,
@@ -41,7 +43,7 @@ def run(
     Ctrl-C raises KeyboardInterrupt and SIGTERM raises SystemExit(143), both after the trial being recorded is on disk;
     the candidate being scored is given up. A second Ctrl-C waits for nothing.
     """
-    executor = evaluate if isinstance(evaluate, Executor) else Inline(evaluate)
+    executor: Executor[Policy, Evaluation] = evaluate if isinstance(evaluate, Executor) else Inline(evaluate)
     with study.exclusive(), _Signals() as signals:
         _Loop(problem, searcher, executor, study, signals, on_trial, learn).run(trials, seconds)
 
@@ -53,7 +55,7 @@ class _Loop:
         self,
         problem: Problem,
         searcher: Searcher,
-        executor: Executor,
+        executor: Executor[Policy, Evaluation],
         study: Study,
         signals: "_Signals",
         on_trial: OnTrial | None,
@@ -67,20 +69,30 @@ class _Loop:
 
     def run(self, trials: int, seconds: float | None) -> None:
         start = time.monotonic()
-        for evaluation in self.study.evaluations:
+        recorded = self.study.evaluations
+        for done, evaluation in enumerate(recorded):
+            if self.executor.slots > 1:  # alone in flight, a candidate is asked for when all before it are told
+                self._fill(done, trials, recorded)
+                if self.asked:
+                    self.asked.popleft()
             self._learn(evaluation)
-        done = len(self.study.evaluations)
-        while done < trials:
-            late = seconds is not None and time.monotonic() - start >= seconds
-            while not late and len(self.asked) < min(self.executor.slots, trials - done):
-                self._ask()
+        for done in range(len(recorded), trials):
+            if seconds is None or time.monotonic() - start < seconds:
+                self._fill(done, trials, recorded)
             if not self.asked:
                 return
             self._finish()
-            done += 1
 
-    def _ask(self) -> None:
-        policy = self.searcher.ask()
+    def _fill(self, done: int, trials: int, recorded: Sequence[Evaluation]) -> None:
+        """Asks for as many as may be in flight after so many trials; in the place of what is recorded stands that."""
+        while len(self.asked) < min(self.executor.slots, trials - done):
+            policy, number = self.searcher.ask(), done + len(self.asked)
+            if number < len(recorded):
+                self.asked.append((recorded[number].policy, recorded[number].proposer))
+            else:
+                self._submit(policy)
+
+    def _submit(self, policy: Policy) -> None:
         proposer = str(getattr(self.searcher, "proposer", self.study.meta.get("searcher", "")))
         if policy.digest not in self.known and all(policy != p for p, _ in self.asked):
             self.executor.submit(policy)

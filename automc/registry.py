@@ -180,6 +180,14 @@ TASKS = Registry(
     },
 )
 
+EXECUTORS = Registry(
+    "executor",
+    {
+        "processes": "automc.executors.processes:processes",
+        "ray": "automc.executors.ray:on_ray",
+    },
+)
+
 FORMATS = Registry(
     "format",
     {

@@ -15,6 +15,7 @@ from automc.compression.bank import MEMORY_BYTES
 from automc.compression.compress import Compressor
 from automc.costs.latency import LatencyTable
 from automc.errors import BudgetError, SpaceError, TaskError
+from automc.graph.facts import ModelFacts
 from automc.graph.trace import ModelGraph, trace_model
 from automc.paying import fastest_first, paying
 from automc.policy import Recipe
@@ -33,6 +34,41 @@ _AUTO = {"bops": "channels-bops", "size": "channels-bits"}
 
 
 @dataclass(frozen=True, eq=False)
+class Scoring:
+    """How candidates are scored: what an evaluator is made from, here or in another process."""
+
+    task: Task
+    space: SearchSpace
+    latency: LatencyTable | None = None
+    cache: Path | None = None
+    memory_bytes: int = MEMORY_BYTES
+    """For what is known of layers and fitting passes, and as much for scoring passes."""
+    score: str = "metric"
+    stages: tuple[int, ...] = ()
+    seed: int = 0
+
+    def evaluator(self) -> Evaluator:
+        """A new evaluator, which traces the model; TaskError where it turns out to be another one than before."""
+        graph = trace_model(self.task.model, self.task.example_inputs)
+        if _outline(graph.facts) != _outline(self.space.facts):
+            raise TaskError("A model must be the same wherever it is traced; this one is not: make its forward repeat.")
+        compressor = Compressor(graph, self.task.model, self.task, self.cache, self.memory_bytes)
+        return self.evaluator_of(compressor, Costing(self.space, self.latency))
+
+    def evaluator_of(self, compressor: Compressor, costing: Costing) -> Evaluator:
+        """An evaluator of what is there already."""
+        return Evaluator(
+            self.task,
+            compressor,
+            costing,
+            self.score,
+            stages=self.stages,
+            seed=self.seed,
+            memory_bytes=self.memory_bytes,
+        )
+
+
+@dataclass(frozen=True, eq=False)
 class Setting:
     """Everything a search works with."""
 
@@ -40,6 +76,7 @@ class Setting:
     reference: str | None
     """How the task was named; None for an object."""
     graph: ModelGraph
+    scoring: Scoring
     evaluator: Evaluator
     problem_parts: tuple[SearchSpace, Projector]
 
@@ -89,7 +126,7 @@ def prepare(
         raise TaskError(
             f"A search must have something to decide; {name} opens nothing in {found.name!r}: {_others(opened)}."
         )
-    half = memory_bytes // 2  # for what is known of layers and fitting passes; the other for scoring passes
+    half = memory_bytes // 2
     compressor = Compressor(graph, found.model, found, cache, half)
     table = latency(compressor, opened) if callable(latency) else latency
     if LATENCY in budget.metrics:
@@ -97,8 +134,16 @@ def prepare(
             raise BudgetError("A budget of seconds must come with a latency table; there is none: run automc profile.")
         opened = _timely(opened, table, budget, name)
     projector = Projector(opened, budget, table)
-    evaluator = Evaluator(found, compressor, projector.costing, score, stages=stages, seed=seed, memory_bytes=half)
-    return Setting(found, _portable(task), graph, evaluator, (opened, projector))
+    kept = None if cache is None else Path(cache)
+    scoring = Scoring(found, opened, table, kept, half, score, tuple(stages), seed)
+    evaluator = scoring.evaluator_of(compressor, projector.costing)
+    return Setting(found, _portable(task), graph, scoring, evaluator, (opened, projector))
+
+
+def _outline(facts: ModelFacts) -> tuple[object, ...]:
+    """What of a model a policy speaks of."""
+    groups = tuple((group.name, group.units) for group in facts.groups)
+    return facts.fingerprint, facts.layers, groups, tuple(block.name for block in facts.blocks)
 
 
 def _timely(space: SearchSpace, table: LatencyTable, budget: Budget, name: str) -> SearchSpace:

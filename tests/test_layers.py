@@ -56,6 +56,7 @@ ROWS = {
     "automc.api": 6,
     "automc.setting": 6,
     "automc.profiling": 6,
+    "automc.workers": 6,
     "automc.report": 6,
     "automc.report.progress": 6,
     "automc.report.text": 6,
@@ -93,7 +94,8 @@ SIDEWAYS = {
     "automc.setting": {"automc.tasks"},
     "automc.saved": {"automc.artifact", "automc.tasks"},
     "automc.profiling": {"automc.setting"},
-    "automc.api": {"automc.profiling", "automc.setting", "automc.report.progress"},
+    "automc.workers": {"automc.setting", "automc.tasks"},
+    "automc.api": {"automc.profiling", "automc.setting", "automc.report.progress", "automc.workers"},
     "automc.report": {
         "automc.setting",
         "automc.artifact",
@@ -115,6 +117,7 @@ SIDEWAYS = {
         "automc.report.progress",
         "automc.report.text",
         "automc.tasks",
+        "automc.workers",
     },
 }
 

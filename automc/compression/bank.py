@@ -48,6 +48,7 @@ from automc.compression.variants import Variant, settled
 from automc.criteria.criterion import Criterion, LayerView, Need, fan_in_view
 from automc.criteria.surgeon import Reader, Traces, eliminate
 from automc.errors import GraphError, PolicyError
+from automc.files import check_folder
 from automc.graph.facts import Group, Member, ModelFacts
 from automc.graph.holders import axes
 from automc.graph.runs import copies
@@ -81,6 +82,8 @@ class LayerBank:
         self.facts, self.model, self.recipe = facts, model, recipe
         self._inputs, self._targets = inputs, targets
         own = None if folder is None else folder / _key(facts, f"{model}\n{code}", inputs, targets, recipe)
+        if own is not None:
+            check_folder(own)  # what fails later is the disk's fault, and no reason to stop
         self._store = TensorStore(memory_bytes, own)
         self._of_gradients: dict[Need, Tensors] = {}
         self._noise_gains: dict[str, float] = {}

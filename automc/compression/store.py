@@ -5,18 +5,20 @@ header, written whole or not at all, so processes may share a folder; a file tha
 """
 
 import hashlib
-import json
+import logging
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import safetensors
-from safetensors.torch import load, save
+from safetensors.torch import save
 from torch import Tensor
 
 from automc.compression.bounded import Bounded
+from automc.errors import ArtifactError
 from automc.files import sha256, write_atomic
 
 Tensors = Mapping[str, Tensor]
+_log = logging.getLogger("automc")
 
 
 class TensorStore:
@@ -41,9 +43,17 @@ class TensorStore:
         if found is None:
             found = make()
             if path is not None:
-                write_atomic(path, _packed(found))
+                self._keep(path, found)
         self._held.put(key, found, sum(x.nbytes for x in found.values()))
         return found
+
+    def _keep(self, path: Path, made: Tensors) -> None:
+        """Writes an entry; where there is no room left for it, the folder is not written to again."""
+        try:
+            write_atomic(path, _packed(made))
+        except ArtifactError as error:
+            _log.warning("%s Until then nothing more is kept there.", error)
+            self.folder = None
 
     def _path(self, key: str) -> Path | None:
         return None if self.folder is None else self.folder / f"{sha256(key.encode())[:32]}.safetensors"
@@ -57,10 +67,9 @@ def _packed(tensors: Tensors) -> bytes:
 def _read(path: Path) -> Tensors | None:
     """The tensors of a file, or None where there is no sound one."""
     try:
-        data = path.read_bytes()
-        length = int.from_bytes(data[:8], "little")
-        expected = json.loads(data[8 : 8 + length])["__metadata__"]["sha256"]
-        tensors = load(data)
+        with safetensors.safe_open(path, "pt") as file:  # mapped: processes that read it hold it once
+            expected = (file.metadata() or {}).get("sha256")
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (no mapping)
     except (OSError, ValueError, KeyError, TypeError, safetensors.SafetensorError):
         return None
     return tensors if _digest(tensors) == expected else None

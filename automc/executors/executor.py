@@ -1,26 +1,39 @@
-"""The contract of what scores candidates for the loop."""
+"""The contract of what works on jobs for a loop, and what a worker is made from."""
 
-from typing import Protocol, runtime_checkable
+from collections.abc import Callable
+from typing import Protocol, TypeAlias, TypeVar, runtime_checkable
 
-from automc.evaluation import Evaluation
-from automc.policy import Policy
+J = TypeVar("J")
+R = TypeVar("R")
+J_in = TypeVar("J_in", contravariant=True)
+R_out = TypeVar("R_out", covariant=True)
 
 
 @runtime_checkable
-class Executor(Protocol):
-    """Scores policies somewhere: here, in processes, on other machines.
+class Executor(Protocol[J_in, R_out]):
+    """Works on jobs somewhere: here, in processes, on other machines.
 
-    The loop keeps up to `slots` policies submitted and takes evaluations back in the order of submission, so what a
-    search does depends on how many candidates are in flight and never on which of them finished first.
+    A loop keeps up to `slots` jobs submitted and takes results back in the order of submission, so what a search does
+    depends on how many candidates are in flight and never on which of them finished first.
     """
 
     slots: int
-    """How many policies may be in flight."""
+    """How many jobs may be in flight."""
 
-    def submit(self, policy: Policy) -> None:
-        """Begins to score a policy."""
+    def submit(self, job: J_in) -> None:
+        """Begins to work on a job."""
         ...
 
-    def next(self) -> Evaluation:
-        """Waits for the oldest policy in flight; one that went wrong is a failed evaluation, never an exception."""
+    def next(self) -> R_out:
+        """Waits for the oldest job in flight; one that went wrong has a result that says so, never an exception."""
         ...
+
+    def close(self) -> None:
+        """Gives up what is in flight, and everything that was started."""
+        ...
+
+
+Make: TypeAlias = Callable[[], Callable[[J], R]]
+"""Called once in each worker; what it returns is called with every job there."""
+Lost: TypeAlias = Callable[[J, str, float], R]
+"""The result of a job that no worker came back with: the job, why, and the seconds it took."""

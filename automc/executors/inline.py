@@ -1,25 +1,28 @@
-"""Scores candidates in this process, one after the other."""
+"""Works on jobs in this process, one after the other."""
 
 from collections import deque
 from collections.abc import Callable
+from typing import Generic
 
-from automc.evaluation import Evaluation
-from automc.policy import Policy
+from automc.executors.executor import J, R
 
 
-class Inline:
-    """One slot: a policy is scored when the loop waits for it."""
+class Inline(Generic[J, R]):
+    """A job is worked on when the loop waits for it; several `slots` only postpone that."""
 
-    slots = 1
+    def __init__(self, work: Callable[[J], R], slots: int = 1) -> None:
+        self.slots = slots
+        self._work = work
+        self._waiting: deque[J] = deque()
 
-    def __init__(self, evaluate: Callable[[Policy], Evaluation]) -> None:
-        self._evaluate = evaluate
-        self._waiting: deque[Policy] = deque()
+    def submit(self, job: J) -> None:
+        """Keeps the job until `next`."""
+        self._waiting.append(job)
 
-    def submit(self, policy: Policy) -> None:
-        """Keeps the policy until `next`."""
-        self._waiting.append(policy)
+    def next(self) -> R:
+        """Works on the oldest job."""
+        return self._work(self._waiting.popleft())
 
-    def next(self) -> Evaluation:
-        """Scores the oldest policy."""
-        return self._evaluate(self._waiting.popleft())
+    def close(self) -> None:
+        """Forgets what waits."""
+        self._waiting.clear()

@@ -10,33 +10,19 @@ Taken where a candidate looked bad enough to be stopped, estimates are on averag
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
 
-import numpy as np
-from numpy.typing import NDArray
 from scipy.special import ndtri
 
 from automc.evaluation import Evaluation
 from automc.policy import Policy
-from automc.scoring.evaluator import Costs, Evaluator, SampleScores
-from automc.scoring.forward import Forward
+from automc.scoring.evaluator import Costs, Evaluator
+from automc.scoring.heat import Job, Outcome, Rival, Scorer, Scores
 from automc.scoring.incumbents import MOST, Incumbents
-from automc.scoring.racing import Comparison, check_risk, compare
 from automc.scoring.screen import Guess, Screen
-
-Scores = NDArray[np.float64]
-
-
-@dataclass(frozen=True, eq=False)
-class _Rival:
-    """An incumbent and its scores of all samples (N,)."""
-
-    evaluation: Evaluation
-    scores: Scores
 
 
 class Race:
-    """Evaluates for a loop that tells it every recorded evaluation.
+    """Says what is scored, and against whom, for a loop that tells it every recorded evaluation.
 
     The search's `limited` costs say who may stop whom (`slack`: see `incumbents`), `keep` how many of the best are safe
     from being stopped, `risk` how often a candidate that is no worse is stopped nevertheless (each by right and wrong,
@@ -59,40 +45,36 @@ class Race:
     ) -> None:
         self.evaluator, self.screen = evaluator, screen
         self.incumbents = Incumbents(limited, keep, slack=slack)
-        check_risk(risk)
-        self._limited = tuple(limited)
-        self._risk = risk
+        self.scorer = Scorer(evaluator, risk)
         self._scores: dict[str, Scores] = {}
         """Of incumbents, by the policy's digest."""
         self._new: dict[str, Scores] = {}
         """Of candidates not yet recorded."""
 
     def evaluate(self, policy: Policy) -> Evaluation:
-        """Scores a policy as far as it pays; what goes wrong with the candidate is a failed evaluation."""
-        guess = None if self.screen is None else self.screen.guess(policy)
-        if guess is None:
-            return self._scored(policy)
-        beaten = self._screened(policy, guess)
-        return replace(self._scored(policy), predicted=guess.mean) if beaten is None else beaten
+        """Scores a policy here, as far as it pays; what goes wrong with the candidate is a failed evaluation."""
+        job = self.job(policy)
+        return job if isinstance(job, Evaluation) else self.take(job, self.scorer(job))
 
-    def _scored(self, policy: Policy) -> Evaluation:
-        if not self.evaluator.staged:
-            return self.evaluator.evaluate(policy)
-        rival = self._rival(dict(self.evaluator.costs(policy)))
-        return self.evaluator.attempt(policy, lambda forward, costs: self._run(policy, forward, costs, rival))
-
-    def _screened(self, policy: Policy, guess: Guess) -> Evaluation | None:
-        """The record of a policy that will not beat its rival, if the guess says so."""
+    def job(self, policy: Policy) -> Job | Evaluation:
+        """What is to be computed of a policy, by what is recorded now; an evaluation where nothing is."""
         costs = self.evaluator.costs(policy)
-        rival = self.incumbents.rival(dict(costs))
-        upper = guess.mean - float(ndtri(self._risk)) * guess.deviation
-        if rival is None or rival.score is None or upper >= rival.score:
-            return None
-        reason = (
-            f"Not scored: predicted {guess.mean:.4g}, {upper:.4g} at most, where trial {rival.number}, which costs no "
-            f"more, has {rival.score:.4g}."
-        )
-        return Evaluation(policy, "pruned", guess.mean, costs, share=0.0, reason=reason, predicted=guess.mean)
+        guess = None if self.screen is None else self.screen.guess(policy)
+        beaten = None if guess is None else self._screened(policy, costs, guess)
+        if beaten is not None:
+            return beaten
+        rival = self._rival(dict(costs)) if self.evaluator.staged else None
+        return Job(policy, costs, rival, None if guess is None else guess.mean)
+
+    def take(self, job: Job, outcome: Outcome) -> Evaluation:
+        """Keeps what a job brought besides its evaluation."""
+        if outcome.scores is not None:
+            self._remember(job.policy, outcome.scores)
+        if job.rival is not None and outcome.rival_scores is not None:
+            self._scores[job.rival.evaluation.policy.digest] = outcome.rival_scores
+        if job.rival is not None and outcome.rival_failed:
+            self.incumbents.discard(job.rival.evaluation)
+        return outcome.evaluation
 
     def learn(self, evaluation: Evaluation) -> None:
         """Takes note of a recorded evaluation, in the order recorded, earlier searches' ones first."""
@@ -105,45 +87,17 @@ class Race:
         held = {e.policy.digest for e in self.incumbents.held}
         self._scores = {digest: scores for digest, scores in self._scores.items() if digest in held}
 
-    def _run(self, policy: Policy, forward: Forward, costs: Costs, rival: _Rival | None) -> Evaluation:
-        found: list[SampleScores] = []
-        passed: list[tuple[int, float]] = []
-        for stage in self.evaluator.stages:
-            found.append(self.evaluator.stage_scores(forward, stage))
-            if rival is None or len(found) == len(self.evaluator.stages):
-                continue
-            seen = np.concatenate([scores.score.numpy() for scores in found])
-            beside = np.concatenate([rival.scores[s.rows.numpy()] for s in self.evaluator.stages[: len(found)]])
-            risk = self._risk / (len(self.evaluator.stages) - 1)
-            looked = compare(seen - beside, len(rival.scores), risk)
-            passed.append((looked.seen, estimated(seen, beside, float(rival.scores.mean()))))
-            if looked.lost:
-                return self._stopped(policy, costs, found, passed, rival, looked)
-        scores, metrics = (self.evaluator.joined(x) for x in zip(*found, strict=True))
-        self._remember(policy, scores.numpy())
-        score = float(scores.mean())
-        done = ((len(scores), score),) if rival is not None else ()
-        return Evaluation(policy, "ok", score, costs, metric=float(metrics.mean()), stages=(*passed, *done))
-
-    def _stopped(
-        self,
-        policy: Policy,
-        costs: Costs,
-        found: Sequence[SampleScores],
-        passed: Sequence[tuple[int, float]],
-        rival: _Rival,
-        looked: Comparison,
-    ) -> Evaluation:
-        metric = float(np.concatenate([f.metric.numpy() for f in found]).mean())
+    def _screened(self, policy: Policy, costs: Costs, guess: Guess) -> Evaluation | None:
+        """The record of a policy that will not beat its rival, if the guess says so."""
+        rival = self.incumbents.rival(dict(costs))
+        upper = guess.mean - float(ndtri(self.scorer.risk)) * guess.deviation
+        if rival is None or rival.score is None or upper >= rival.score:
+            return None
         reason = (
-            f"Stopped after {looked.seen} of {looked.population} samples: its score there is {-looked.mean:.4g} below "
-            f"trial {rival.evaluation.number}'s, which costs no more."
+            f"Not scored: predicted {guess.mean:.4g}, {upper:.4g} at most, where trial {rival.number}, which costs no "
+            f"more, has {rival.score:.4g}."
         )
-        share = looked.seen / looked.population
-        score = min(passed[-1][1], float(rival.scores.mean()))
-        return Evaluation(
-            policy, "pruned", score, costs, share=share, reason=reason, metric=metric, stages=tuple(passed)
-        )
+        return Evaluation(policy, "pruned", guess.mean, costs, share=0.0, reason=reason, predicted=guess.mean)
 
     def _remember(self, policy: Policy, scores: Scores) -> None:
         """Keeps a candidate's scores until it is recorded; of candidates that never are, the oldest go."""
@@ -151,24 +105,7 @@ class Race:
         for digest in list(self._new)[:-MOST]:
             del self._new[digest]
 
-    def _rival(self, costs: dict[str, float]) -> _Rival | None:
-        """The incumbent to beat, its scores computed where they are not known."""
+    def _rival(self, costs: dict[str, float]) -> Rival | None:
+        """The incumbent to beat, with its scores where they are known."""
         chosen = self.incumbents.rival(costs)
-        if chosen is None:
-            return None
-        digest = chosen.policy.digest
-        if digest not in self._scores:
-            try:
-                self._scores[digest] = self.evaluator.searched_scores(chosen.policy).numpy()
-            except Exception:  # a search does not end because an earlier trial cannot be repeated here
-                self.incumbents.discard(chosen)
-                return None
-        return _Rival(chosen, self._scores[digest])
-
-
-def estimated(seen: Scores, beside: Scores, mean: float) -> float:
-    """The mean over all samples of scores (n,) of some, beside another's there, whose mean over all is known."""
-    around = beside - beside.mean()
-    spread = float(around @ around)
-    slope = float(np.clip((seen - seen.mean()) @ around / spread, 0.0, 1.0)) if spread > 0 else 0.0
-    return float(seen.mean()) + slope * (mean - float(beside.mean()))
+        return None if chosen is None else Rival(chosen, self._scores.get(chosen.policy.digest))

@@ -21,6 +21,9 @@ from automc.errors import AutomcError, TaskError
 from automc.registry import TASKS
 from automc.task import Task
 
+FILE_MODULE = "automc_task_"
+"""How names of modules begin that were made from task files."""
+
 
 def load_task(reference: str) -> Task:
     """The task that `reference` names; anything else raises TaskError."""
@@ -52,7 +55,7 @@ def _unknown_name(reference: str) -> str:
 def _load_file(path: Path) -> ModuleType:
     if not path.is_file():
         raise TaskError(f"A task file must exist; {path} does not: give the path of a Python file.")
-    name = f"automc_task_{path.stem}_{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:8]}"
+    name = f"{FILE_MODULE}{path.stem}_{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:8]}"
     spec = importlib.util.spec_from_file_location(name, path.resolve())
     assert spec is not None and spec.loader is not None  # the suffix is .py
     module = importlib.util.module_from_spec(spec)

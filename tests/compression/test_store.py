@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from automc.compression import bank as module
 from automc.compression.bank import LayerBank
 from automc.compression.store import TensorStore
+from automc.errors import ArtifactError
 from automc.graph.trace import trace_model
 from automc.policy import Recipe
 
@@ -96,3 +97,24 @@ def test_a_bank_finds_its_own_and_only_its_own(tmp_path: Path, monkeypatch: pyte
         for other in (bank(tmp_path, shift=1.0), bank(tmp_path, scale=2.0), bank(tmp_path, recipe=Recipe(seed=1))):
             with pytest.raises(AssertionError, match="must come from disk"):
                 other.traces("3", "element")
+
+
+def test_a_disk_that_fills_ends_the_keeping_and_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def full(path: Path, data: bytes) -> None:
+        raise ArtifactError(f"{path} must be writable; the system says No space left on device: free space.")
+
+    store, make = TensorStore(0, tmp_path), Counter()
+    store.get("k", lambda: make("k"))
+    monkeypatch.setattr("automc.compression.store.write_atomic", full)
+    for _ in range(2):
+        assert len(store.get("new", lambda: make("new"))["x"]) == 10
+    assert make.made == ["k", "new", "new"]
+    assert caplog.text.count("No space left") == 1
+
+
+def test_a_folder_that_cannot_be_written_to_is_refused_at_once(tmp_path: Path) -> None:
+    (tmp_path / "taken").write_text("a file")
+    with pytest.raises(ArtifactError, match="taken"):
+        bank(tmp_path / "taken")

@@ -17,7 +17,8 @@ from automc.registry import SEARCHERS
 from automc.scoring import race as race_module
 from automc.scoring.evaluator import Evaluator
 from automc.scoring.forward import Forward
-from automc.scoring.race import Race, estimated
+from automc.scoring.heat import estimated
+from automc.scoring.race import Race
 from automc.study import Study
 from tests.scoring import tiny
 

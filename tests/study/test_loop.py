@@ -90,8 +90,7 @@ def test_a_failed_candidate_is_told_and_the_search_goes_on(tmp_path: Path) -> No
 
 
 def test_several_candidates_in_flight_come_back_in_order(tmp_path: Path) -> None:
-    class Three(Inline):
-        slots = 3
+    class Watched(Inline[Policy, Evaluation]):
         most = 0
 
         def submit(self, policy: Policy) -> None:
@@ -103,7 +102,7 @@ def test_several_candidates_in_flight_come_back_in_order(tmp_path: Path) -> None
             self.asked = getattr(self, "asked", 0) + 1
             return lab.draw(np.random.default_rng(self.asked))
 
-    executor = Three(lab.lookup)
+    executor = Watched(lab.lookup, slots=3)
     study = lab.study(tmp_path / "lab.journal")
     loop.run(lab.problem(), Counting(), executor, study, trials=8)
     expected = [lab.draw(np.random.default_rng(i + 1)) for i in range(8)]

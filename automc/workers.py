@@ -1,0 +1,134 @@
+"""How a search is spread over workers: what each is given, and how all of them come to one bank of layers."""
+
+import contextlib
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import ModuleType
+
+import cloudpickle
+
+from automc.errors import ExecutorError
+from automc.evaluation import Evaluation
+from automc.executors.executor import Executor
+from automc.executors.raced import Raced
+from automc.policy import Policy
+from automc.registry import EXECUTORS
+from automc.scoring.heat import Job, Scorer
+from automc.scoring.race import Race
+from automc.setting import Scoring
+from automc.tasks import FILE_MODULE
+
+ROOM = 2**30
+"""Bytes that must be free where the layers' bank is shared in memory."""
+_SHARED = "automc-bank-"
+
+
+@dataclass(frozen=True, slots=True)
+class Workers:
+    """How many candidates are scored at once, and where; ExecutorError for numbers that cannot be."""
+
+    count: int = 2
+    executor: str = "processes"
+    """`processes` of this machine, or `ray`."""
+    in_flight: int | None = None
+    """Candidates asked for before the first of them is told; by default two a worker. What a search does depends on
+    this number, and not on how many workers share the work."""
+    seconds: float | None = None
+    """After which a candidate is given up, and its worker replaced."""
+    memory_bytes: int | None = None
+    """How much a candidate may take beyond what its worker has taken when it begins."""
+    threads: int = 1
+    """Of torch, in each worker; scores differ in their last digits by this number."""
+
+    def __post_init__(self) -> None:
+        EXECUTORS.check(self.executor)
+        for what, number in (("count", self.count), ("threads", self.threads), ("in_flight", self.in_flight)):
+            if number is not None and number < 1:
+                raise ExecutorError(f"Workers' {what} must be 1 or more; it is {number}: give a number from 1 up.")
+        for what, amount in (("seconds", self.seconds), ("memory_bytes", self.memory_bytes)):
+            if amount is not None and not amount > 0:
+                raise ExecutorError(f"Workers' {what} must be positive; it is {amount}: give more, or leave it out.")
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Blueprint:
+    """What a worker makes its scorer from."""
+
+    scoring: Scoring
+    risk: float
+
+    def __call__(self) -> Scorer:
+        """The scorer."""
+        return Scorer(self.scoring.evaluator(), self.risk)
+
+
+@contextlib.contextmanager
+def spread(workers: Workers, scoring: Scoring, race: Race) -> Iterator[Executor[Policy, Evaluation]]:
+    """An executor that scores a race's policies by workers; they are gone when the block is left, however it is."""
+    with _bank(scoring.cache) as folder, _travelling():
+        task = replace(scoring.task, train=None, test=None, augment=None, factory=None)
+        blueprint = Blueprint(replace(scoring, task=task, cache=folder), race.scorer.risk)
+        executor: Executor[Policy, Evaluation] = Raced(
+            race,
+            EXECUTORS.load(workers.executor)(
+                blueprint,
+                Job.lost,
+                workers=workers.count,
+                slots=workers.in_flight,
+                seconds=workers.seconds,
+                threads=workers.threads,
+                memory_bytes=workers.memory_bytes,
+            ),
+        )
+        try:
+            yield executor
+        finally:
+            executor.close()
+
+
+@contextlib.contextmanager
+def _bank(cache: Path | None) -> Iterator[Path | None]:
+    """A folder that all workers of this machine keep the layers' bank in: in memory, unless the user named one.
+
+    None where there is no room for one; each worker then has its own.
+    """
+    memory = Path("/dev/shm")
+    if cache is not None or not memory.is_dir() or shutil.disk_usage(memory).free < ROOM:
+        yield cache
+        return
+    _remove_left(memory)
+    with tempfile.TemporaryDirectory(prefix=f"{_SHARED}{os.getpid()}-", dir=memory) as folder:
+        yield Path(folder)
+
+
+def _remove_left(memory: Path) -> None:
+    """Removes what searches that were killed have left."""
+    for folder in memory.glob(f"{_SHARED}*"):
+        number = folder.name.removeprefix(_SHARED).partition("-")[0]
+        if number.isdigit() and not Path("/proc", number).exists():
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _travelling() -> Iterator[None]:
+    """While modules of a task's file, and those beside it, are sent whole: nobody else could import them."""
+    files = [m for name, m in list(sys.modules.items()) if name.startswith(FILE_MODULE)]
+    folders = {_folder(m) for m in files}
+    found = [m for m in list(sys.modules.values()) if _folder(m) in folders - {None}]
+    for module in found:
+        cloudpickle.register_pickle_by_value(module)
+    try:
+        yield
+    finally:
+        for module in found:
+            cloudpickle.unregister_pickle_by_value(module)
+
+
+def _folder(module: ModuleType) -> Path | None:
+    file = getattr(module, "__file__", None)
+    return None if file is None else Path(file).parent
