@@ -44,12 +44,16 @@ class Workers:
     """How much a candidate may take beyond what its worker has taken when it begins."""
     threads: int = 1
     """Of torch, in each worker; scores differ in their last digits by this number."""
+    gpus: float = 0.0
+    """Share of a GPU that each worker owns, by Ray's leave."""
 
     def __post_init__(self) -> None:
         EXECUTORS.check(self.executor)
         for what, number in (("count", self.count), ("threads", self.threads), ("in_flight", self.in_flight)):
             if number is not None and number < 1:
                 raise ExecutorError(f"Workers' {what} must be 1 or more; it is {number}: give a number from 1 up.")
+        if self.gpus and self.executor != "ray":
+            raise ExecutorError(f"Shares of GPUs are Ray's to give; workers are {self.executor}: take executor='ray'.")
         for what, amount in (("seconds", self.seconds), ("memory_bytes", self.memory_bytes)):
             if amount is not None and not amount > 0:
                 raise ExecutorError(f"Workers' {what} must be positive; it is {amount}: give more, or leave it out.")
@@ -73,18 +77,18 @@ def spread(workers: Workers, scoring: Scoring, race: Race) -> Iterator[Executor[
     with _bank(scoring.cache) as folder, _travelling():
         task = replace(scoring.task, train=None, test=None, augment=None, factory=None)
         blueprint = Blueprint(replace(scoring, task=task, cache=folder), race.scorer.risk)
-        executor: Executor[Policy, Evaluation] = Raced(
-            race,
-            EXECUTORS.load(workers.executor)(
-                blueprint,
-                Job.lost,
-                workers=workers.count,
-                slots=workers.in_flight,
-                seconds=workers.seconds,
-                threads=workers.threads,
-                memory_bytes=workers.memory_bytes,
-            ),
+        own = {"gpus": workers.gpus} if workers.gpus else {}
+        pool = EXECUTORS.load(workers.executor)(
+            blueprint,
+            Job.lost,
+            workers=workers.count,
+            slots=workers.in_flight,
+            seconds=workers.seconds,
+            threads=workers.threads,
+            memory_bytes=workers.memory_bytes,
+            **own,
         )
+        executor = Raced(race, pool)
         try:
             yield executor
         finally:

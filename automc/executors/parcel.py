@@ -35,6 +35,10 @@ class Parcel:
     size: int
     """Bytes in all."""
 
+    def read(self) -> bytes:
+        """All of it, for other machines."""
+        return os.pread(self.memory, self.size, 0)
+
     def close(self) -> None:
         """Lets go of the memory, here."""
         os.close(self.memory)
@@ -61,7 +65,12 @@ def packed(thing: Any) -> Parcel:
 def opened(parcel: Parcel) -> Any:
     """The object, its tensors where they lie in the shared memory."""
     mapped = mmap.mmap(parcel.memory, parcel.size, mmap.MAP_PRIVATE, mmap.PROT_READ | mmap.PROT_WRITE)
-    return _Opener(io.BytesIO(mapped[parcel.tensors :]), mapped).load()
+    return opened_in(mapped, parcel.tensors)
+
+
+def opened_in(memory: mmap.mmap | bytearray, tensors: int) -> Any:
+    """The object of a parcel that was read, its tensors where they lie in `memory`, the first so many bytes."""
+    return _Opener(io.BytesIO(memory[tensors:]), memory).load()
 
 
 def _nameless() -> int:
@@ -105,7 +114,7 @@ class _Packer(cloudpickle.Pickler):  # type: ignore[misc]
 class _Opener(pickle.Unpickler):
     """Finds storages in mapped memory."""
 
-    def __init__(self, buffer: io.BytesIO, mapped: mmap.mmap) -> None:
+    def __init__(self, buffer: io.BytesIO, mapped: mmap.mmap | bytearray) -> None:
         super().__init__(buffer)
         self._mapped = mapped
         self._made: dict[int, UntypedStorage] = {}

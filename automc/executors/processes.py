@@ -99,9 +99,8 @@ def processes(
     memory_bytes: int | None = None,
 ) -> Pool[Any, Any]:
     """An executor of so many processes; see `Pool` and `Processes`."""
-    return Pool(
-        Processes(make, workers, threads=threads, memory_bytes=memory_bytes), lost, slots=slots, seconds=seconds
-    )
+    started = Processes(make, workers, threads=threads, memory_bytes=memory_bytes)
+    return Pool(started, lost, slots=slots, seconds=seconds)
 
 
 def _end_of(process: "subprocess.Popen[bytes]") -> str:

@@ -10,6 +10,7 @@ import os
 import signal
 import sys
 import warnings
+from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -28,27 +29,34 @@ def main() -> None:
     with contextlib.suppress(EOFError, OSError):  # nobody is left to hear of it
         work = _set_up(connection)
         while work is not None:
-            job = connection.recv()
-            connection.send(_worked(work, job))
+            connection.send(worked(work, connection.recv()))
 
 
 def _set_up(connection: "Connection[Any, Any]") -> Any:
     """What works on jobs; None where it cannot be made, which is said."""
     path, threads, memory_bytes, parcel = connection.recv()
-    sys.path[:] = path  # modules the other process knows, this one knows
-    torch.set_num_threads(threads)
-    warnings.simplefilter("ignore")  # the other process has said it already
-    try:
-        work = opened(parcel)()
-        _bound(memory_bytes)
-    except Exception as error:  # a model's own code may run here
-        connection.send(("broken", _said(error)))
-        return None
-    connection.send(("ready", None))
+    work, said = made(lambda: opened(parcel), path, threads, memory_bytes)
+    connection.send(("ready", None) if work is not None else ("broken", said))
     return work
 
 
-def _worked(work: Any, job: Any) -> tuple[str, Any]:
+def made(
+    unpack: Callable[[], Callable[[], Any]], path: Sequence[str], threads: int, memory_bytes: int | None
+) -> tuple[Any, str]:
+    """What works on jobs in this process, or None and why; `path` is where the other process finds its modules."""
+    sys.path += [folder for folder in path if folder not in sys.path]
+    torch.set_num_threads(threads)
+    warnings.simplefilter("ignore")  # the other process has said it already
+    try:
+        work = unpack()()
+        _bound(memory_bytes)
+    except Exception as error:  # a model's own code may run here
+        return None, _said(error)
+    return work, ""
+
+
+def worked(work: Any, job: Any) -> tuple[str, Any]:
+    """What became of a job: done and its result, or raised and why."""
     try:
         return "done", work(job)
     except Exception as error:

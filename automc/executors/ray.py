@@ -1,0 +1,150 @@
+"""Workers as Ray actors, on a cluster where there is one, on this machine otherwise.
+
+Actors with plain calls: a trial costs a few milliseconds that way, and seconds as one of Ray Tune's (see `automc.tune`).
+What workers are made from goes into the object store once. Ray is not told to try anything again: which candidates are
+tried again is settled in one place, `dispatch`, whatever the workers are.
+"""
+
+import contextlib
+import os
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from automc.errors import ExecutorError
+from automc.executors.executor import Lost, Make
+from automc.executors.parcel import opened_in, packed
+from automc.executors.pool import Event, Pool
+from automc.executors.worker import made, worked
+
+_OFF = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
+"""Nothing is reported to anybody; a worker without a GPU sees the devices it saw."""
+
+
+class _Actor:
+    """One worker: made from the parcel, then called with one job after the other."""
+
+    def __init__(self, parcel: Any, tensors: int, path: Sequence[str], threads: int, memory_bytes: int | None) -> None:
+        memory = bytearray(parcel)  # what lies in the object store cannot be written to, and a model may do so
+        self.work, self.said = made(lambda: opened_in(memory, tensors), path, threads, memory_bytes)
+
+    def begin(self) -> tuple[str, Any]:
+        """Whether it can work."""
+        return ("ready", None) if self.work is not None else ("broken", self.said)
+
+    def run(self, job: Any) -> tuple[str, Any]:
+        """What became of a job."""
+        return worked(self.work, job)
+
+
+class RayWorkers:
+    """Actors that own a CPU for each of their `threads`, and a share of a GPU."""
+
+    def __init__(
+        self,
+        make: Make[Any, Any],
+        count: int,
+        *,
+        threads: int = 1,
+        memory_bytes: int | None = None,
+        gpus: float = 0.0,
+    ) -> None:
+        self.count = count
+        self._threads, self._memory_bytes = threads, memory_bytes
+        self._ray, self._ours = _connected(count * threads)
+        parcel = packed(make)
+        self._tensors = parcel.tensors
+        self._parcel = self._ray.put(np.frombuffer(parcel.read(), dtype=np.uint8))
+        parcel.close()
+        self._class = self._ray.remote(num_cpus=threads, num_gpus=gpus, max_restarts=0, max_task_retries=0)(_Actor)
+        self._actors: dict[int, Any] = {}
+        self._calls: dict[Any, int] = {}
+        """By what will be a call's result, the worker that was called."""
+
+    def start(self, worker: int) -> None:
+        """Starts an actor; one that has the number already is killed."""
+        self._end(worker)
+        actor = self._class.remote(self._parcel, self._tensors, sys.path, self._threads, self._memory_bytes)
+        self._actors[worker] = actor
+        self._calls[actor.begin.remote()] = worker
+
+    def send(self, worker: int, job: Any) -> None:
+        """Calls an actor."""
+        self._calls[self._actors[worker].run.remote(job)] = worker
+
+    def events(self, seconds: float | None) -> Sequence[Event]:
+        """Waits for the first call that ends."""
+        ended, rest = self._ray.wait(list(self._calls), timeout=seconds)
+        if ended and rest:
+            ended += self._ray.wait(rest, num_returns=len(rest), timeout=0)[0]
+        return [self._heard(call) for call in ended]
+
+    def close(self) -> None:
+        """Kills all actors, and ends Ray where it was begun here."""
+        for worker in list(self._actors):
+            self._end(worker)
+        self._parcel = None
+        if self._ours:
+            self._ray.shutdown()
+
+    def _heard(self, call: Any) -> Event:
+        worker = self._calls.pop(call)
+        try:
+            kind, value = self._ray.get(call)
+        except self._ray.exceptions.RayError as error:
+            return Event(worker, "died", _why(error))
+        return Event(worker, kind, value)
+
+    def _end(self, worker: int) -> None:
+        actor = self._actors.pop(worker, None)
+        self._calls = {call: other for call, other in self._calls.items() if other != worker}
+        if actor is not None:
+            with contextlib.suppress(self._ray.exceptions.RayError):
+                self._ray.kill(actor)
+
+
+def on_ray(
+    make: Make[Any, Any],
+    lost: Lost[Any, Any],
+    *,
+    workers: int,
+    slots: int | None = None,
+    seconds: float | None = None,
+    threads: int = 1,
+    memory_bytes: int | None = None,
+    gpus: float = 0.0,
+) -> Pool[Any, Any]:
+    """An executor of so many actors; see `Pool` and `RayWorkers`."""
+    actors = RayWorkers(make, workers, threads=threads, memory_bytes=memory_bytes, gpus=gpus)
+    return Pool(actors, lost, slots=slots, seconds=seconds)
+
+
+def _connected(cpus: int) -> tuple[Any, bool]:
+    """Ray, and whether it was begun here; ExecutorError where it cannot be had."""
+    for name, value in _OFF.items():
+        os.environ.setdefault(name, value)
+    import ray
+
+    if ray.is_initialized():
+        return ray, False
+    quiet = {"log_to_driver": False, "logging_level": "error"}
+    try:
+        with contextlib.suppress(ConnectionError):
+            ray.init(address="auto", **quiet)
+            return ray, True
+        ray.init(num_cpus=cpus, include_dashboard=False, **quiet)
+    except Exception as error:  # Ray raises whatever went wrong in it
+        said = " ".join(str(error).split())[:200]
+        raise ExecutorError(f"Ray must start, or be reached; it says {said}: mend that, or use processes.") from error
+    return ray, True
+
+
+def _why(error: Exception) -> str:
+    """How an actor ended, in words."""
+    said = " ".join(str(error).split())
+    for known, words in (("OutOfMemory", "killed for memory"), ("SYSTEM_ERROR", "its process died")):
+        if known in said or known in type(error).__name__:
+            return words
+    return f"{type(error).__name__}: {said}"[:200]
