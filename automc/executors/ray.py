@@ -1,8 +1,8 @@
 """Workers as Ray actors, on a cluster where there is one, on this machine otherwise.
 
-Actors with plain calls: a trial costs a few milliseconds that way, and seconds as one of Ray Tune's (see `automc.tune`).
-What workers are made from goes into the object store once. Ray is not told to try anything again: which candidates are
-tried again is settled in one place, `dispatch`, whatever the workers are.
+Actors with plain calls: a trial costs a few milliseconds that way, and more as one of Ray Tune's. What workers are made
+from goes into the object store once. Ray is not told to try anything again: which candidates are tried again is settled
+in one place, `dispatch`, whatever the workers are.
 """
 
 import contextlib
@@ -129,7 +129,7 @@ def _connected(cpus: int) -> tuple[Any, bool]:
 
     if ray.is_initialized():
         return ray, False
-    quiet = {"log_to_driver": False, "logging_level": "error"}
+    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "error"}
     try:
         with contextlib.suppress(ConnectionError):
             ray.init(address="auto", **quiet)
