@@ -66,6 +66,7 @@ def search(
     cache: str | Path | None = None,
     memory_bytes: int = MEMORY_BYTES,
     workers: int | Workers = 1,
+    shared: bool = False,
     progress: bool | Callable[[Evaluation], None] = False,
     on_start: Callable[[Study], None] | None = None,
 ) -> Study:
@@ -85,7 +86,9 @@ def search(
     of your own; without it layers are timed here, for `batch` samples a pass, unless runs/latency/ has the table.
     `cache` is a folder where what is computed once per layer is kept, `memory_bytes` bounds how much of it is held in
     memory, in each worker. `workers` is how many processes score candidates, by default this one alone; see `Workers`
-    for Ray, and for limits of time and memory a candidate. `progress` shows a bar, or is called with each recorded
+    for Ray, and for limits of time and memory a candidate. With `shared`, the same search may run in other processes,
+    or on other hosts where `storage` is a server: each policy is scored by one of them and told to all, and `trials`
+    counts what they do together. `progress` shows a bar, or is called with each recorded
     evaluation.
     """
     limits = Budget.parse(budget) if isinstance(budget, str) else budget
@@ -108,10 +111,10 @@ def search(
     race = {"stages": list(_looks(setting, stages)), "keep": keep, "screen": screen}
     name = named(setting.task.name)
     meta = described(setting, limits, chosen, searcher, seed) | {"score": score, "race": race}
-    record = Study.create(storage, name, meta, setting.problem.space.axes)
+    record = Study.create(storage, name, meta, setting.problem.space.axes, shared=shared)
     if on_start is not None:
         on_start(record)
-    proposer = SEARCHERS.load(searcher)(setting.problem, seed)
+    proposer = SEARCHERS.load(searcher)(setting.problem, record.seed_of(seed))
     recall(proposer, searcher, record, shown, setting.problem.space)
     if "uniform" not in record.meta:
         record.note("uniform", _uniform(setting, seed))

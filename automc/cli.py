@@ -155,6 +155,9 @@ def search(
     in_flight: Annotated[
         int | None, typer.Option(min=1, help="Candidates asked for before the first is told; default: two a worker.")
     ] = None,
+    shared: Annotated[
+        bool, typer.Option("--shared", help="Other processes may run the same command: they share the trials.")
+    ] = False,
     trial_time: Annotated[
         str | None, typer.Option(metavar="DURATION", help="Give a candidate up after this long: 90s, 10m.")
     ] = None,
@@ -199,6 +202,7 @@ def search(
             cache=cache,
             memory_bytes=memory_bytes,
             workers=spread,
+            shared=shared,
             progress=True,
             on_start=lambda s: _announce(s, begun, trials),
         )

@@ -13,6 +13,7 @@ import json
 import logging
 import os
 import socket
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,8 @@ from automc.files import write_atomic
 
 _START = b'{"op_code":'
 _log = logging.getLogger("automc")
+PATIENCE = 5.0
+"""Seconds that searches which share a file wait for each other's first look at it."""
 
 BROKEN = (ValueError, KeyError, TypeError, AttributeError, AssertionError)
 """What Optuna raises while it reads a damaged journal."""
@@ -49,7 +52,7 @@ class Journal(JournalFileBackend):
 def open_storage(path: Path, *, writing: bool) -> JournalStorage:
     """The storage in a journal file, which is repaired first if that is needed to read it, or to write to it.
 
-    Whoever opens it for writing must own it by `exclusive`.
+    Whoever opens it for writing must own it by `owned`, or be making it.
     """
     if path.is_file():
         _refuse_other_kinds(path)
@@ -58,7 +61,7 @@ def open_storage(path: Path, *, writing: bool) -> JournalStorage:
     try:
         return JournalStorage(Journal(path))
     except BROKEN:
-        with contextlib.nullcontext() if writing else exclusive(path):
+        with contextlib.nullcontext() if writing else owned(path):
             repair(path)
         return JournalStorage(Journal(path))
 
@@ -81,8 +84,9 @@ def repair(path: Path) -> int:
 
 
 @contextlib.contextmanager
-def exclusive(path: Path) -> Iterator[None]:
-    """Lets one process at a time search on a study; a lock left by a dead one is removed.
+def owned(path: Path, *, shared: bool = False) -> Iterator[None]:
+    """Lets one process at a time search on a study, or several that agreed to share it; a lock left by a dead one is
+    removed.
 
     The owner file is locked by the kernel, so it falls free with its process. Content in it that nobody holds means the
     owner was killed; the append lock it may have left is then nobody's.
@@ -95,16 +99,37 @@ def exclusive(path: Path) -> Iterator[None]:
     owner = path.with_name(f".{path.name}.owner")
     descriptor = os.open(owner, os.O_RDWR | os.O_CREAT, 0o644)
     try:
-        _lock_or_refuse(fcntl, descriptor, path)
-        previous = os.read(descriptor, 200).decode(errors="replace")
-        if previous:
-            _remove_dead_lock(path, previous)
-        os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, f"process {os.getpid()} on {socket.gethostname()}".encode(), 0)
+        alone = _lock_or_refuse(fcntl, descriptor, path, shared=shared)
+        if alone:
+            previous = os.read(descriptor, 200).decode(errors="replace")
+            if previous:
+                _remove_dead_lock(path, previous)
+            os.ftruncate(descriptor, 0)
+            os.pwrite(descriptor, f"process {os.getpid()} on {socket.gethostname()}".encode(), 0)
+        if shared:
+            fcntl.flock(descriptor, fcntl.LOCK_SH)
         try:
             yield
         finally:
-            os.ftruncate(descriptor, 0)
+            if not shared:  # others may go on; what the first of them wrote says nothing of these
+                os.ftruncate(descriptor, 0)
+    finally:
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
+def making(path: Path) -> Iterator[None]:
+    """Has processes make the study of a file one after the other."""
+    try:
+        import fcntl
+    except ImportError:
+        yield
+        return
+    descriptor = os.open(path.with_name(f".{path.name}.making"), os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        with contextlib.suppress(OSError):  # a file system without locks
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
     finally:
         os.close(descriptor)
 
@@ -129,16 +154,28 @@ def _ends_well(path: Path) -> bool:
             reach *= 2
 
 
-def _lock_or_refuse(fcntl: Any, descriptor: int, path: Path) -> None:
+def _lock_or_refuse(fcntl: Any, descriptor: int, path: Path, *, shared: bool) -> bool:
+    """Locks the owner file, and says whether nobody else had it."""
+    if _locked(fcntl, descriptor, fcntl.LOCK_EX):
+        return True
+    until = time.monotonic() + PATIENCE
+    while shared and time.monotonic() < until:  # one that also shares may just be at its first look
+        if _locked(fcntl, descriptor, fcntl.LOCK_SH):
+            return False
+        time.sleep(PATIENCE / 100)
+    holder = os.read(descriptor, 200).decode(errors="replace") or "another process"
+    raise StudyError(
+        f"One search at a time may write {path}, unless all are told to share it; {holder} is doing so: wait for it, "
+        "or give another --study name."
+    )
+
+
+def _locked(fcntl: Any, descriptor: int, kind: int) -> bool:
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
     except OSError as error:
-        if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
-            return  # a file system without locks
-        holder = os.read(descriptor, 200).decode(errors="replace") or "another process"
-        raise StudyError(
-            f"One search at a time may write {path}; {holder} is doing so: wait for it, or give another --study name."
-        ) from error
+        return error.errno not in (errno.EWOULDBLOCK, errno.EACCES)  # on a file system without locks all may
+    return True
 
 
 def _remove_dead_lock(path: Path, previous: str) -> None:

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from types import FrameType
 
+from automc.claims import Claims
 from automc.evaluation import Evaluation
 from automc.executors.executor import Executor
 from automc.executors.inline import Inline
@@ -23,6 +24,10 @@ from automc.searcher import Problem, Searcher
 from automc.study import Study
 
 OnTrial = Callable[[Evaluation], None]
+PAUSE = 0.2
+"""Seconds before a search with nothing to do asks again whether the others have left something."""
+FRUITLESS = 20
+"""Proposals in a row that others had before, after which a search scores what it has, or waits for news."""
 
 
 def run(
@@ -44,8 +49,9 @@ def run(
     the candidate being scored is given up. A second Ctrl-C waits for nothing.
     """
     executor: Executor[Policy, Evaluation] = evaluate if isinstance(evaluate, Executor) else Inline(evaluate)
-    with study.exclusive(), _Signals() as signals:
-        _Loop(problem, searcher, executor, study, signals, on_trial, learn).run(trials, seconds)
+    kind = _Loop if study.claims is None else _SharedLoop
+    with study.searching(), _Signals() as signals:
+        kind(problem, searcher, executor, study, signals, on_trial, learn).run(trials, seconds)
 
 
 class _Loop:
@@ -106,10 +112,16 @@ class _Loop:
         self.asked.popleft()
         checked = self._checked(replace(scored, proposer=proposer))
         with self.signals.deferred():
-            recorded = self.study.record(checked)
-            self._learn(recorded)
+            recorded = self._record(checked)
         if self.on_trial is not None:
-            self.on_trial(recorded)
+            for evaluation in recorded:
+                self.on_trial(evaluation)
+
+    def _record(self, evaluation: Evaluation) -> Sequence[Evaluation]:
+        """Records and tells an evaluation, and whatever has become known besides."""
+        recorded = self.study.record(evaluation)
+        self._learn(recorded)
+        return (recorded,)
 
     def _checked(self, evaluation: Evaluation) -> Evaluation:
         """The evaluation, infeasible if it breaks a limit whatever its proposer thought."""
@@ -125,6 +137,66 @@ class _Loop:
         if self.learn is not None:
             self.learn(evaluation)
         self.searcher.tell(evaluation)
+
+
+class _SharedLoop(_Loop):
+    """One of several searches of a study: a policy is scored by whoever claims it first, and told to all.
+
+    What is told, and when, depends on how fast the others are, so that trials are no function of the seed.
+    """
+
+    def run(self, trials: int, seconds: float | None) -> None:
+        start = time.monotonic()
+        for evaluation in self.study.evaluations:
+            self._learn(evaluation)
+        while len(self.study.evaluations) < trials:
+            late = seconds is not None and time.monotonic() - start >= seconds
+            wanted = not late and self._claim_some(trials)
+            if self.asked:
+                self._finish()
+            elif late or not self._others():
+                return
+            elif not wanted:
+                time.sleep(PAUSE)
+                self._hear()
+
+    def _claim_some(self, trials: int) -> bool:
+        """Asks and claims until as many as may be are in flight; whether there is anything left to claim."""
+        fruitless = 0
+        while len(self.asked) < self.executor.slots and fruitless < FRUITLESS:
+            policy = self.searcher.ask()
+            verdict = self._claims.take(policy.digest, trials, self._heard)
+            if verdict == "enough":
+                return False
+            if verdict == "won":
+                self._submit(policy)
+            fruitless = 0 if verdict == "won" else fruitless + 1
+        return fruitless < FRUITLESS
+
+    def _record(self, evaluation: Evaluation) -> Sequence[Evaluation]:
+        self.study.append(evaluation)
+        self._claims.done(evaluation.policy.digest)
+        return self._hear()
+
+    def _hear(self) -> Sequence[Evaluation]:
+        """Tells what was recorded meanwhile, by whomever."""
+        found = self.study.news()
+        for evaluation in found:
+            self._learn(evaluation)
+        return found
+
+    def _heard(self) -> Sequence[Evaluation]:
+        """All that is recorded by now, told."""
+        self._hear()
+        return self.study.evaluations
+
+    @property
+    def _claims(self) -> Claims:
+        assert self.study.claims is not None  # it is shared
+        return self.study.claims
+
+    def _others(self) -> bool:
+        return self._claims.others()
 
 
 class _Signals(contextlib.AbstractContextManager["_Signals"]):

@@ -1,16 +1,27 @@
 """Where studies are kept: a journal file, or a database by URL; and what may go wrong there, in one sentence."""
 
 import contextlib
+import logging
+import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import optuna
 from optuna.storages import BaseStorage
 
 from automc import journal
 from automc.errors import AutomcError, StudyError
+
+CLAIMS = " claims"
+"""What the study of claims is called after the name of the one it belongs to (see `automc.claims`)."""
+T = TypeVar("T")
+_log = logging.getLogger("automc")
+WAITING = 600.0
+"""Seconds that a server may be away while a search runs."""
+CONNECTING = 5
+"""How often a server is tried before it counts as not there."""
 
 
 def open_storage(where: str, *, create: bool) -> BaseStorage:
@@ -24,8 +35,28 @@ def open_storage(where: str, *, create: bool) -> BaseStorage:
 
 
 @contextlib.contextmanager
-def owned(where: str) -> Iterator[None]:
-    """Keeps other searches from the file behind a storage; a server looks after itself."""
+def owned(where: str, *, shared: bool = False) -> Iterator[None]:
+    """Keeps other searches from the file behind a storage, or those that do not share it; a server looks after
+    itself."""
+    with _holding(where, lambda path: journal.owned(path, shared=shared)):
+        yield
+
+
+@contextlib.contextmanager
+def making(where: str, *, shared: bool = False) -> Iterator[None]:
+    """As `owned`, while a study is made or found; searches that share it come one after the other."""
+    if shared and where.startswith("sqlite"):
+        raise StudyError(
+            f"A study to be shared must be in a journal file or on a server; {where} fails where several write: give "
+            "runs/name.journal, or the URL of PostgreSQL or MySQL."
+        )
+    with _holding(where, journal.making if shared else journal.owned):
+        yield
+
+
+@contextlib.contextmanager
+def _holding(where: str, lock: Callable[[Path], contextlib.AbstractContextManager[None]]) -> Iterator[None]:
+    """While the file behind a storage, if there is one, is locked."""
     path = _file(where)
     if path is None:
         yield
@@ -33,7 +64,7 @@ def owned(where: str) -> Iterator[None]:
     with contextlib.ExitStack() as stack:
         with readable_errors(where):
             path.parent.mkdir(parents=True, exist_ok=True)
-            stack.enter_context(journal.exclusive(path))
+            stack.enter_context(lock(path))
         yield
 
 
@@ -41,7 +72,7 @@ def _database(url: str) -> BaseStorage:
     """Optuna's database storage; SQLite with a write-ahead log, which is four times as fast and survives a kill."""
     from sqlalchemy import event
 
-    storage = optuna.storages.RDBStorage(url)
+    storage = _connected(url)
     if url.startswith("sqlite"):
 
         @event.listens_for(storage.engine, "connect")
@@ -53,11 +84,25 @@ def _database(url: str) -> BaseStorage:
     return storage
 
 
+def _connected(url: str) -> optuna.storages.RDBStorage:
+    """Optuna's storage on a server; of several that make its tables at once, all but one have to look again."""
+    from sqlalchemy.exc import SQLAlchemyError
+
+    for attempt in range(CONNECTING):
+        try:
+            return optuna.storages.RDBStorage(url, engine_kwargs={"pool_pre_ping": True})
+        except SQLAlchemyError:
+            if attempt + 1 == CONNECTING:
+                raise
+            time.sleep(0.2 * (attempt + 1))
+    raise AssertionError("unreachable")
+
+
 def _file(where: str) -> Path | None:
     """The file behind a storage; None for a server, StudyError for SQLite in memory, which no later command finds."""
     if "://" not in where:
         return Path(where)
-    if not where.startswith("sqlite"):
+    if _is_server(where):
         return None
     path = where.partition(":///")[2]
     if not path.partition("?")[0] or ":memory:" in path or "mode=memory" in path:
@@ -73,7 +118,8 @@ def find_name(storage: BaseStorage, where: str, name: str | None = None, usual: 
 
     StudyError, with the names there are, where that is none.
     """
-    names = [s.study_name for s in storage.get_all_studies()]
+    every = [s.study_name for s in storage.get_all_studies()]
+    names = [n for n in every if not (n.endswith(CLAIMS) and n.removesuffix(CLAIMS) in every)]
     if not names:
         raise StudyError(f"A study must exist; {where} holds none: run `automc search` first.")
     if name is None and len(names) > 1 and usual not in names:
@@ -100,6 +146,41 @@ def quiet() -> Iterator[None]:
         optuna.logging.set_verbosity(level)
 
 
+def patiently(where: str, action: Callable[[], T]) -> T:
+    """What an action gives; a server that does not answer is asked again for as long as `WAITING`, which is said.
+
+    The action may have been done although it seemed to fail, and is then done twice.
+    """
+    from sqlalchemy.exc import DBAPIError
+
+    waited, pause = 0.0, 0.25
+    while True:
+        try:
+            return action()
+        except (DBAPIError, optuna.exceptions.StorageInternalError) as error:
+            if not _is_server(where) or waited >= WAITING:
+                raise
+            if not waited:
+                _log.warning(
+                    "%s does not answer (%s); it is asked again for %g s.", shown(where), _short(error), WAITING
+                )
+        time.sleep(pause)
+        waited, pause = waited + pause, min(2 * pause, 8.0)
+
+
+def shown(where: str) -> str:
+    """A storage's path or URL as it may be printed: without a password."""
+    if "://" not in where:
+        return where
+    from sqlalchemy.engine import make_url
+    from sqlalchemy.exc import ArgumentError
+
+    try:
+        return make_url(where).render_as_string(hide_password=True)
+    except ArgumentError:
+        return where
+
+
 @contextlib.contextmanager
 def readable_errors(where: str) -> Iterator[None]:
     """Turns what a storage raises into one StudyError that names it."""
@@ -115,7 +196,15 @@ def readable_errors(where: str) -> Iterator[None]:
             "space or mend its rights, then repeat the command (nothing recorded is lost)."
         ) from error
     except (SQLAlchemyError, optuna.exceptions.OptunaError, ImportError, *journal.BROKEN) as error:
-        text = " ".join(str(error.__cause__ or error).split())[:200]
         raise StudyError(
-            f"{where} must be a study's storage; it cannot be used ({text}): give a journal file or a URL."
+            f"{shown(where)} must be a study's storage; it cannot be used ({_short(error)}): give a journal file or a "
+            "URL."
         ) from error
+
+
+def _short(error: Exception) -> str:
+    return " ".join(str(error.__cause__ or error).split())[:200]
+
+
+def _is_server(where: str) -> bool:
+    return "://" in where and not where.startswith("sqlite")

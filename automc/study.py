@@ -8,22 +8,25 @@ people read them; its user attributes are the evaluation's JSON form, from which
 import contextlib
 import json
 import math
+import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import optuna
 from optuna.storages import BaseStorage
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from automc import pareto
+from automc.claims import Claims
 from automc.distributions import distributions
 from automc.errors import StudyError
 from automc.evaluation import Evaluation
 from automc.space import Axis, Value
-from automc.storage import find_name, open_storage, owned, quiet, readable_errors
+from automc.storage import find_name, making, open_storage, owned, patiently, quiet, readable_errors
 
 _SETTLED = ("fingerprint", "limits", "axes", "recipe", "score", "metric", "latency")
 """What may not change when a search goes on: scores or costs would no longer compare.
@@ -44,33 +47,47 @@ _RESERVED = "automc"
 class Study:
     """All evaluations of one search, in the order recorded; made by `create` or `open`."""
 
-    def __init__(self, study: optuna.Study, storage: str, axes: Sequence[Axis]) -> None:
+    def __init__(self, study: optuna.Study, storage: str, axes: Sequence[Axis], *, shared: bool = False) -> None:
         self.optuna = study
         """The Optuna study underneath, for its plots and importances."""
         self.name = study.study_name
         self.storage = storage
         """Path of the journal file, or URL."""
         self.axes = tuple(axes)
+        self.shared = shared
+        """Whether other searches may write to it at the same time."""
+        with readable_errors(storage), quiet():
+            self.claims = Claims(study._storage, self.name, storage) if shared else None
+        """Which policies are being scored, by whom."""
         self._owning = False
         self._ranges = distributions(self.axes)
         self.refresh()
 
     @classmethod
-    def create(cls, storage: str | Path | None, name: str, meta: Mapping[str, Any], axes: Sequence[Axis]) -> "Study":
+    def create(
+        cls,
+        storage: str | Path | None,
+        name: str,
+        meta: Mapping[str, Any],
+        axes: Sequence[Axis],
+        *,
+        shared: bool = False,
+    ) -> "Study":
         """The study of that name, made if it is new; `meta` says what is searched and must fit what is there.
 
         `meta` holds at least fingerprint, budget, recipe, and limits (absolute, by cost); a study of another model,
-        budget, space, recipe or metric, or with another score of the dense model, raises StudyError.
+        budget, space, recipe or metric, or with another score of the dense model, raises StudyError. With `shared`
+        other searches that say so, too, may work on it at the same time.
         """
         where = str(storage) if storage is not None else str(default_path(name))
         meta = json.loads(json.dumps({**meta, "axes": [_written(a) for a in axes]}))
-        with readable_errors(where), quiet(), owned(where):
+        with readable_errors(where), quiet(), making(where, shared=shared):
             found = _found_or_made(open_storage(where, create=True), name, len(meta["limits"]))
             if _RESERVED in found.user_attrs:
                 _check_same(found.user_attrs, meta, name, where)
             else:
                 _describe(found, meta)
-        return cls(found, where, axes)
+        return cls(found, where, axes, shared=shared)
 
     @classmethod
     def open(cls, storage: str | Path, name: str | None = None, *, usual: str | None = None) -> "Study":
@@ -90,8 +107,16 @@ class Study:
             trials = self.optuna.get_trials(deepcopy=False)
             self._meta = self.optuna.user_attrs
         self._count = len(trials)
-        done = [t for t in trials if t.state.is_finished() and "policy" in t.user_attrs]
-        self._evaluations = [Evaluation.from_dict(t.user_attrs, t.number) for t in done]
+        self._evaluations = [e for t in trials if (e := _evaluation(t)) is not None]
+
+    def news(self) -> tuple[Evaluation, ...]:
+        """What was recorded since this study was last read, by whomever, in order."""
+        with readable_errors(self.storage):
+            trials = patiently(self.storage, lambda: self.optuna.get_trials(deepcopy=False))[self._count :]
+        self._count += len(trials)
+        found = [e for t in trials if (e := _evaluation(t)) is not None]
+        self._evaluations += found
+        return tuple(found)
 
     @property
     def evaluations(self) -> tuple[Evaluation, ...]:
@@ -161,12 +186,31 @@ class Study:
         """Appends a finished evaluation, durably, and returns it with its number; each one can be recorded once."""
         if evaluation.number >= 0:
             raise StudyError(f"An evaluation is recorded once; this one is trial {evaluation.number} already: drop it.")
-        with readable_errors(self.storage), self._owned():
-            self.optuna.add_trial(self._frozen(evaluation))
+        self.append(evaluation)
         recorded = replace(evaluation, number=self._count)
         self._count += 1
         self._evaluations.append(recorded)
         return recorded
+
+    def seed_of(self, seed: int) -> int:
+        """The seed as given, or, of searches that share a study, another one for each but the first."""
+        index = 0 if self.claims is None else self.claims.joined()
+        return seed if not index else int(np.random.SeedSequence([seed, index]).generate_state(1)[0])
+
+    def append(self, evaluation: Evaluation) -> None:
+        """Appends a finished evaluation, durably, to a study that others write to as well: `news` gives its number."""
+        trial, token = self._frozen(evaluation), uuid.uuid4().hex
+        trial.set_user_attr("token", token)
+        tried: list[bool] = []
+
+        def add() -> None:
+            if tried and any(t.user_attrs.get("token") == token for t in self.optuna.get_trials(deepcopy=False)):
+                return  # it was added, and only the answer was lost
+            tried.append(True)
+            self.optuna.add_trial(trial)
+
+        with readable_errors(self.storage), self._owned():
+            patiently(self.storage, add)
 
     def note(self, key: str, value: Any) -> None:
         """Adds a fact about the whole study, such as the uniform baseline."""
@@ -175,11 +219,12 @@ class Study:
         self._meta = {**self._meta, key: value}
 
     @contextlib.contextmanager
-    def exclusive(self) -> Iterator[None]:
-        """While a search writes, no other search may; what was written meanwhile is read first."""
+    def searching(self) -> Iterator[None]:
+        """While a search writes, no other search may that does not share the study; what was written is read first."""
         with self._owned():
             self.refresh()
-            yield
+            with contextlib.nullcontext() if self.claims is None else self.claims.alive():
+                yield
 
     @contextlib.contextmanager
     def _owned(self) -> Iterator[None]:
@@ -187,7 +232,7 @@ class Study:
         if self._owning:
             yield
             return
-        with owned(self.storage):
+        with owned(self.storage, shared=self.shared):
             self._owning = True
             try:
                 yield
@@ -211,6 +256,13 @@ class Study:
             system_attrs={"constraints": list(over.values())},  # where optuna-dashboard 0.21 looks for them
             constraints=over,
         )
+
+
+def _evaluation(trial: FrozenTrial) -> Evaluation | None:
+    """A finished trial as an evaluation; None for one that somebody else added."""
+    if not trial.state.is_finished() or "policy" not in trial.user_attrs:
+        return None
+    return Evaluation.from_dict(trial.user_attrs, trial.number)
 
 
 def _written(axis: Axis) -> list[Any]:
@@ -244,7 +296,7 @@ def _found_or_made(storage: BaseStorage, name: str, costs: int) -> optuna.Study:
     if name in optuna.get_all_study_names(storage):
         return optuna.load_study(study_name=name, storage=storage)
     directions = [StudyDirection.MAXIMIZE, *[StudyDirection.MINIMIZE] * costs]
-    return optuna.create_study(storage=storage, study_name=name, directions=directions)
+    return optuna.create_study(storage=storage, study_name=name, directions=directions, load_if_exists=True)
 
 
 def _describe(study: optuna.Study, meta: Mapping[str, Any]) -> None:

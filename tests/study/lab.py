@@ -36,8 +36,8 @@ def meta(**changes: Any) -> dict[str, Any]:
     } | changes
 
 
-def study(path: Path | str, name: str = "lab", **changes: Any) -> Study:
-    return Study.create(path, name, meta(**changes), AXES)
+def study(path: Path | str, name: str = "lab", *, shared: bool = False, **changes: Any) -> Study:
+    return Study.create(path, name, meta(**changes), AXES, shared=shared)
 
 
 def draw(rng: np.random.Generator) -> Policy:

@@ -123,7 +123,7 @@ def test_a_torn_record_under_the_lock_of_a_killed_search_needs_no_waiting(tmp_pa
 def test_two_searches_on_one_study_at_a_time_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "lab.journal"
     written(path, 1)
-    with Study.open(path).exclusive(), pytest.raises(StudyError, match=f"process {os.getpid()} on .* is doing so"):
+    with Study.open(path).searching(), pytest.raises(StudyError, match=f"process {os.getpid()} on .* is doing so"):
         loop.run(lab.problem(), lab.Draws(), lab.lookup, Study.open(path), trials=3)
     loop.run(lab.problem(), lab.Draws(), lab.lookup, Study.open(path), trials=3)
     assert len(Study.open(path).evaluations) == 3
