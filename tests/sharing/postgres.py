@@ -50,9 +50,10 @@ class Server:
     def _run(self, program: str, *arguments: str) -> None:
         user = ANYBODY if os.getuid() == 0 else None
         command = [str(self._bin / program), *arguments]
-        subprocess.run(
-            command, check=True, user=user, cwd=self._folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-        )
+        with (self._folder / f"{program}.log").open("w") as log:  # a pipe would stay open as long as the server runs
+            done = subprocess.run(command, check=False, user=user, cwd=self._folder, stdout=log, stderr=log)
+        if done.returncode:
+            raise RuntimeError(f"{program}: {(self._folder / f'{program}.log').read_text()[-500:]}")
 
 
 @contextlib.contextmanager
@@ -68,5 +69,5 @@ def server(folder: Path) -> Iterator[Server]:
     try:
         yield running
     finally:
-        with contextlib.suppress(subprocess.CalledProcessError):
+        with contextlib.suppress(RuntimeError):
             running.stop()

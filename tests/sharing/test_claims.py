@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from automc import claims, journal
@@ -46,7 +47,7 @@ def test_the_first_claim_wins_and_holds_until_it_is_settled(path: Path) -> None:
 
 def test_what_is_recorded_is_taken_for_good(path: Path) -> None:
     first, second = make(path), make(path)
-    done = lab.lookup(lab.draw(lab.np.random.default_rng(0)))
+    done = lab.lookup(lab.draw(np.random.default_rng(0)))
     digest = done.policy.digest
     assert first.take(digest, 10, nothing) == "won"
     first.done(digest)
@@ -55,7 +56,7 @@ def test_what_is_recorded_is_taken_for_good(path: Path) -> None:
 
 def test_claims_and_trials_together_are_no_more_than_wanted(path: Path) -> None:
     first, second = make(path), make(path)
-    done = lab.lookup(lab.draw(lab.np.random.default_rng(0)))
+    done = lab.lookup(lab.draw(np.random.default_rng(0)))
     verdicts = [first.take("a", 3, lambda: (done,)), second.take("b", 3, lambda: (done,))]
     assert verdicts == ["won", "won"] and second.take("c", 3, lambda: (done,)) == "enough"
     first.done("a")
@@ -104,7 +105,7 @@ def test_a_number_that_another_process_has_now_is_not_the_owner() -> None:
 
 def test_one_on_another_host_counts_until_it_is_silent_for_long(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     now = [1000.0]
-    monkeypatch.setattr(claims.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr("automc.claims.time.monotonic", lambda: now[0])
     far, near = as_if_elsewhere(make(path)), make(path)
     assert far.take("a", 10, nothing) == "won"
     assert near.others()

@@ -3,10 +3,12 @@
 import signal
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from automc import loop
 from automc.errors import StudyError
+from automc.evaluation import Evaluation
 from automc.policy import Policy
 from automc.storage import shown
 from automc.study import Study
@@ -64,22 +66,23 @@ def test_who_does_not_share_is_refused_while_others_search_and_the_other_way_rou
 def test_every_search_is_told_all_trials(tmp_path: Path) -> None:
     path = tmp_path / "lab.journal"
     mine, theirs = lab.study(path, shared=True), lab.study(path, shared=True)
-    searcher, told = lab.Draws(1), []
+    searcher = lab.Draws(1)
+    told: list[Evaluation] = []
 
-    def evaluate(policy: Policy) -> lab.Evaluation:
+    def evaluate(policy: Policy) -> Evaluation:
         if len(told) == 3:  # meanwhile, elsewhere
-            theirs.append(lab.lookup(lab.draw(lab.np.random.default_rng(99))))
+            theirs.append(lab.lookup(lab.draw(np.random.default_rng(99))))
         return lab.lookup(policy)
 
     loop.run(lab.problem(), searcher, evaluate, mine, trials=8, learn=told.append)
     assert searcher.told == 8 and [e.number for e in told] == list(range(8))
-    assert lab.draw(lab.np.random.default_rng(99)) in [e.policy for e in told]
+    assert lab.draw(np.random.default_rng(99)) in [e.policy for e in told]
 
 
 def test_a_space_that_is_used_up_ends_the_search(tmp_path: Path) -> None:
     class Stuck(lab.Draws):
         def ask(self) -> Policy:
-            return lab.draw(lab.np.random.default_rng(self.told % 2))
+            return lab.draw(np.random.default_rng(self.told % 2))
 
     study = lab.study(tmp_path / "lab.journal", shared=True)
     loop.run(lab.problem(), Stuck(), lab.lookup, study, trials=9)
