@@ -107,6 +107,7 @@ SPACES = Registry(
         "channels-ranks": "automc.search_spaces.joint:channels_ranks",
         "channels-bits": "automc.search_spaces.joint:channels_bits",
         "channels-bops": "automc.search_spaces.joint:channels_bops",
+        "zeros-bits": "automc.search_spaces.joint:zeros_bits",
         "joint": "automc.search_spaces.joint:joint",
         "amc": "automc.search_spaces.files:amc",
         "haq": "automc.search_spaces.files:haq",

@@ -29,7 +29,7 @@ from automc.task import Task
 from automc.tasks import load_task
 
 LatencySource: TypeAlias = LatencyTable | Callable[[Compressor, SearchSpace], LatencyTable | None]
-_AUTO = {"bops": "channels-bops", "size": "channels-bits"}
+_AUTO = {"bops": "zeros-bits", "size": "channels-bits"}
 """Limits that fewer bits help to meet, and what `auto` opens for them; otherwise `channels-ranks`."""
 
 

@@ -1,4 +1,4 @@
-"""Channels and bits without training, by bit operations: searched together, alone, and one after the other.
+"""Zeros and bits without training, by bit operations: searched together, alone, and one after the other.
 
     python benchmarks/bops.py resnet20                      budgets 3.1, 1.6 and 0.8 % of the 32-bit model's
     python benchmarks/bops.py resnet56 --trials 150 --seeds 0 1 2
@@ -6,7 +6,7 @@
 At the tightest budget the joint search is compared with pruning alone, with quantization alone (both searched as long)
 and with pruning first and quantizing what is left, half of the trials each, at the better of two shares of pruning.
 Searches score on the validation split, candidates that lose are stopped early; the test split is scored once, for the
-best policy of each search. Studies lie in runs/bops/ and are gone on with. Needs AUTOMC_DATA (see README.md).
+best policy of each search. Studies lie in runs/bops-zeros/ and are gone on with. Needs AUTOMC_DATA (see README.md).
 """
 
 import argparse
@@ -24,18 +24,22 @@ from automc.policy import Policy
 from automc.projection import within
 from automc.registry import SPACES
 from automc.scoring.evaluator import Evaluator
+from automc.search_spaces.channels import all_channels
+from automc.search_spaces.joined import joined
+from automc.search_spaces.joint import SINGLE
+from automc.search_spaces.weights import weights
 from automc.setting import evaluator_of
 from automc.space import Axis
 from automc.study import Study
 from automc.tasks import load_task
 
-RUNS = Path("runs") / "bops"
+RUNS = Path("runs") / "bops-zeros"
 BUDGETS = (3.1, 1.6, 0.8)
 """Percent of the bit operations of the dense 32-bit model."""
-SHARES = (75, 50)
-"""Percent of the MACs that pruning leaves where quantization comes second."""
+SHARES = (50, 25)
+"""Percent of the bit operations that zeros leave where quantization comes second."""
 STAGES = (512, 1536)
-TOGETHER, CHANNELS, BITS = "channels-bops", "criteria", "bits"
+TOGETHER, BITS = "zeros-bits", "bits"
 
 
 def searched(
@@ -59,27 +63,38 @@ def searched(
 
 
 def pruned_already(policy: Policy) -> Callable[[ModelFacts], tuple[Axis, ...]]:
-    """The space of bits where the channels of a policy are settled."""
+    """The space of bits where the zeros of a policy are settled."""
 
     def build(facts: ModelFacts) -> tuple[Axis, ...]:
         settled = [
             axis
-            for name, decision in policy.groups
+            for name, decision in policy.layers
             for axis in (
-                Axis(name, "group", "keep", (decision.keep,)),
-                Axis(name, "group", "criterion", (decision.criterion,)),
+                Axis(name, "layer", "sparsity", (decision.sparsity,)),
+                Axis(name, "layer", "pattern", (decision.pattern,)),
+                Axis(name, "layer", "criterion", (decision.criterion,)),
             )
         ]
-        return (*settled, *SPACES.load(BITS)(facts))
+        return joined(facts, [*settled, *SPACES.load(BITS)(facts)])
 
     return build
+
+
+def zeros(facts: ModelFacts) -> tuple[Axis, ...]:
+    """Every layer's share of zeros, as where bits are open beside them."""
+    return weights(facts, zeros=SINGLE)
+
+
+def zeros_and_channels(facts: ModelFacts) -> tuple[Axis, ...]:
+    """All that pruning can do."""
+    return joined(facts, [*all_channels(facts), *zeros(facts)])
 
 
 def one_after_the_other(net: str, budget: str, trials: int, seed: int) -> Study:
     """Pruning, then bits for what is left; of the shares that pruning may leave, the one better on validation."""
     found = []
     for share in SHARES:
-        first = searched(net, CHANNELS, f"macs<={share}%", f"pruned{share}", trials // 2, seed)
+        first = searched(net, zeros, f"bops<={share}%", f"pruned{share}", trials // 2, seed)
         space = pruned_already(first.best.policy)
         found.append(searched(net, space, budget, f"pruned{share}-quantized", trials - trials // 2, seed))
     return max(found, key=lambda study: float(study.best.score or 0))
@@ -124,7 +139,7 @@ def main() -> None:
             row(one_after_the_other(net, tightest, trials, seed), evaluator)
         )
         try:
-            study = searched(net, "channels-all", tightest, "pruned", trials, seed)
+            study = searched(net, zeros_and_channels, tightest, "pruned", trials // 2, seed)
             rows.setdefault("prune only", []).append(row(study, evaluator))
         except BudgetError as error:
             unreachable = str(error)

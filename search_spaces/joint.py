@@ -10,6 +10,8 @@ from automc.search_spaces.ranks import ranks
 from automc.search_spaces.weights import weights
 from automc.space import Axis
 
+SINGLE = Zeros(sparsities=(0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2), patterns=("element",), criteria=("obs",))
+
 
 def joint(
     facts: ModelFacts,
@@ -46,8 +48,16 @@ def channels_bits(
     return joined(facts, [*criteria(facts, widths=widths, ranking=ranking), *weight_bits(facts, levels=levels)])
 
 
+def zeros_bits(facts: ModelFacts, *, zeros: Zeros = SINGLE, levels: Bits = BITS) -> tuple[Axis, ...]:
+    """Every layer's share of single zeros, weight and activation bits: what bit operations depend on.
+
+    At as many bit operations, half the weights at four bits lose far less than all of them at three.
+    """
+    return joined(facts, [*weights(facts, zeros=zeros), *bits(facts, levels=levels)])
+
+
 def channels_bops(
     facts: ModelFacts, *, widths: Widths = WIDTHS, ranking: Ranking = RANKING, levels: Bits = BITS
 ) -> tuple[Axis, ...]:
-    """Every group's share and criterion, every layer's weight and activation bits: what bit operations depend on."""
+    """Every group's share and criterion, every layer's weight and activation bits: for machines that skip no zeros."""
     return joined(facts, [*criteria(facts, widths=widths, ranking=ranking), *bits(facts, levels=levels)])

@@ -1,8 +1,10 @@
 """Bit operations per sample: MACs times weight bits times activation bits (HAWQ-V3; GETA), 32 for float.
 
-Deviations: what is outside layers counts at 32 bits; the density of pruned weights is not multiplied in, since no
-kernel here skips single zeros.
+A multiplication by a weight that is zero is none, whatever its pattern, as Frantar and Alistarh 2022 (Optimal Brain
+Compression, section 6) count their compound models. Deviations: what is outside layers counts at 32 bits.
 """
+
+import numpy as np
 
 from automc.costs.table import CostTable, FloatArray, Shapes, total
 from automc.policy import FULL_BITS
@@ -13,7 +15,8 @@ class _Bops:
 
     def layers(self, table: CostTable, shapes: Shapes) -> FloatArray:
         bits = shapes.candidates.weight_bits * shapes.candidates.activation_bits
-        return shapes.macs * bits
+        kept: FloatArray = shapes.nonzeros / np.maximum(shapes.weights, 1.0)
+        return shapes.macs * kept * bits
 
     def rest(self, table: CostTable, shapes: Shapes) -> FloatArray:
         return shapes.other_macs * FULL_BITS**2

@@ -21,8 +21,7 @@ class _Size:
         item = table.facts.item_bytes
         stored_bits = np.where(bits < FULL_BITS, bits, 8 * item)
         dense = np.ceil(shapes.weights * stored_bits / 8)
-        kept = shapes.weights - np.floor(shapes.weights * sparsity)
-        sparse = np.ceil(shapes.weights / 8) + np.ceil(kept * stored_bits / 8)
+        sparse = np.ceil(shapes.weights / 8) + np.ceil(shapes.nonzeros * stored_bits / 8)
         weights = np.where((sparsity > 0) & (stored_bits <= FULL_BITS), np.minimum(dense, sparse), dense)
         # Counted whether or not the layer is quantized: otherwise float could cost less than 8 bits on tiny layers.
         # A codebook counts as no smaller than scales, so that k-means never costs less than evenly spaced levels.

@@ -75,6 +75,12 @@ class Shapes:
     """Multiply-accumulates per sample outside layers (B,)."""
     candidates: Candidates
 
+    @property
+    def nonzeros(self) -> FloatArray:
+        """Entries of the weight tensors that are not zero (B, L)."""
+        found: FloatArray = self.weights - np.floor(self.weights * self.candidates.sparsity)
+        return found
+
 
 class CostTable:
     """The constant part of every cost: which layer loses how many channels per unit of which group."""

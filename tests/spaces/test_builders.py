@@ -19,7 +19,7 @@ from automc.registry import SPACES
 from automc.search_spaces.bits import bits, shared_bits, weight_bits
 from automc.search_spaces.channels import all_channels, channels, keep_axis
 from automc.search_spaces.criteria import criteria
-from automc.search_spaces.joint import channels_bits, channels_bops, channels_ranks, joint
+from automc.search_spaces.joint import SINGLE, channels_bits, channels_bops, channels_ranks, joint, zeros_bits
 from automc.search_spaces.options import Bits, Codebooks, Factors, Ranking, Widths, Zeros
 from automc.search_spaces.ranks import ranks
 from automc.search_spaces.weights import semi_structured, weights
@@ -179,6 +179,7 @@ def test_smaller_spaces_are_what_their_names_say() -> None:
     facts = models.wide()
     assert set(channels_bits(facts)) == {*criteria(facts), *weight_bits(facts)}
     assert set(channels_bops(facts)) == {*criteria(facts), *bits(facts)}
+    assert set(zeros_bits(facts)) == {*weights(facts, zeros=SINGLE), *bits(facts)}
 
 
 def test_of_several_methods_each_layer_takes_the_first_that_is_defined_on_it() -> None:

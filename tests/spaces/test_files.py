@@ -263,8 +263,8 @@ def test_a_search_takes_a_file_or_a_preset_and_notes_which(monkeypatch: pytest.M
         ("macs<=50%", "channels-ranks"),
         ("params<=50%", "channels-ranks"),
         ("macs<=50%,size<=25%", "channels-bits"),
-        ("bops<=20%", "channels-bops"),
-        ("size<=25%,bops<=20%", "channels-bops"),
+        ("bops<=20%", "zeros-bits"),
+        ("size<=25%,bops<=20%", "zeros-bits"),
     ],
 )
 def test_auto_opens_as_little_as_the_budget_needs(budget: str, name: str) -> None:
