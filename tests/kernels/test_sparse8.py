@@ -250,9 +250,12 @@ def test_what_would_be_misread_is_refused() -> None:
         getattr(broken, name)[index] = value
         with pytest.raises(RuntimeError, match="blocks must lie inside"):
             broken(torch.randn(2, 24))
-    for inputs in (12, 25):
+    for inputs in (12, 22, 25):  # 22 have as many groups of four, and 25 all of them
         with pytest.raises(RuntimeError, match="last side of x must be 24"):
             module(torch.randn(2, inputs))
+        for x in (torch.randn(2, inputs), torch.randn(2, inputs, device="meta")):
+            with pytest.raises(RuntimeError, match="last side of x must be 24"):
+                torch.ops.automc.sparse8_linear(x, *module.held(), [], 24, 20, 16, -math.inf, math.inf)
 
 
 @pytest.mark.parametrize("busy", [0, 10**6])
@@ -275,7 +278,7 @@ def test_the_operator_is_exported_saved_and_compiled(busy: int, monkeypatch: pyt
     held_by = model[0]
     assert isinstance(held_by, SparseInt8Linear)
     for tiles in ([], list(held_by.blocks().tiles())):
-        arguments = (x, *(getattr(held_by, n) for n in names), tiles, 20, 16, -math.inf, math.inf)
+        arguments = (x, *(getattr(held_by, n) for n in names), tiles, 24, 20, 16, -math.inf, math.inf)
         torch.library.opcheck(torch.ops.automc.sparse8_linear.default, arguments)
 
 
