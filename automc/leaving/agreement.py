@@ -56,7 +56,7 @@ def within(
         if not bool(finite.any()):
             continue
         largest = float(difference[finite].max())
-        if largest > allowed:
+        if not largest <= allowed:  # what is allowed may be no number
             raise _unequal(f"{where} by {largest:.3g}, where {allowed:.3g} is rounding")
 
 

@@ -31,4 +31,4 @@ def loading(path: Path) -> str:
 
 def _of_size(x: Tensor, batch: int) -> Tensor:
     """The first samples, again and again where there are too few."""
-    return torch.cat([x] * -(-batch // max(1, len(x))))[:batch]
+    return torch.cat([x] * max(1, -(-batch // max(1, len(x)))))[: max(0, batch)]

@@ -17,7 +17,7 @@ from automc.deployment import forms
 from automc.deployment.deploy import Deployed
 from automc.deployment.layers import PlannedLinear
 from automc.deployment.network import PlannedNetwork
-from automc.errors import ArtifactError
+from automc.errors import ArtifactError, TaskError
 from automc.kernels import compiler
 from automc.kernels.images import lanes
 from automc.kernels.sparse8 import SparseInt8Linear
@@ -201,7 +201,13 @@ def test_kernels_are_sought_for_the_batch_that_is_named(monkeypatch: pytest.Monk
 
     monkeypatch.setattr("automc.leaving.kernels.deploy", deploy)
     module = models.Single()
-    for name, batch in (("folded", 1), ("one plan", 7), ("as it is", 40)):
+    for name, batch in (("folded", 1), ("one plan", 7), ("as it is", 40)):  # more than there are
         found, form = fastest(module, (models.sequences(6),), batch)
         assert (form is None) == (found is module) == (name != "one plan") and form in (None, name)
     assert seen == [[(1, 6, 8)], [(7, 6, 8)], [(40, 6, 8)]]
+
+
+@pytest.mark.parametrize("batch", [0, -1])
+def test_no_samples_are_refused(batch: int) -> None:
+    with pytest.raises(TaskError, match="must hold at least one sample"):
+        fastest(models.Single(), (models.sequences(6),), batch)
