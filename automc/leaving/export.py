@@ -34,7 +34,7 @@ class Exported:
     checked: bool
     """Whether it was run and compared with the module: there may be nothing here to run it."""
     form: str | None = None
-    """By which of automc's kernels it computes; None where by torch's own, and without automc."""
+    """In which automc's kernels compute it; None where torch's own do, which need no automc."""
 
 
 def export(
