@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from automc.evaluation import Evaluation
+    from automc.leaving.export import Exported
     from automc.study import Study
     from automc.task import Task
     from automc.workers import Workers
@@ -326,9 +327,13 @@ def export(
     directory: SavedArgument,
     format: Annotated[str, typer.Option(help="pt2: PyTorch's own; onnx: needs automc[onnx].")],
     out: Annotated[Path | None, typer.Option(metavar="FILE", help="Default: model.pt2 or model.onnx in DIR.")] = None,
+    kernels: Annotated[
+        bool, typer.Option("--kernels", help="As the model runs fastest here: such a pt2 needs automc where it runs.")
+    ] = False,
+    batch: Annotated[int, typer.Option(min=1, help="With --kernels: samples a pass that it is fastest for.")] = 1,
     task: TaskOption = None,
 ) -> None:
-    """Write a saved model as a file that runs without automc, and check that it computes the same."""
+    """Write a saved model as a file for other programs, and check that it computes the same."""
     from automc.registry import FORMATS
 
     FORMATS.check(format)
@@ -336,15 +341,17 @@ def export(
     saved = _report(directory)
     from automc.leaving import export as leaving
 
-    leaving.ready(target, format)  # before the task is loaded, which may train it
+    leaving.ready(target, format, kernels=kernels)  # before the task is loaded, which may train it
     loaded, module = _loaded(directory, task, saved)
     inputs = loaded.calibration_inputs(leaving.SAMPLES)
-    made = leaving.export(module, target, format=format, example_inputs=inputs)
+    made = leaving.export(module, target, format=format, example_inputs=inputs, kernels=kernels, batch=batch)
     if not made.any_size:
         _say(f"It takes batches of {len(inputs[0])} only, since its forward computes with the size of a batch.")
     if not made.checked:
         _say("Nothing was checked, since onnxruntime is not installed: pip install automc[onnx].")
     print(f"{made.path}: {made.bytes} bytes" + f", checked: it computes what {directory} does" * made.checked)
+    if kernels:
+        _tell_of_kernels(made, directory)
 
 
 @app.command()
@@ -511,6 +518,21 @@ def _loaded(directory: Path, task: str | None, saved: dict[str, Any]) -> tuple["
 
     loaded = load_task(reference)
     return loaded, load(directory, loaded)
+
+
+def _tell_of_kernels(made: "Exported", directory: Path) -> None:
+    """What an export with kernels has become, and what it needs."""
+    from automc.kernels.images import lanes
+    from automc.leaving.kernels import loading
+
+    if made.form is None:
+        why = "nothing is faster here than torch's own kernels" if lanes() else "there are no compiled kernels here"
+        _say(f"It is written as without --kernels, and runs without automc, since {why}.")
+        return
+    saved = (directory / "model.safetensors").stat().st_size
+    plans = f"plans run on vectors of {lanes()} floats, as here, and say so elsewhere"
+    print(f"form: {made.form}; {plans}; model.safetensors takes {saved} bytes")
+    print(f"to load, where automc is installed: {loading(made.path)}")
 
 
 def _reference(found: str | None) -> str:

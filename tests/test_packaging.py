@@ -1,32 +1,134 @@
-"""The wheel holds automc and nothing else, and every module imports from it, outside the checkout."""
+"""The wheel holds automc and nothing else, and every module imports from it, outside the checkout.
+
+With a compiler it also holds compiled kernels, which run where there is none.
+"""
 
 import os
+import platform
 import re
+import shutil
 import subprocess
 import sys
+import sysconfig
+import tarfile
 import tomllib
 import zipfile
 from pathlib import Path
 
 import pytest
 
+from automc.kernels.prebuilt import levels
+
 ROOT = Path(__file__).parents[1]
 CONFIG = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
-BUILT_AT_ROOT = ("agents", "search_spaces", "automc", "pyproject.toml", "README.md", "LICENSE")
+BUILT_AT_ROOT = ("agents", "search_spaces", "automc", "pyproject.toml", "setup.py", "README.md", "LICENSE")
+NOWHERE = "no-such-compiler"
+needs_gcc = pytest.mark.skipif(not shutil.which("gcc"), reason="needs gcc")
 
 
 @pytest.fixture(scope="module")
-def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The wheel, built from a copy, so that no build folder of the checkout leaks into it."""
-    folder = tmp_path_factory.mktemp("packaging")
-    source = folder / "source"
-    source.mkdir()
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of what is built, so that no build folder of the checkout leaks into it."""
+    folder = tmp_path_factory.mktemp("packaging") / "source"
+    folder.mkdir()
     for name in BUILT_AT_ROOT:
-        subprocess.run(["cp", "-R", "-P", str(ROOT / name), str(source)], check=True)  # links stay links
-    command = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "--quiet"]
-    subprocess.run([*command, "--wheel-dir", str(folder), str(source)], check=True, timeout=100)
-    [built] = folder.glob("*.whl")
-    return built
+        subprocess.run(["cp", "-R", "-P", str(ROOT / name), str(folder)], check=True)  # links stay links
+    return folder
+
+
+def built(source: Path, compiler: str | Path, *options: str) -> tuple[Path, str]:
+    """What is built with some compiler into a folder of its own, and what is said meanwhile."""
+    target = source.parent / f"with {Path(compiler).name}"
+    command = [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(target), *options, str(source)]
+    environment = os.environ | {"CC": str(compiler)}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=100, check=False)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    [wheel] = target.glob("*.whl")
+    return wheel, done.stdout + done.stderr
+
+
+@pytest.fixture(scope="module")
+def said_and_wheel(source: Path) -> tuple[Path, str]:
+    """Of a machine without a compiler."""
+    return built(source, NOWHERE, "--wheel")
+
+
+@pytest.fixture(scope="module")
+def wheel(said_and_wheel: tuple[Path, str]) -> Path:
+    """As it is everywhere."""
+    return said_and_wheel[0]
+
+
+@pytest.fixture(scope="module")
+def carrying(source: Path, wheel: Path) -> Path:
+    """A wheel with kernels, made after one without them in the same folder."""
+    quick = source.parent / "quick"
+    quick.write_text('#!/bin/sh\nexec gcc "$@" -O0\n')
+    quick.chmod(0o700)
+    return built(source, quick, "--wheel")[0]
+
+
+def test_without_a_compiler_the_wheel_is_for_every_platform_and_that_is_said_once(said_and_wheel, carrying, source):
+    wheel, said = said_and_wheel
+    assert wheel.name.endswith("-py3-none-any.whl") and said.count("no C compiler was found") == 1
+    again, _ = built(source, NOWHERE, "--wheel")  # after one with kernels, which are gone
+    for path in (wheel, again):
+        assert not [name for name in zipfile.ZipFile(path).namelist() if "kernels/lib/" in name]
+
+
+@needs_gcc
+def test_with_a_compiler_the_wheel_is_for_its_platform_and_any_python(carrying, wheel):
+    tag = sysconfig.get_platform().replace("-", "_").replace(".", "_")
+    assert carrying.name.endswith(f"-py3-none-{tag}.whl")
+    held, plain = (zipfile.ZipFile(path).namelist() for path in (carrying, wheel))
+    libraries = {
+        name.removeprefix("automc/kernels/lib/") for name in set(held) - set(plain) if ".dist-info" not in name
+    }
+    assert "Root-Is-Purelib: false" in zipfile.ZipFile(carrying).read(next(n for n in held if "WHEEL" in n)).decode()
+    wanted = {f"{s}-{level.name}.so" for level in levels(platform.machine()) for s in level.sources}
+    assert libraries == wanted | {f"{name}.sha256" for name in wanted}
+
+
+CARRIED = """
+import sys
+sys.path[:] = [sys.argv[1]] + [p for p in sys.path if p not in ("", sys.argv[2])]
+sys.meta_path[:] = [f for f in sys.meta_path if "editable" not in repr(f)]
+from automc.kernels import build, images, tokens, tiles, sparse8
+found = [build.compiled(name) for name in ("images", "tokens", "tiles", "sparse8")]
+print(*(x and x._name.startswith(sys.argv[1]) for x in found))
+print(images.lanes(), tokens.lanes(), tiles.lanes(), sparse8.level() >= 0)
+"""
+
+
+@needs_gcc
+def test_where_there_is_no_compiler_the_wheels_kernels_run_unless_they_are_off(carrying, tmp_path):
+    site = tmp_path / "site"
+    zipfile.ZipFile(carrying).extractall(site)
+    command = [sys.executable, "-c", CARRIED, str(site), str(ROOT)]
+    for setting, expected in ({}, "True True True True"), ({"AUTOMC_KERNELS": "off"}, "None None None None"):
+        environment = {"PATH": str(tmp_path), **setting}
+        done = subprocess.run(command, check=False, cwd=tmp_path, env=environment, capture_output=True, text=True)
+        first, second = done.stdout.splitlines()
+        assert first == expected, done.stderr[-2000:]
+        assert ("0" in second.split()) == bool(setting)
+
+
+def test_a_source_distribution_holds_what_the_wheel_is_built_from(source, wheel):
+    through, _ = built(source, NOWHERE)  # first the one, from it the other
+    assert zipfile.ZipFile(through).namelist() == zipfile.ZipFile(wheel).namelist()
+    [archive] = through.parent.glob("*.tar.gz")
+    with tarfile.open(archive) as opened:
+        assert {"setup.py", "product.h"} <= {Path(name).name for name in opened.getnames()}
+
+
+def test_an_editable_install_compiles_nothing(source, tmp_path):
+    program = "import sys, setuptools.build_meta as backend; backend.build_editable(sys.argv[1])"
+    command, environment = [sys.executable, "-c", program, str(tmp_path)], os.environ | {"CC": "false"}
+    done = subprocess.run(command, cwd=source, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    [path] = tmp_path.iterdir()
+    assert path.name.endswith("-py3-none-any.whl") and "cannot make" not in done.stdout + done.stderr
+    assert not list((source / "automc").rglob("*.so"))
 
 
 def test_the_wheel_holds_only_automc(wheel):

@@ -48,7 +48,7 @@ def forms(module: nn.Module, inputs: Inputs, *, kernels: bool = True) -> dict[st
     what the least change of the inputs does.
     """
     plain = copy.deepcopy(module).eval()
-    wanted = _wanted(plain, inputs)
+    wanted = Wanted.of(plain, inputs)
 
     @cache
     def small() -> nn.Module:
@@ -73,11 +73,23 @@ def _rounds(module: nn.Module) -> bool:
 
 
 @dataclass(frozen=True, eq=False, slots=True)
-class _Wanted:
+class Wanted:
     """What a module gives, and how far from it another form may be."""
 
     outputs: tuple[Tensor, ...]
     room: tuple[float, ...]
+
+    @classmethod
+    @torch.no_grad()
+    def of(cls, module: nn.Module, inputs: Inputs) -> "Wanted":
+        """Of a module in eval mode: 1e-4 of an output's largest number, or what rounding makes of the least change."""
+        outputs = tensors(module(*copies(inputs)))
+        nudged = tensors(module(*(x * (1 + NUDGE) if x.is_floating_point() else x.clone() for x in inputs)))
+        room = tuple(
+            max(TOLERANCE * max(1e-6, float(a.abs().max())), NUDGES * float((a - b).abs().max())) if a.numel() else 0.0
+            for a, b in zip(outputs, nudged, strict=True)
+        )
+        return cls(outputs, room)
 
     def met_by(self, found: tuple[Tensor, ...]) -> bool:
         """Whether outputs are these."""
@@ -87,17 +99,7 @@ class _Wanted:
         )
 
 
-def _wanted(plain: nn.Module, inputs: Inputs) -> _Wanted:
-    outputs = tensors(plain(*copies(inputs)))
-    nudged = tensors(plain(*(x * (1 + NUDGE) if x.is_floating_point() else x.clone() for x in inputs)))
-    room = tuple(
-        max(TOLERANCE * max(1e-6, float(a.abs().max())), NUDGES * float((a - b).abs().max())) if a.numel() else 0.0
-        for a, b in zip(outputs, nudged, strict=True)
-    )
-    return _Wanted(outputs, room)
-
-
-def _checked(make: Callable[[], nn.Module | None], inputs: Inputs, wanted: _Wanted) -> nn.Module | None:
+def _checked(make: Callable[[], nn.Module | None], inputs: Inputs, wanted: Wanted) -> nn.Module | None:
     """A form, if there is one that gives the wanted outputs."""
     try:
         form = make()

@@ -10,7 +10,6 @@ from torch import Tensor, fx, nn
 
 from automc.compression.lowering import lowered, window_of
 from automc.deployment.timing import seconds_of
-from automc.errors import TaskError
 from automc.kernels.images import Choice, lanes, planned, run
 from automc.kernels.matrix import BLOCKS
 from automc.kernels.plan import plain
@@ -28,31 +27,22 @@ LARGE = 2**15
 class PlannedNetwork(nn.Module):
     """A planned model; its plan is a buffer, and suits processors with vectors of the same width."""
 
-    def __init__(self, plan: Tensor, given: tuple[int, ...], made: Shape, *, flat: bool) -> None:
-        """given: one sample's shape as torch has it; made: one result's; flat: whether results are (B, channels)."""
+    def __init__(self, plan: Tensor, made: Shape, *, flat: bool) -> None:
+        """made: one result's shape; flat: whether results are (B, channels)."""
         super().__init__()
         from automc.kernels import ops  # noqa: F401  (registers the operation)
 
-        self.given, self.made, self.flat = given, made, flat
+        self.made, self.flat = made, flat
         self.register_buffer("plan", plan)
 
     plan: Tensor
 
     def forward(self, x: Tensor) -> Tensor:
         """x (B, channels, height, width) or (B, channels), float32; of another size raises TaskError."""
-        if tuple(x.shape[1:]) != self.given:
-            raise TaskError(
-                f"Inputs must be {_sizes(self.given)}, which this plan was made for; one is {_sizes(x.shape[1:])}: "
-                "deploy the model for inputs of that size."
-            )
         height, width, channels = self.made
         shape = (channels, height, width)
         found: Tensor = run(x, self.plan, shape) if plain(x) else torch.ops.automc.images(x, self.plan, shape)
         return found.flatten(1) if self.flat else found
-
-
-def _sizes(shape: Sequence[int]) -> str:
-    return " x ".join(map(str, shape))
 
 
 def network_of(module: nn.Module, inputs: tuple[Tensor, ...]) -> PlannedNetwork | None:
@@ -63,8 +53,7 @@ def network_of(module: nn.Module, inputs: tuple[Tensor, ...]) -> PlannedNetwork 
     if found is None or found.output is None:
         return None
     source, result = found.value(found.inputs[0]), found.value(found.output)
-    sample = tuple(inputs[0].shape[1:])
-    return _planned(found.program, source, result, sample, flat=found.is_flat(found.output))
+    return _planned(found.program, source, result, flat=found.is_flat(found.output))
 
 
 def convolution_of(layer: nn.Conv2d, shape: Shape) -> PlannedNetwork | None:
@@ -76,14 +65,13 @@ def convolution_of(layer: nn.Conv2d, shape: Shape) -> PlannedNetwork | None:
     bias = None if layer.bias is None else layer.bias.detach().numpy()
     given = network.given(shape)
     made = network.convolution(given, layer.weight.detach().numpy(), bias, window, layer.groups)
-    height, width, channels = shape
-    return _planned(network, given, made, (channels, height, width), flat=False)
+    return _planned(network, given, made, flat=False)
 
 
-def _planned(network: Steps, source: int, result: int, sample: tuple[int, ...], *, flat: bool) -> PlannedNetwork:
+def _planned(network: Steps, source: int, result: int, *, flat: bool) -> PlannedNetwork:
     choices = {number: fastest_choice(network, number) for number in network.products}
     plan = planned(network, source, result, choices)
-    return PlannedNetwork(plan, sample, network.shapes[result], flat=flat)
+    return PlannedNetwork(plan, network.shapes[result], flat=flat)
 
 
 def fastest_choice(network: Steps, number: int) -> Choice:

@@ -1,54 +1,52 @@
 """Compiles C sources for this processor at first use and keeps what came out.
 
 The compiled file's name holds a digest of source, flags, compiler and processor, so that a folder shared between
-machines never hands out the wrong one. A file is loaded only if it is whole: its own digest lies beside it, since a
-torn library kills the process that runs it. The folder is $AUTOMC_KERNELS, by default ~/.cache/automc/kernels; "off"
-turns compiled kernels off. Where there is no compiler, or it fails, there is no library, and torch does the work.
+machines never hands out the wrong one. The folder is $AUTOMC_KERNELS, by default ~/.cache/automc/kernels; "off" turns
+compiled kernels off. Where there is no compiler, or it fails, a library that the wheel carries is taken (`prebuilt`);
+where there is none, torch does the work.
 """
 
-import contextlib
 import ctypes
 import os
 import platform
-import shutil
 import subprocess
-import tempfile
 from functools import cache
 from pathlib import Path
 
 from automc.errors import ArtifactError
-from automc.files import sha256, write_atomic
+from automc.files import sha256
+from automc.kernels import compiler, prebuilt
 
-SOURCES = Path(__file__).parent / "csrc"
-FLAGS = ("-O3", "-march=native", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math", "-shared", "-fPIC")
-SECONDS = 120
-"""How long a compiler may take."""
+FLAGS = ("-march=native", *compiler.FLAGS)
 
 
 @cache
 def compiled(name: str) -> ctypes.CDLL | None:
-    """The compiled `csrc/NAME.c`; None where it cannot be had."""
-    compiler = _compiler()
-    folder = folder_named()
-    if compiler is None or folder is None:
+    """The compiled `csrc/NAME.c`; None where it cannot be had, or is not wanted."""
+    if os.environ.get("AUTOMC_KERNELS") == "off":
         return None
-    source = SOURCES / f"{name}.c"
+    return _made_here(name) or prebuilt.library(name)
+
+
+def _made_here(name: str) -> ctypes.CDLL | None:
+    program, folder = compiler.compiler(), folder_named()
+    if program is None or folder is None:
+        return None
+    source = compiler.SOURCES / f"{name}.c"
     try:
-        path = folder / f"{name}-{_digest(source, compiler)}.so"
-        if _whole(path):
-            with contextlib.suppress(OSError):  # a broken file is made anew
-                return ctypes.CDLL(str(path))
-        _compile(compiler, source, path)
-        return ctypes.CDLL(str(path))
+        path = folder / f"{name}-{_digest(source, program)}.so"
+        found = compiler.loaded(path)
+        if found is None:  # or it is broken
+            compiler.build(program, FLAGS, source, path)
+            found = ctypes.CDLL(str(path))
+        return found
     except (OSError, subprocess.SubprocessError, ArtifactError):
         return None
 
 
 def folder_named() -> Path | None:
-    """Where compiled files are kept; None where they are not wanted."""
+    """Where compiled files are kept; None where they cannot be."""
     named = os.environ.get("AUTOMC_KERNELS")
-    if named == "off":
-        return None
     if named:
         return Path(named)
     try:
@@ -58,18 +56,10 @@ def folder_named() -> Path | None:
     return home / "automc" / "kernels"
 
 
-def _compiler() -> str | None:
-    """Path of the C compiler: $CC, else the first of cc, gcc and clang."""
-    named = os.environ.get("CC")
-    return next(
-        (found for name in ([named] if named else ["cc", "gcc", "clang"]) if (found := shutil.which(name))), None
-    )
-
-
-def _digest(source: Path, compiler: str) -> str:
-    version = subprocess.run([compiler, "--version"], capture_output=True, timeout=SECONDS, check=True).stdout
+def _digest(source: Path, program: str) -> str:
     sources = (source, *sorted(source.parent.glob("*.h")))
-    parts = (*(path.read_bytes() for path in sources), " ".join(FLAGS).encode(), version, _processor().encode())
+    contents = (path.read_bytes() for path in sources)
+    parts = (*contents, " ".join(FLAGS).encode(), compiler.version(program), _processor().encode())
     return sha256(b"\0".join(parts))[:16]
 
 
@@ -79,30 +69,3 @@ def _processor() -> str:
     lines = info.read_text().splitlines() if info.exists() else []
     found = [line for line in lines if line.startswith(("model name", "flags", "Features", "CPU part"))]
     return "\n".join(sorted(set(found))) or f"{platform.machine()} {platform.processor()}"
-
-
-def _compile(compiler: str, source: Path, path: Path) -> None:
-    """Writes the compiled file whole or not at all, whoever else may be at it."""
-    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    with tempfile.TemporaryDirectory(dir=path.parent) as scratch:
-        made = Path(scratch) / path.name
-        command = [compiler, *FLAGS, str(source), "-o", str(made)]
-        subprocess.run(command, capture_output=True, timeout=SECONDS, check=True)
-        data = made.read_bytes()
-    with contextlib.suppress(FileNotFoundError):
-        _seal(path).unlink()  # which speaks of the file that leaves
-    write_atomic(path, data)
-    write_atomic(_seal(path), sha256(data).encode())
-
-
-def _whole(path: Path) -> bool:
-    """Whether a compiled file is as it was written."""
-    try:
-        return _seal(path).read_text() == sha256(path.read_bytes())
-    except (OSError, ValueError):
-        return False
-
-
-def _seal(path: Path) -> Path:
-    """Where a compiled file's digest lies."""
-    return path.with_suffix(".sha256")

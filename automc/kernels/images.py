@@ -16,10 +16,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from automc.errors import ArtifactError
+from automc.errors import ArtifactError, TaskError
 from automc.kernels.build import compiled
 from automc.kernels.matrix import Masks, Matrix, Reads, Stored, packed
-from automc.kernels.plan import WORTH, Memory, header, scratch
+from automc.kernels.plan import WORTH, Head, Memory, header, scratch
 from automc.kernels.steps import Kind, Shape, Step, Steps, Window
 from automc.kernels.threads import dealt, threads
 
@@ -47,20 +47,23 @@ class _Step(ctypes.Structure):
     ]
 
 
-class _Plan(ctypes.Structure):
-    """As in images.c."""
+class _Plan(Head):
+    """As in images.c, behind the head."""
 
-    _fields_ = [
-        *((name, ctypes.c_int32) for name in ("lanes", "steps", "values", "input", "output", "cleared")),
+    KIND = 101
+    _fields_ = (
+        *((name, ctypes.c_int32) for name in ("steps", "values", "input", "output", "cleared")),
         *((name, ctypes.c_int64) for name in ("step", "layout", "place", "clear", "floats", "work")),
-    ]
+    )
 
 
 @cache
 def _library() -> ctypes.CDLL | None:
     """The compiled functions, told what they take: that spares a conversion a call."""
     found = compiled("images")
-    if found is None or found.images_step_bytes() != ctypes.sizeof(_Step):
+    if found is None:
+        return None
+    if (found.images_step_bytes(), found.images_plan_bytes()) != (ctypes.sizeof(_Step), ctypes.sizeof(_Plan)):
         return None
     pointer, number = ctypes.c_void_p, ctypes.c_int
     found.images_run.argtypes = [pointer, pointer, pointer, number, pointer]
@@ -119,9 +122,20 @@ def planned(network: Steps, source: int, result: int, choices: Mapping[int, Choi
 
 
 def run(x: Tensor, plan: Tensor, shape: Sequence[int]) -> Tensor:
-    """What a planned network gives for x (B, channels, height, width) or (B, channels), float32, as (B, *shape)."""
+    """What a planned network gives for x (B, channels, height, width) or (B, channels), float32, as (B, *shape).
+
+    TaskError for images of another size, which would be read beyond their end, and for another shape.
+    """
     made_for, library = header(plan, _Plan, lanes()), _library()
     assert library is not None  # whose lanes they are
+    given, gives = (_held(plan, made_for.layout, value) for value in (made_for.input, made_for.output))
+    if x.dim() not in (2, 4) or (*x.shape[1:], 1, 1)[:3] != given:
+        raise TaskError(
+            f"Inputs must be {_sizes(given)}, which this plan was made for; one is {_sizes(x.shape[1:])}: deploy the "
+            "model for inputs of that size."
+        )
+    if tuple(shape) != gives:
+        raise TaskError(f"This plan's results are {_sizes(gives)}; asked for are {_sizes(shape)}: ask for its own.")
     x = x.contiguous()
     out = torch.empty(len(x), *shape)
 
@@ -132,6 +146,16 @@ def run(x: Tensor, plan: Tensor, shape: Sequence[int]) -> Tensor:
 
     dealt(part, len(x), min(threads(), 1 + len(x) * made_for.work // WORTH))
     return out
+
+
+def _held(plan: Tensor, layouts: int, value: int) -> Shape:
+    """Channels, height and width of a value."""
+    found = _Layout.from_address(plan.data_ptr() + layouts + value * ctypes.sizeof(_Layout))
+    return found.channels, found.height, found.width
+
+
+def _sizes(shape: Sequence[int]) -> str:
+    return " x ".join(map(str, shape))
 
 
 class _Planner:

@@ -2,6 +2,8 @@
 
 automc::images(x, plan, shape)           a network on images, each result of one shape
 automc::tokens(x, plan, outputs, other)  a linear layer, its number of outputs, and what is added
+
+To import this module is all that a file needs which was exported with kernels: layers of 8 bits come with it.
 """
 
 from collections.abc import Sequence
@@ -9,7 +11,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from automc.kernels import images, tokens
+from automc.errors import TaskError
+from automc.kernels import images, sparse8_conv, tokens  # noqa: F401  (sparse8_conv and sparse8 register theirs)
 
 LIBRARY = torch.library.Library("automc", "FRAGMENT")  # type: ignore[no-untyped-call]
 LIBRARY.define("images(Tensor x, Tensor plan, int[] shape) -> Tensor")  # type: ignore[no-untyped-call]
@@ -28,7 +31,10 @@ def _fake_images(x: Tensor, plan: Tensor, shape: Sequence[int]) -> Tensor:
 
 @torch.library.impl(LIBRARY, "tokens", "CPU")
 def _tokens(x: Tensor, plan: Tensor, outputs: int, other: Tensor | None = None) -> Tensor:
-    return tokens.run(x.float(), plan, other)
+    found = tokens.run(x.float(), plan, None if other is None else other.float())
+    if found.shape[-1] != outputs:
+        raise TaskError(f"This plan has {found.shape[-1]} outputs; asked for are {outputs}: ask for its own.")
+    return found
 
 
 @torch.library.register_fake("automc::tokens", lib=LIBRARY)  # type: ignore[untyped-decorator]

@@ -182,17 +182,17 @@ def level() -> int:
 
 def _linear(x: Tensor, *given: Any) -> Tensor:
     """`automc::sparse8_linear` on a processor."""
-    check_call(x, given[:7], *given[8:10])
-    _check_tiles(given[7], -(-given[8] // 16))
+    check_call(x, given[:7], *given[9:11])
+    _check_tiles(given[7], -(-given[9] // 16))
     return _multiplied(x, *given)
 
 
 def _multiplied(x: Tensor, *given: Any) -> Tensor:
-    codes, places, starts, offset, scale, bias, levels, tiles, outputs, rows, low, high = given
+    codes, places, starts, offset, scale, bias, levels, tiles, inputs, outputs, rows, low, high = given
+    _check_width(x, inputs)
     function = _function()
     if function is None:
         return _in_torch(x, given)
-    inputs = x.shape[-1]
     x = x.contiguous()
     y = torch.empty((*x.shape[:-1], outputs))
     tokens, blocks = y.numel() // outputs, codes.numel() // (4 * rows)
@@ -205,6 +205,12 @@ def _multiplied(x: Tensor, *given: Any) -> Tensor:
     layer = LAYER.pack(inputs, outputs, rows, blocks, tiled[0].shape[0] if tiled else 0, low, high, *held)
     run(function, layer, (x.data_ptr(), 4 * inputs), (y.data_ptr(), 4 * outputs), tokens, SHARE)
     return y
+
+
+def _check_width(x: Tensor, inputs: int) -> None:
+    """RuntimeError for rows that are no inputs of the layer."""
+    if not x.dim() or x.shape[-1] != inputs:
+        raise RuntimeError(f"The last side of x must be {inputs}; x is {tuple(x.shape)}: check what the layer reads.")
 
 
 def check_call(x: Tensor, held: tuple[Tensor, ...], outputs: int, rows: int) -> None:
@@ -263,10 +269,10 @@ def run(
 
 def _in_torch(x: Tensor, given: Sequence[Any]) -> Tensor:
     """The same without a compiled library; float64 holds the sums exactly."""
-    codes, places, starts, offset, scale, bias, levels, _, outputs, rows, low, high = given
+    codes, places, starts, offset, scale, bias, levels, _, inputs, outputs, rows, low, high = given
     step, zero, top = levels.unbind()
     level = ((x / step).round().clamp(-zero, top - zero) + zero).double()
-    dense = dense_codes(codes, places, starts, outputs, x.shape[-1], rows).double()
+    dense = dense_codes(codes, places, starts, outputs, inputs, rows).double()
     sums = (level @ dense.T + offset[:outputs]).float()
     found: Tensor = (sums * scale[:outputs] + bias[:outputs]).clamp(low, high)
     return found
@@ -275,14 +281,15 @@ def _in_torch(x: Tensor, given: Sequence[Any]) -> Tensor:
 library = torch.library.Library("automc", "FRAGMENT")  # type: ignore[no-untyped-call]
 library.define(  # type: ignore[no-untyped-call]
     "sparse8_linear(Tensor x, Tensor codes, Tensor places, Tensor starts, Tensor offset, Tensor scale, Tensor bias, "
-    "Tensor levels, Tensor[] tiles, int outputs, int rows, float low, float high) -> Tensor"
+    "Tensor levels, Tensor[] tiles, int inputs, int outputs, int rows, float low, float high) -> Tensor"
 )
 library.impl("sparse8_linear", _linear, "CPU")  # type: ignore[no-untyped-call]
 
 
 def _shaped(x: Tensor, *given: Any) -> Tensor:
     """What `_linear` gives, without the numbers."""
-    return x.new_empty((*x.shape[:-1], given[8]))
+    _check_width(x, given[8])
+    return x.new_empty((*x.shape[:-1], given[9]))
 
 
 torch.library.register_fake("automc::sparse8_linear", _shaped, lib=library)
@@ -381,11 +388,9 @@ class SparseInt8Linear(Sparse8):
 
     def forward(self, x: Tensor) -> Tensor:
         """x (..., inputs) float32 gives (..., outputs); not a number where an input of the same row is none."""
-        if x.shape[-1] != self.inputs:
-            raise RuntimeError(f"The last side of x must be {self.inputs}; x is {tuple(x.shape)}: check what it reads.")
         buffers: dict[str, Any] = self._buffers
         tiles = [buffers[name] for name in _TILES] if self.tiled else []
-        given = (*self.held(), tiles, self.outputs, self.rows, self.low, self.high)
+        given = (*self.held(), tiles, self.inputs, self.outputs, self.rows, self.low, self.high)
         # torch takes longer to find the way to an operator than a few tokens do
         if plain(x) and plain(given[4]):
             return _multiplied(x, *given)

@@ -52,12 +52,19 @@ def _window(sides: Sequence[Sequence[int]]) -> Window:
 
 def _conv2d(x: Tensor, *given: Any) -> Tensor:
     """`automc::sparse8_conv2d` on a processor."""
-    check_call(x, given[:7], given[7], _ROWS)
+    check_call(x, given[:7], given[8], _ROWS)
     return _convolved(x, *given)
 
 
+def _check_images(x: Tensor, channels: int) -> None:
+    """RuntimeError for what are no images of the layer."""
+    if x.dim() != 4 or x.shape[1] != channels:
+        raise RuntimeError(f"x must be (images, {channels}, height, width); it is {tuple(x.shape)}: check it.")
+
+
 def _convolved(x: Tensor, *given: Any) -> Tensor:
-    codes, places, starts, offset, scale, bias, levels, outputs, *sides, low, high = given
+    codes, places, starts, offset, scale, bias, levels, channels, outputs, *sides, low, high = given
+    _check_images(x, channels)
     window = _window(sides)
     height, width = window.over((x.shape[2], x.shape[3], x.shape[1]))
     function = _function()
@@ -83,7 +90,7 @@ def _convolved(x: Tensor, *given: Any) -> Tensor:
 
 def _in_torch(x: Tensor, given: Sequence[Any], window: Window) -> Tensor:
     """The same without a compiled library; float64 holds the sums exactly."""
-    codes, places, starts, _, scale, bias, levels, outputs, *_, low, high = given
+    codes, places, starts, _, scale, bias, levels, _, outputs, *_, low, high = given
     step, zero, top = levels.unbind()
     level = (x / step).round().clamp(-zero, top - zero).double()
     four, (height, width) = -(-x.shape[1] // 4) * 4, window.kernel
@@ -96,14 +103,15 @@ def _in_torch(x: Tensor, given: Sequence[Any], window: Window) -> Tensor:
 
 def _shaped(x: Tensor, *given: Any) -> Tensor:
     """What `_conv2d` gives, without the numbers."""
-    size = _window(given[8:12]).over((x.shape[2], x.shape[3], x.shape[1]))
-    return x.new_empty((x.shape[0], given[7], *size))
+    _check_images(x, given[7])
+    size = _window(given[9:13]).over((x.shape[2], x.shape[3], x.shape[1]))
+    return x.new_empty((x.shape[0], given[8], *size))
 
 
 library.define(  # type: ignore[no-untyped-call]
     "sparse8_conv2d(Tensor x, Tensor codes, Tensor places, Tensor starts, Tensor offset, Tensor scale, Tensor bias, "
-    "Tensor levels, int outputs, int[2] kernel, int[2] stride, int[2] padding, int[2] dilation, float low, "
-    "float high) -> Tensor"
+    "Tensor levels, int channels, int outputs, int[2] kernel, int[2] stride, int[2] padding, int[2] dilation, "
+    "float low, float high) -> Tensor"
 )
 library.impl("sparse8_conv2d", _conv2d, "CPU")  # type: ignore[no-untyped-call]
 torch.library.register_fake("automc::sparse8_conv2d", _shaped, lib=library)
@@ -136,11 +144,9 @@ class SparseInt8Conv2d(Sparse8):
 
     def forward(self, x: Tensor) -> Tensor:
         """x (images, channels, height, width) float32; not a number where a window holds an input that is none."""
-        if x.dim() != 4 or x.shape[1] != self.channels:
-            raise RuntimeError(f"x must be (images, {self.channels}, height, width); it is {tuple(x.shape)}: check it.")
         w = self.window
         sides = (list(w.kernel), list(w.stride), list(w.padding), list(w.dilation))
-        given = (*self.held(), self.outputs, *sides, self.low, self.high)
+        given = (*self.held(), self.channels, self.outputs, *sides, self.low, self.high)
         if plain(x) and plain(given[4]):
             return _convolved(x, *given)
         return torch.ops.automc.sparse8_conv2d.default(x, *given)  # type: ignore[no-any-return]

@@ -11,7 +11,7 @@ from torch import Tensor
 from automc.errors import TaskError
 from automc.kernels.build import compiled
 from automc.kernels.matrix import FloatArray, Masks, Reads, Stored, packed
-from automc.kernels.plan import WORTH, Memory, header, scratch
+from automc.kernels.plan import WORTH, Head, Memory, header, scratch
 from automc.kernels.steps import FREE, Limits
 from automc.kernels.threads import dealt, threads
 
@@ -45,16 +45,17 @@ def most_vectors(block: int) -> int:
     return {1: 8, 2: 4, 4: 2, 8: 1}[block]
 
 
-class _Plan(ctypes.Structure):
-    """As in tokens.c."""
+class _Plan(Head):
+    """As in tokens.c, behind the head."""
 
-    _fields_ = [
-        *((name, ctypes.c_int32) for name in ("lanes", "inputs", "vectors")),
+    KIND = 201
+    _fields_ = (
+        *((name, ctypes.c_int32) for name in ("inputs", "vectors")),
         *((name, ctypes.c_float) for name in ("low", "high")),
         ("work", ctypes.c_int32),
         ("floats", ctypes.c_int64),
         ("matrix", Stored),
-    ]
+    )
 
 
 def planned(weight: FloatArray, bias: FloatArray | None, choice: TokenChoice, limits: Limits = FREE) -> Tensor:
@@ -81,7 +82,7 @@ def planned(weight: FloatArray, bias: FloatArray | None, choice: TokenChoice, li
 def run(x: Tensor, plan: Tensor, other: Tensor | None = None) -> Tensor:
     """What a planned layer gives for x (..., in), float32; `other` (..., out) is added before the limits.
 
-    TaskError for an x of another width, which would be read beyond its end.
+    TaskError for an x of another width, which would be read beyond its end, and an `other` of another shape.
     """
     made_for, library = header(plan, _Plan, lanes()), _library()
     assert library is not None  # whose lanes they are
@@ -91,6 +92,8 @@ def run(x: Tensor, plan: Tensor, other: Tensor | None = None) -> Tensor:
         raise TaskError(f"Inputs must have {inputs} features, as the planned layer; one has {x.shape[-1]}: mend it.")
     count = x.numel() // inputs
     out = torch.empty(*x.shape[:-1], outputs)
+    if other is not None and other.shape != out.shape:
+        raise TaskError(f"What is added must be {tuple(out.shape)}; it is {tuple(other.shape)}: mend it.")
     added = None if other is None else other.contiguous()
 
     def part(begin: int, end: int) -> None:

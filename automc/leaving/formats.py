@@ -34,3 +34,6 @@ class Format:
     does not compute what the module does."""
     need: Callable[[], None] = _nothing
     """Called before anything is computed; ArtifactError where a package is missing."""
+    write_form: Callable[[nn.Module, nn.Module, Inputs, Path], Written] | None = None
+    """The same for a form of the module that computes by automc's kernels, given behind it; None where the format has
+    no place for these."""

@@ -9,12 +9,14 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
 import automc
 from automc.costs.latency import LatencyTable
+from automc.kernels.images import lanes
 from automc.study import Study
 from tests.cli.conftest import Run
 from tests.cli.tiny import TASK
@@ -22,6 +24,7 @@ from tests.cli.tiny import TASK
 SEARCH = ("search", "my_task.py:task", "--budget", "macs<=60%", "--searcher", "stub", "--study", "tiny")
 RACE = ("--stages", "60, 200", "--keep", "2", "--score", "mse")
 ROOT = Path(__file__).parents[2]
+needs_kernels = pytest.mark.skipif(not lanes(), reason="needs a C compiler")
 
 
 def test_from_task_to_compressed_model_on_disk(run: Run, tmp_path: Path) -> None:
@@ -118,6 +121,36 @@ def test_a_saved_model_is_exported_and_measured(run: Run, tmp_path: Path) -> Non
     found = json.loads(out)
     assert [entry["batch"] for entry in found["runs"]] == [2]
     assert found["file_bytes"]["compressed"] == (tmp_path / "small" / "model.safetensors").stat().st_size
+
+
+def the_last_wins(ways: Sequence[object]) -> list[float]:
+    """Seconds, so that of the forms of a network one plan is the fastest."""
+    return [1.0 / (1 + n) for n in range(len(ways))]
+
+
+@needs_kernels
+def test_a_saved_model_leaves_by_automcs_kernels_or_by_torchs(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert run(*SEARCH, "--trials", "2")[0] == 0
+    assert run("apply", "tiny", "--out", "small")[0] == 0
+    monkeypatch.setattr("automc.deployment.deploy.seconds_of", the_last_wins)
+    status, out, err = run("export", "small", "--format", "pt2", "--kernels", "--batch", "3")
+    assert status == 0 and not err, err
+    size, saved = ((tmp_path / "small" / name).stat().st_size for name in ("model.pt2", "model.safetensors"))
+    first, second, third = out.splitlines()
+    assert first == f"small/model.pt2: {size} bytes, checked: it computes what small does"
+    assert second.startswith(f"form: one plan; plans run on vectors of {lanes()} floats, as here, and say so")
+    assert second.endswith(f"model.safetensors takes {saved} bytes")
+    line = "import torch, automc.kernels.ops; module = torch.export.load('small/model.pt2').module()"
+    assert third == f"to load, where automc is installed: {line}"
+
+    for has, why in ((lanes(), "nothing is faster here than torch's own"), (0, "there are no compiled kernels here")):
+        monkeypatch.setattr("automc.deployment.deploy.seconds_of", lambda ways: the_last_wins(ways)[::-1])
+        monkeypatch.setattr("automc.kernels.images.lanes", lambda has=has: has)
+        status, out, err = run("export", "small", "--format", "pt2", "--kernels", "--out", "plain.pt2")
+        assert status == 0 and len(out.splitlines()) == 1 and "checked" in out
+        assert err.startswith("It is written as without --kernels, and runs without automc, since") and why in err
 
 
 def test_the_same_command_again_goes_on(run: Run) -> None:
@@ -314,18 +347,60 @@ def test_a_signal_ends_the_search_with_its_status_and_says_how_to_go_on(
     assert Study.open(path).best.ok
 
 
-@pytest.mark.timeout(240)  # trains the digits model where no earlier test has
-def test_digits_end_to_end(tmp_path: Path) -> None:
-    def automc(*arguments: str) -> str:
-        environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-        command = [sys.executable, "-m", "automc", *arguments]
-        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stderr
-        return done.stdout
+def python(folder: Path, *arguments: str) -> str:
+    """What a process in a folder prints."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, *arguments]
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
 
-    automc("search", "digits", "--budget", "macs<=50%", "--searcher", "joint", "--trials", "6", "--study", "d")
-    assert json.loads(automc("pareto", "d", "--json"))["front"]
-    automc("apply", "d", "--out", "small")
-    report = json.loads((tmp_path / "small" / "report.json").read_text())
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a study of the digits, d, and its best model, small."""
+    folder, budget = tmp_path_factory.mktemp("digits"), "macs<=50%"
+    python(
+        folder, *("-m", "automc", "search", "digits", "--budget", budget, "--searcher", "joint", "--trials", "6"),
+        *("--study", "d"),
+    )  # fmt: skip
+    python(folder, "-m", "automc", "apply", "d", "--out", "small")
+    return folder
+
+
+@pytest.mark.timeout(240)  # trains the digits model where no earlier test has
+def test_digits_end_to_end(digits: Path) -> None:
+    assert json.loads(python(digits, "-m", "automc", "pareto", "d", "--json"))["front"]
+    report = json.loads((digits / "small" / "report.json").read_text())
     assert report["compressed"]["macs"] <= 0.5 * report["dense"]["macs"]
-    assert f"{report['compressed']['score']:.4f} (when saved" in automc("evaluate", "small")
+    assert f"{report['compressed']['score']:.4f} (when saved" in python(digits, "-m", "automc", "evaluate", "small")
+
+
+FASTEST = """
+import sys
+from automc import cli
+from automc.deployment import deploy
+from tests.cli.test_commands import the_last_wins
+deploy.seconds_of = the_last_wins
+cli.main(sys.argv[1:])
+"""
+READ = """
+import torch
+from automc.tasks import load_task
+x = torch.cat(load_task("digits").calibration_inputs(7))
+from automc.saved import load
+small = load("small", load_task("digits"))
+{line}
+with torch.no_grad():
+    print(*(float((module(x[:n]) - small(x[:n])).abs().max() / small(x).abs().max()) for n in (1, 7)))
+"""
+
+
+@needs_kernels
+@pytest.mark.timeout(240)
+def test_digits_leave_by_the_kernels_and_come_back_by_the_line_that_is_printed(digits: Path) -> None:
+    said = python(digits, "-c", FASTEST, "export", "small", "--format", "pt2", "--kernels").splitlines()
+    assert "checked: it computes what small does" in said[0] and said[1].startswith("form: one plan;")
+    line = said[2].removeprefix("to load, where automc is installed: ")
+    differences = [float(word) for word in python(digits, "-c", READ.format(line=line)).split()]
+    assert len(differences) == 2 and max(differences) < 1e-4

@@ -100,6 +100,7 @@ def test_a_search_that_cannot_begin(run: Run, changes: tuple[str, ...], said: st
         (("export", "nowhere", "--format", "pt2"), "nowhere must hold a saved model"),
         (("export", "nowhere", "--format", "onxx"), "did you mean 'onnx'?"),
         (("export", "nowhere"), "--format"),
+        (("export", "nowhere", "--format", "pt2", "--kernels", "--batch", "0"), "--batch"),
         (("profile", "digitz", "--out", "t.json"), "did you mean 'digits',"),
         (("profile", "my_task.py:task", "--out", "/proc/nowhere/t.json"), "/proc/nowhere must be a folder"),
         (("profile", "my_task.py:task", "--out", "t.json", "--space", "chanels"), "did you mean 'channels'?"),
@@ -117,6 +118,7 @@ def test_a_saved_model_that_cannot_be_exported_or_measured_so(run: Run, monkeypa
     monkeypatch.setattr("automc.artifact.load", None)  # all of it is found out before the model is loaded
     refused(run("export", "small", "--format", "pt2", "--out", "small"), "small is a folder: name one in it")
     refused(run("export", "small", "--format", "pt2", "--out", "/proc/nowhere/x.pt2"), "/proc/nowhere")
+    refused(run("export", "small", "--format", "onnx", "--kernels"), "onnx does not: take pt2, or leave kernels out")
     refused(run("bench", "small", "--threads", "0"), "A number of threads must be 1 or more; given is 0")
     refused(run("bench", "small", "--batch", "1,0"), "A batch must be 1 or more; given is 1, 0")
     Path("small/model.safetensors").write_bytes(b"")

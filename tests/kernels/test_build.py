@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from automc.kernels import build
+from automc.kernels import build, compiler
 
 CODE = "from automc.kernels.tiles import lanes; print(lanes())"
-pytestmark = pytest.mark.skipif(build._compiler() is None, reason="no compiler")
+pytestmark = pytest.mark.skipif(compiler.compiler() is None, reason="no compiler")
 
 
 def lanes(folder: Path) -> subprocess.CompletedProcess[str]:
@@ -31,7 +31,7 @@ def test_a_torn_library_is_made_anew(made: Path) -> None:
     path.write_bytes(whole[: len(whole) // 2])
     found = lanes(made)
     assert found.returncode == 0 and int(found.stdout) >= 4
-    assert len(path.read_bytes()) == len(whole) and build._whole(path)
+    assert len(path.read_bytes()) == len(whole) and compiler.whole(path)
 
 
 def test_a_changed_byte_is_seen(made: Path) -> None:
@@ -39,7 +39,7 @@ def test_a_changed_byte_is_seen(made: Path) -> None:
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 1
     path.write_bytes(data)
-    assert not build._whole(path)
+    assert not compiler.whole(path)
 
 
 def test_where_nothing_can_be_kept_torch_does_the_work(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from automc.compression.patterns import layout, mask_by_score
 from automc.compression.quantize import Observed, QuantizedLayer, weight_scale
 from automc.errors import PolicyError
-from automc.kernels import build, sparse8
+from automc.kernels import build, compiler, sparse8
 from automc.kernels.sparse8 import LARGEST, PATTERNS, Blocks, SparseInt8Linear
 from automc.pattern import parse
 
@@ -125,7 +125,7 @@ def test_every_instruction_set_gives_the_exact_sums(flags: tuple[str, ...]) -> N
                 x[3, 0] = x[tokens - 1, inputs - 1] = math.nan
             check(layer, x, rows)
     level = sparse8.level()
-    assert level >= 0 if build._compiler() else level == -1
+    assert level >= 0 if compiler.compiler() else level == -1
     if "-mno-amx-int8" in flags:
         assert level < 2
     if "-mno-avx512vnni" in flags or "-mno-avxvnni" in flags or "-march=x86-64" in flags:
@@ -250,9 +250,12 @@ def test_what_would_be_misread_is_refused() -> None:
         getattr(broken, name)[index] = value
         with pytest.raises(RuntimeError, match="blocks must lie inside"):
             broken(torch.randn(2, 24))
-    for inputs in (12, 25):
+    for inputs in (12, 22, 25):  # 22 have as many groups of four, and 25 all of them
         with pytest.raises(RuntimeError, match="last side of x must be 24"):
             module(torch.randn(2, inputs))
+        for x in (torch.randn(2, inputs), torch.randn(2, inputs, device="meta")):
+            with pytest.raises(RuntimeError, match="last side of x must be 24"):
+                torch.ops.automc.sparse8_linear(x, *module.held(), [], 24, 20, 16, -math.inf, math.inf)
 
 
 @pytest.mark.parametrize("busy", [0, 10**6])
@@ -275,7 +278,7 @@ def test_the_operator_is_exported_saved_and_compiled(busy: int, monkeypatch: pyt
     held_by = model[0]
     assert isinstance(held_by, SparseInt8Linear)
     for tiles in ([], list(held_by.blocks().tiles())):
-        arguments = (x, *(getattr(held_by, n) for n in names), tiles, 20, 16, -math.inf, math.inf)
+        arguments = (x, *(getattr(held_by, n) for n in names), tiles, 24, 20, 16, -math.inf, math.inf)
         torch.library.opcheck(torch.ops.automc.sparse8_linear.default, arguments)
 
 

@@ -97,17 +97,17 @@ def test_inputs_of_another_width_and_plans_elsewhere_are_refused() -> None:
         run(normal(4, 12), plan.to("meta"))
 
 
-def two_plans() -> nn.Sequential:
-    """A model of both operations."""
+def two_plans() -> tuple[PlannedNetwork, PlannedLinear]:
+    """A model of both operations, one after the other."""
     weight = normal(7, 6, seed=2)
     net = nn.Sequential(nn.Conv2d(3, 6, 3, padding=1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()).eval()
     first = network_of(net, (normal(1, 3, 8, 8),))
     assert isinstance(first, PlannedNetwork)
-    return nn.Sequential(first, PlannedLinear(planned(weight.numpy(), None, TokenChoice()), 6, 7)).eval()
+    return first.eval(), PlannedLinear(planned(weight.numpy(), None, TokenChoice()), 6, 7).eval()
 
 
 def test_plans_are_exported_saved_and_compiled(tmp_path: Path) -> None:
-    net, x = two_plans(), normal(5, 3, 8, 8, seed=3)
+    net, x = nn.Sequential(*two_plans()).eval(), normal(5, 3, 8, 8, seed=3)
     batch = torch.export.Dim("batch", min=1, max=64)
     program = torch.export.export(net, (x,), dynamic_shapes=({0: batch},))
     assert {"automc.images.default", "automc.tokens.default"} <= {str(n.target) for n in program.graph.nodes}
@@ -123,6 +123,47 @@ def test_operations_are_as_torch_wants_them() -> None:
     checks = ("test_schema", "test_faketensor")
     torch.library.opcheck(torch.ops.automc.images.default, (x, first.plan, [6, 1, 1]), test_utils=checks)
     torch.library.opcheck(torch.ops.automc.tokens.default, (normal(2, 6), second.plan, 7), test_utils=checks)
+
+
+def test_operations_refuse_what_a_plan_was_not_made_for() -> None:
+    (first, second), x = two_plans(), normal(2, 3, 8, 8)
+    on_images, on_tokens = torch.ops.automc.images, torch.ops.automc.tokens
+    assert on_images(x, first.plan, [6, 1, 1]).shape == (2, 6, 1, 1)
+    for shape in ((2, 3, 9, 8), (2, 3, 8, 7), (2, 4, 8, 8), (2, 192), (3, 8, 8), (2, 3, 8, 8, 1)):
+        with pytest.raises(TaskError, match="must be 3 x 8 x 8, which this plan was made for; one is"):
+            on_images(normal(*shape), first.plan, [6, 1, 1])
+    for made in ([7, 1, 1], [6, 1, 2], [6], []):
+        with pytest.raises(TaskError, match="results are 6 x 1 x 1; asked for are"):
+            on_images(x, first.plan, made)
+    with pytest.raises(TaskError, match="must have 6 features, as the planned layer; one has 5"):
+        on_tokens(normal(2, 5), second.plan, 7)
+    with pytest.raises(TaskError, match="has 7 outputs; asked for are 8"):
+        on_tokens(normal(2, 6), second.plan, 8)
+    for other in (normal(2, 6), normal(1, 7), normal(14)):
+        with pytest.raises(TaskError, match=r"What is added must be \(2, 7\); it is"):
+            on_tokens(normal(2, 6), second.plan, 7, other)
+    added = on_tokens(normal(2, 6), second.plan, 7, normal(2, 7).double())
+    torch.testing.assert_close(added, second(normal(2, 6)) + normal(2, 7))
+
+
+def test_what_is_no_whole_plan_of_the_operation_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    (first, second), x = two_plans(), normal(2, 3, 8, 8)
+    older = first.plan.clone()
+    older[4] += 1  # the kind, as it would be once plans are laid out otherwise
+    for plan in (first.plan[:-64], first.plan[:8], first.plan[:0], first.plan[::2], second.plan, older):
+        with pytest.raises(
+            ArtifactError, match=r"must be whole, of this operation, and of this version of automc; one"
+        ):
+            torch.ops.automc.images(x, plan, [6, 1, 1])
+    with pytest.raises(ArtifactError, match="must be whole, of this operation"):
+        run(normal(2, 6), first.plan)
+    for module, here, said in (
+        (tokens, lanes() // 2, f"with vectors of {lanes()} floats; this one has {lanes() // 2}: make it anew here"),
+        (tokens, 0, "run by compiled kernels; there are none here: install a C compiler"),
+    ):
+        monkeypatch.setattr(module, "lanes", lambda here=here: here)
+        with pytest.raises(ArtifactError, match=said):
+            run(normal(2, 6), second.plan)
 
 
 @pytest.fixture(params=["-march=x86-64-v3", pytest.param("-march=x86-64", marks=pytest.mark.slow)])

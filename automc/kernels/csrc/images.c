@@ -29,7 +29,7 @@ typedef struct {
 
 /* A network is one piece of memory that begins with this; places in it are bytes from its beginning. */
 typedef struct {
-  int32_t lanes;           /* of a vector, for which it was made */
+  Head head;
   int32_t steps, values;   /* how many */
   int32_t input, output;   /* values; they lie as torch has them */
   int32_t cleared;         /* how many values have rows of zeros that no other has at the same place */
@@ -211,6 +211,7 @@ static void run(const Plan *plan, const Step *s, float *scratch) {
 
 int images_lanes(void) { return LANES; }
 int images_step_bytes(void) { return sizeof(Step); }
+int images_plan_bytes(void) { return sizeof(Plan); }
 
 /* A network on `count` images, one after the other, as torch has them; scratch with anything in it. */
 void images_run(const Plan *plan, const float *in, float *out, int count, float *scratch) {

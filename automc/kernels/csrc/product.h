@@ -10,6 +10,13 @@
 
 #include "vectors.h"
 
+/* What every plan begins with. */
+typedef struct {
+  int32_t lanes; /* of a vector, for which it was made */
+  int32_t kind;  /* what it is a plan of */
+  int64_t bytes; /* of all of it */
+} Head;
+
 /* A matrix as plans hold it: bytes from the plan's beginning instead of addresses. */
 typedef struct {
   int32_t rows, block, parts, masks;

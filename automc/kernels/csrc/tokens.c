@@ -147,7 +147,7 @@ static void across(const Matrix *m, int inputs, const float *in, const float *ot
 
 /* A layer is one piece of memory that begins with this; places in it are bytes from its beginning. */
 typedef struct {
-  int32_t lanes; /* of a vector, for which it was made */
+  Head head;
   int32_t inputs, vectors;
   float low, high;
   int32_t work;   /* multiply-adds of vectors for a vector of tokens; for who deals out tokens to threads */
