@@ -1,6 +1,8 @@
 """Deployed modules compute the same by every kernel, and stay as they are where none is faster or none is there."""
 
 import copy
+from collections import Counter
+from functools import partial
 
 import pytest
 import torch
@@ -15,7 +17,10 @@ from automc.deployment.network import PlannedNetwork, network_of
 from automc.errors import TaskError
 from automc.kernels import images as image_kernels
 from automc.kernels import tokens as token_kernels
-from automc.kernels.sparse8 import Sparse8
+from automc.kernels.dense8 import DenseInt8Linear, sums_exactly
+from automc.kernels.dense8_conv import DenseInt8Conv2d
+from automc.kernels.sparse8 import SparseInt8Linear
+from automc.kernels.sparse8_conv import SparseInt8Conv2d
 from tests.leaving.models import DECISIONS, images, resnet
 
 needs_compiler = pytest.mark.skipif(not image_kernels.lanes(), reason="needs a C compiler")
@@ -83,25 +88,63 @@ def test_layers_with_zeros_are_planned_and_the_rest_stays(module: nn.Module, sha
         torch.testing.assert_close(found(x[:1]), small(x[:1]), rtol=1e-4, atol=1e-4)
 
 
-@needs_compiler
-@pytest.mark.parametrize("convolution", [False, True])
-def test_layers_of_eight_bits_compute_in_integers(convolution: bool) -> None:
-    generator = torch.Generator().manual_seed(0)
-    layer = nn.Conv2d(32, 64, 3, padding=1) if convolution else nn.Linear(96, 256)
-    x = torch.randn(*((4, 32, 16, 16) if convolution else (200, 96)), generator=generator)
-    with torch.no_grad():
-        keep = torch.rand(64 // 16 if convolution else 256 // 16, 8 if convolution else 24, generator=generator) < 0.1
-        mask = keep.repeat_interleave(16, 0).repeat_interleave(4, 1)
-        layer.weight.mul_(mask[..., None, None] if convolution else mask)
-        holder = QuantizedLayer(layer, 8, 8)
-        holder.round_(weight_scale(layer.weight, 8))
+def eight_bits(layer: nn.Linear | nn.Conv1d | nn.Conv2d, x: Tensor, weight_bits: int = 7) -> QuantizedLayer:
+    """The layer rounded, for an input like x."""
+    holder = QuantizedLayer(layer, weight_bits, 8)
+    holder.round_(weight_scale(layer.weight.detach(), weight_bits))
     assert holder.input is not None
     holder.input.calibrate(Observed.of([x]))
-    net = nn.Sequential(holder, nn.Tanh()).eval()
-    found = forms(net, (x,))["layers of 8 bits"]
-    assert isinstance(found.get_submodule("0"), Sparse8) and net[0] is holder
-    with torch.no_grad():
-        torch.testing.assert_close(found(x), net(x), rtol=1e-4, atol=1e-4)
+    return holder
+
+
+EIGHT: dict[str, tuple[nn.Linear | nn.Conv1d | nn.Conv2d, tuple[int, ...], dict[type, int]]] = {
+    "tokens": (nn.Linear(96, 64), (2, 50, 96), {DenseInt8Linear: 1, SparseInt8Linear: 2}),
+    "images": (nn.Conv2d(16, 32, 3, padding=1), (4, 16, 9, 9), {DenseInt8Conv2d: 1, SparseInt8Conv2d: 1}),
+    "groups": (nn.Conv2d(16, 32, 3, 2, groups=2), (4, 16, 9, 9), {DenseInt8Conv2d: 1}),
+    "rows": (nn.Conv1d(16, 32, 3), (4, 16, 30), {DenseInt8Conv2d: 1}),
+    "depthwise": (nn.Conv2d(16, 16, 3, groups=16), (4, 16, 9, 9), {}),
+}
+
+
+@needs_compiler
+@pytest.mark.skipif(not sums_exactly(63), reason="needs torch's oneDNN")
+@pytest.mark.parametrize("kind", EIGHT)
+def test_layers_of_eight_bits_compute_in_integers_in_every_way(kind: str) -> None:
+    layer, shape, wanted = EIGHT[kind]
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    net = nn.Sequential(eight_bits(copy.deepcopy(layer), x), nn.Tanh()).eval()
+    offered: list[nn.Module] = []
+
+    def choose(at: int, _: nn.Module, given: Tensor, others: list[nn.Module]) -> nn.Module | None:
+        assert given.shape == x.shape
+        offered[:] = others
+        return others[at] if at < len(others) else None
+
+    layerwise(net, (x,), partial(choose, 0))
+    assert Counter(map(type, offered)) == wanted
+    for at in range(len(offered)):
+        found = layerwise(net, (x,), partial(choose, at))
+        assert found is not None and type(found.get_submodule("0")) is type(offered[at]) and net[0] is not offered[at]
+        assert type(net[0]) is QuantizedLayer
+        with torch.no_grad():
+            torch.testing.assert_close(found(x), net(x), rtol=1e-5, atol=1e-5)
+            torch.testing.assert_close(found(x[:1]), net(x[:1]), rtol=1e-5, atol=1e-5)
+            if x.dim() == 4:
+                last = x.to(memory_format=torch.channels_last)
+                torch.testing.assert_close(found(last), net(x), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.skipif(not sums_exactly(63), reason="needs torch's oneDNN")
+def test_layers_of_eight_bits_run_in_either_layout(monkeypatch: pytest.MonkeyPatch) -> None:
+    x = images(3)
+    net = nn.Sequential(eight_bits(nn.Conv2d(3, 8, 3), x), nn.Flatten(), nn.Linear(8 * 36, 4)).eval()
+    monkeypatch.setattr("automc.deployment.layers.faster", lambda layer, x, others: others[0] if others else None)
+    found = forms(net, (x,))
+    for name in ("layers of 8 bits", "layers of 8 bits, channels last"):
+        kinds = Counter(map(type, found[name].modules()))
+        assert kinds[DenseInt8Conv2d] == 1 and kinds[QuantizedLayer] == 0
+    flat = nn.Sequential(eight_bits(nn.Linear(4, 4), torch.randn(9, 4))).eval()
+    assert not any("channels last" in name and "8 bits" in name for name in forms(flat, (torch.randn(9, 4),)))
 
 
 def test_dense_layers_are_left_alone() -> None:

@@ -4,6 +4,7 @@ import contextlib
 import copy
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
+from typing import TypeAlias
 
 import numpy as np
 import torch
@@ -22,6 +23,7 @@ from automc.kernels.plan import plain
 from automc.kernels.steps import shape_of
 from automc.kernels.tokens import ACROSS, TokenChoice
 
+Choose: TypeAlias = Callable[[nn.Module, Tensor, list[nn.Module]], nn.Module | None]
 DENSE = 0.6
 """Share of weights that are not zero from which on no sparse way is tried."""
 MARGIN = 0.97
@@ -52,14 +54,17 @@ class PlannedLinear(nn.Module):
         return f"in_features={self.in_features}, out_features={self.out_features}"
 
 
-def layerwise(module: nn.Module, inputs: tuple[Tensor, ...]) -> nn.Module | None:
-    """A copy of a module, each layer with zeros, or of 8 bits, by its fastest way; None where none is faster."""
+def layerwise(module: nn.Module, inputs: tuple[Tensor, ...], choose: Choose | None = None) -> nn.Module | None:
+    """A copy of a module, each layer with zeros, or of 8 bits, by its fastest way; None where none is faster.
+
+    choose: which of some ways to compute a layer on an input is taken, if any; by default `faster`.
+    """
     small, changed = copy.deepcopy(module), set[str]()
     for name, x in seen(small, inputs, [name for name, _ in _layers(small)]).items():
         if any(name.startswith(f"{holder}.") for holder in changed):
             continue  # what rounded it has become a layer of 8 bits
         layer = small.get_submodule(name)
-        planned = _faster(layer, x, _ways(layer, x))
+        planned = (choose or faster)(layer, x, _ways(layer, x))
         if planned is not None:
             replace_module(small, name, planned)
             changed.add(name)
@@ -106,7 +111,7 @@ def _layers(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
             yield name, layer
 
 
-def _faster(layer: nn.Module, x: Tensor, others: list[nn.Module]) -> nn.Module | None:
+def faster(layer: nn.Module, x: Tensor, others: list[nn.Module]) -> nn.Module | None:
     """The fastest of other ways to compute a layer; None where the layer itself is as fast."""
     if not others:
         return None
@@ -117,15 +122,17 @@ def _faster(layer: nn.Module, x: Tensor, others: list[nn.Module]) -> nn.Module |
 
 
 def _eight_bit(layer: QuantizedLayer) -> list[nn.Module]:
-    """In integers, in blocks of either size; none for weights without evenly spaced codes, or other kinds of layers."""
-    from automc.kernels.sparse8 import SparseInt8Linear, level  # these register operations of torch
+    """In integers, dense or in blocks of either size; none for weights without evenly spaced codes, or other kinds of
+    layers."""
+    from automc.kernels.dense8 import DenseInt8Linear  # these register operations of torch
+    from automc.kernels.dense8_conv import DenseInt8Conv2d
+    from automc.kernels.sparse8 import PATTERNS, SparseInt8Linear, level
     from automc.kernels.sparse8_conv import SparseInt8Conv2d
 
-    if level() < 0:
-        return []
-    makers: list[Callable[[], nn.Module]] = [partial(SparseInt8Linear.of, layer, rows=rows) for rows in (16, 4)]
-    if isinstance(layer.layer, nn.Conv2d):
-        makers = [partial(SparseInt8Conv2d.of, layer)]
+    makers: list[Callable[[], nn.Module]] = [partial(DenseInt8Linear.of, layer), partial(DenseInt8Conv2d.of, layer)]
+    if level() >= 0:
+        makers += [partial(SparseInt8Linear.of, layer, rows=rows) for rows in PATTERNS]
+        makers += [partial(SparseInt8Conv2d.of, layer)]
     found = []
     for make in makers:
         with contextlib.suppress(PolicyError):

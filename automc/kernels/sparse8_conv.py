@@ -16,16 +16,15 @@ from torch import Tensor, nn
 
 from automc.errors import PolicyError
 from automc.kernels.build import compiled
+from automc.kernels.integers import Quantized, rounded, window_of
 from automc.kernels.plan import plain
 from automc.kernels.sparse8 import (
     LAYER,
     NO_TILES,
-    Quantized,
     Sparse8,
     check_call,
     dense_codes,
     library,
-    rounded,
     run,
 )
 from automc.kernels.steps import Window
@@ -124,14 +123,11 @@ class SparseInt8Conv2d(Sparse8):
         layer = quantized.layer
         if not isinstance(layer, nn.Conv2d) or layer.groups > 1:
             raise PolicyError(f"The layer must be an nn.Conv2d without groups; it is {layer}: leave it in torch.")
-        if layer.padding_mode != "zeros" or isinstance(layer.padding, str):
-            raise PolicyError(f"Padding must be numbers of zeros; it is that of {layer}: leave it in torch.")
-        codes, scale, levels = rounded(quantized)
+        window, (codes, scale, levels) = window_of(layer), rounded(quantized)
         padded = nn.functional.pad(codes.permute(0, 2, 3, 1), (0, -codes.shape[1] % 4))
         bias = None if layer.bias is None else layer.bias.detach()
         found = cls(padded.flatten(1), scale, bias, levels, low=low, high=high)
-        sides = (layer.kernel_size, layer.stride, layer.padding, layer.dilation)
-        found.window, found.channels = _window(sides), layer.in_channels
+        found.window, found.channels = window, layer.in_channels
         return found
 
     def forward(self, x: Tensor) -> Tensor:

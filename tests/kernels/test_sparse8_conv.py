@@ -73,6 +73,7 @@ def test_every_instruction_set_gives_the_same(flags: None) -> None:
         check(quantized(nn.Conv2d(channels, outputs, kernel, stride, padding)), x)
     check(quantized(nn.Conv2d(8, 16, (3, 1), (1, 2), (1, 0))), torch.randn(1, 8, 9, 37))
     check(quantized(nn.Conv2d(8, 16, (1, 3), (2, 1), (0, 1), (1, 2))), torch.randn(1, 8, 9, 37))
+    check(quantized(nn.Conv2d(8, 16, (5, 3), padding="same")), torch.randn(1, 8, 9, 37))
 
 
 @given(
@@ -110,7 +111,7 @@ def test_outputs_do_not_depend_on_the_number_of_threads() -> None:
 
 
 def test_what_cannot_be_multiplied_is_refused() -> None:
-    for conv in (nn.Conv2d(4, 4, 1, groups=2), nn.Conv2d(4, 4, 3, padding="same")):
+    for conv in (nn.Conv2d(4, 4, 1, groups=2), nn.Conv2d(4, 4, 2, padding="same")):
         with pytest.raises(PolicyError, match="leave it in torch"):
             SparseInt8Conv2d.of(quantized(conv, 0.0))
     module = SparseInt8Conv2d.of(quantized(nn.Conv2d(8, 16, 3)))

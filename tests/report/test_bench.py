@@ -8,6 +8,8 @@ from torch import nn
 
 import automc
 from automc.errors import ArtifactError, TaskError
+from automc.kernels.dense8 import DenseInt8Linear, sums_exactly
+from automc.kernels.packed import packed_bytes
 from automc.policy import LayerDecision
 from automc.report import bench
 from automc.report.memory import peak_bytes
@@ -30,6 +32,14 @@ def test_the_peak_is_all_that_is_alive_at_once() -> None:
     assert peak_bytes(net, (x,)) == rest + 2 * wide
     net[1] = nn.ReLU(inplace=True)
     assert peak_bytes(net, (x,)) == rest + wide + narrow
+
+
+@pytest.mark.skipif(not sums_exactly(63), reason="needs torch's oneDNN")
+def test_the_peak_counts_what_kernels_keep_of_weights() -> None:
+    codes = torch.randint(-63, 64, (40, 30))
+    layer, x = DenseInt8Linear(codes, torch.ones(40), None, (0.1, 10.0, 255.0)), torch.randn(7, 30)
+    least = sum(b.nbytes for b in layer.buffers()) + x.nbytes + 4 * 7 * 40
+    assert peak_bytes(layer, (x,)) == least + packed_bytes(layer.buffers()) >= least + codes.numel()
 
 
 @pytest.mark.filterwarnings("ignore:Layer:UserWarning")

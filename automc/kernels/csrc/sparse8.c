@@ -11,13 +11,8 @@
    and for any number of threads. */
 
 #include <math.h>
-#include <stddef.h>
-#include <stdint.h>
 #include <stdlib.h>
-#include <string.h>
-#if defined(__SSE2__) || defined(__AVX2__)
-#include <immintrin.h>
-#endif
+#include "levels.h"
 #if defined(__AMX_INT8__) && defined(__linux__) && defined(__AVX512BW__)
 #include <sys/syscall.h>
 #include <unistd.h>
@@ -27,28 +22,16 @@
 #endif
 
 /* FOURS: whether an instruction adds up four products */
-#if defined(__AVX512BW__) && defined(__AVX512VNNI__)
-#define LANES 16
+#if LANES == 16 && defined(__AVX512VNNI__)
 #define FOURS 1
-#elif defined(__AVX512BW__)
-#define LANES 16
-#define FOURS 0
-#elif defined(__AVX2__) && defined(__AVXVNNI__)
-#define LANES 8
+#elif LANES == 8 && defined(__AVXVNNI__)
 #define FOURS 1
-#elif defined(__AVX2__)
-#define LANES 8
-#define FOURS 0
 #else
-#define LANES 4
 #define FOURS 0
 #endif
 
 enum { ROWS = 16, PARTS = ROWS / LANES };
 enum { WIDE = 64 /* tokens of a 4x1 tile */, FEW = 6 /* for which none is worth it */ };
-
-typedef int vec __attribute__((vector_size(4 * LANES)));
-typedef float real __attribute__((vector_size(4 * LANES)));
 
 typedef struct {
   int inputs, outputs;
@@ -68,16 +51,6 @@ typedef struct {
   const int32_t *tile_places; /* [tiles][16] */
   const int32_t *tile_starts; /* [sets + 1] the first tile of each set, of which every one has one */
 } Layer;
-
-static inline int smaller(int a, int b) { return a < b ? a : b; }
-static inline vec all(int x) { return x - (vec){}; }
-static inline real same(float x) { return x - (real){}; }
-static inline vec load(const void *at) {
-  vec x;
-  memcpy(&x, at, sizeof x);
-  return x;
-}
-static inline void store(void *at, vec x) { memcpy(at, &x, sizeof x); }
 
 /* sum + the four products of unsigned bytes of x and signed bytes of w, in each lane */
 static inline vec dot(vec sum, vec x, vec w) {
@@ -107,105 +80,7 @@ static inline vec dot(vec sum, vec x, vec w) {
 #endif
 }
 
-/* ---- what the activations are rounded to ---- */
-
-typedef struct {
-  float step, inverse, low, high, zero, top;
-} Levels;
-
-static Levels levels_of(const Layer *l) {
-  const float step = l->levels[0], zero = l->levels[1], top = l->levels[2];
-  return (Levels){step, 1.0f / step, -(zero + 1) * step, (top - zero + 1) * step, zero, top};
-}
-
-#if LANES == 16
-/* The nearest integers to x / step, as division finds it: the quotient by the reciprocal is put right by what it leaves
-   (Markstein 1990). Large numbers are limited to one level above the last; what is below all integers becomes the
-   least one. */
-static inline __m512i nearest(__m512 x, const Levels *v) {
-  x = _mm512_min_ps(x, _mm512_set1_ps(v->high));
-  const __m512 q = _mm512_mul_ps(x, _mm512_set1_ps(v->inverse));
-  const __m512 left = _mm512_fnmadd_ps(q, _mm512_set1_ps(v->step), x);
-  return _mm512_cvtps_epi32(_mm512_fmadd_ps(left, _mm512_set1_ps(v->inverse), q));
-}
-
-/* 16 inputs of 4 tokens: lane g holds group g of all four */
-static inline __m512i round_four(const float *x, ptrdiff_t apart, const Levels *v, __mmask16 *odd) {
-  const __m512 a = _mm512_loadu_ps(x), b = _mm512_loadu_ps(x + apart);
-  const __m512 c = _mm512_loadu_ps(x + 2 * apart), d = _mm512_loadu_ps(x + 3 * apart);
-  *odd |= _mm512_cmp_ps_mask(a, b, _CMP_UNORD_Q) | _mm512_cmp_ps_mask(c, d, _CMP_UNORD_Q);
-  const __m512i zero = _mm512_set1_epi16((short)v->zero), top = _mm512_set1_epi16((short)v->top);
-  const __m512i ab = _mm512_adds_epi16(_mm512_packs_epi32(nearest(a, v), nearest(b, v)), zero);
-  const __m512i cd = _mm512_adds_epi16(_mm512_packs_epi32(nearest(c, v), nearest(d, v)), zero);
-  return _mm512_packus_epi16(_mm512_min_epi16(ab, top), _mm512_min_epi16(cd, top));
-}
-
-/* 16 inputs of 16 tokens, `apart` floats from each other, to 4 groups, `next` bytes from each other; whether all are
-   numbers */
-static inline int round_square(const float *x, ptrdiff_t apart, const Levels *v, uint8_t *out, ptrdiff_t next) {
-  __mmask16 odd = 0;
-  __m512i t[4];
-  for (int i = 0; i < 4; i++) t[i] = round_four(x + 4 * i * apart, apart, v, &odd);
-  const __m512i a = _mm512_shuffle_i32x4(t[0], t[1], 0x44), b = _mm512_shuffle_i32x4(t[2], t[3], 0x44);
-  const __m512i c = _mm512_shuffle_i32x4(t[0], t[1], 0xee), d = _mm512_shuffle_i32x4(t[2], t[3], 0xee);
-  _mm512_storeu_si512(out, _mm512_shuffle_i32x4(a, b, 0x88));
-  _mm512_storeu_si512(out + next, _mm512_shuffle_i32x4(a, b, 0xdd));
-  _mm512_storeu_si512(out + 2 * next, _mm512_shuffle_i32x4(c, d, 0x88));
-  _mm512_storeu_si512(out + 3 * next, _mm512_shuffle_i32x4(c, d, 0xdd));
-  return !odd;
-}
-
-/* 16 inputs of one token */
-static inline int round_row(const float *x, const Levels *v, uint8_t *out) {
-  const __m512 given = _mm512_loadu_ps(x);
-  const __m512i zero = _mm512_set1_epi32((int)v->zero), top = _mm512_set1_epi32((int)v->top);
-  const __m512i level = _mm512_max_epi32(_mm512_add_epi32(nearest(given, v), zero), _mm512_setzero_si512());
-  _mm_storeu_si128((__m128i *)out, _mm512_cvtepi32_epi8(_mm512_min_epi32(level, top)));
-  return !_mm512_cmp_ps_mask(given, given, _CMP_UNORD_Q);
-}
-#else
-/* numbers of 0 to 255 as bytes */
-static inline void put_bytes(uint8_t *out, vec x) {
-#if LANES == 8
-  const __m128i half = _mm_packs_epi32(_mm256_castsi256_si128((__m256i)x), _mm256_extracti128_si256((__m256i)x, 1));
-  _mm_storel_epi64((__m128i *)out, _mm_packus_epi16(half, half));
-#elif defined(__SSE2__)
-  const __m128i half = _mm_packs_epi32((__m128i)x, (__m128i)x);
-  const int four = _mm_cvtsi128_si32(_mm_packus_epi16(half, half));
-  memcpy(out, &four, 4);
-#else
-  for (int i = 0; i < LANES; i++) out[i] = (uint8_t)x[i];
-#endif
-}
-
-static inline real either(vec first, real a, real b) { return (real)(((vec)a & first) | ((vec)b & ~first)); }
-
-static inline int round_row(const float *x, const Levels *v, uint8_t *out) {
-  vec odd = {};
-  for (int k = 0; k < 16; k += LANES) {
-    const real given = (real)load(x + k);
-    odd |= given != given;
-    const real from = either(given > v->low, given, same(v->low)); /* the lower limit of what is no number */
-    /* adding and subtracting 1.5 * 2^23 rounds to even */
-    real level = either(from < v->high, from, same(v->high)) / v->step + 12582912.0f - 12582912.0f + v->zero;
-    level = either(level > 0, level, same(0));
-    put_bytes(out + k, __builtin_convertvector(either(level < v->top, level, same(v->top)), vec));
-  }
-  int any = 0;
-  for (int i = 0; i < LANES; i++) any |= odd[i];
-  return !any;
-}
-
-static inline int round_square(const float *x, ptrdiff_t apart, const Levels *v, uint8_t *out, ptrdiff_t next) {
-  int numbers = 1;
-  for (int t = 0; t < 16; t++) {
-    uint8_t row[16];
-    numbers &= round_row(x + t * apart, v, row);
-    for (int g = 0; g < 4; g++) memcpy(out + g * next + 4 * t, row + 4 * g, 4);
-  }
-  return numbers;
-}
-#endif
+/* ---- tiles of rounded activations ---- */
 
 /* The same where fewer than 16 inputs or tokens are left; the others are zero, whose products nobody reads. */
 static int round_edge(const float *x, ptrdiff_t apart, int tokens, int inputs, const Levels *v, uint8_t *out,
@@ -225,7 +100,7 @@ static size_t tile_bytes(const Layer *l, int width) {
 
 /* Tokens (tokens, inputs) as [groups][width][4] bytes; whether all of them are numbers */
 static int round_tile(const Layer *l, const float *x, int tokens, int width, uint8_t *out) {
-  const Levels v = levels_of(l);
+  const Levels v = levels_of(l->levels);
   const ptrdiff_t apart = l->inputs, next = 4 * (ptrdiff_t)width;
   int numbers = 1;
   for (int t = 0; t < width; t += 16) {
@@ -647,40 +522,10 @@ static Planes planes_of(const Image *i) {
   return p;
 }
 
-/* 16 pixels of up to 4 channels, `apart` floats from each other, as words; whether all of `count` are numbers */
-static inline int round_pixels(const float *x, ptrdiff_t apart, int channels, int count, const Levels *v,
-                               uint8_t *out) {
-#if LANES == 16
-  const __mmask16 present = (__mmask16)((1u << count) - 1);
-  const __m512i zero = _mm512_set1_epi32((int)v->zero), top = _mm512_set1_epi32((int)v->top);
-  __m512i words = _mm512_setzero_si512();
-  __mmask16 odd = 0;
-  _Pragma("GCC unroll 4") for (int c = 0; c < 4; c++) {
-    if (c >= channels) break;
-    const __m512 given = _mm512_maskz_loadu_ps(present, x + c * apart);
-    const __m512i level = _mm512_max_epi32(_mm512_add_epi32(nearest(given, v), zero), _mm512_setzero_si512());
-    words = _mm512_or_si512(words, _mm512_slli_epi32(_mm512_min_epi32(level, top), 8 * c));
-    odd |= _mm512_cmp_ps_mask(given, given, _CMP_UNORD_Q);
-  }
-  _mm512_mask_storeu_epi32(out, present, words);
-  return !odd;
-#else
-  int numbers = 1;
-  for (int c = 0; c < channels; c++) {
-    float row[16] = {0};
-    uint8_t level[16];
-    memcpy(row, x + c * apart, sizeof(float) * count);
-    numbers &= round_row(row, v, level);
-    for (int p = 0; p < count; p++) out[4 * p + c] = level[p];
-  }
-  return numbers;
-#endif
-}
-
 /* An image [channels][height][width] in planes, the level of 0.0 around it; whether all pixels are numbers. Four
    channels are rounded to `plane` [height * width + 16][4] first, since rows may be short. */
 static int round_image(const Layer *l, const Image *i, const Planes *p, const float *x, uint8_t *plane, uint8_t *out) {
-  const Levels v = levels_of(l);
+  const Levels v = levels_of(l->levels);
   const int size = i->height * i->width;
   int numbers = 1;
   memset(out, (int)v.zero, p->bytes);
