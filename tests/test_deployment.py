@@ -19,9 +19,16 @@ from automc.kernels import images as image_kernels
 from automc.kernels import tokens as token_kernels
 from automc.kernels.dense8 import DenseInt8Linear, sums_exactly
 from automc.kernels.dense8_conv import DenseInt8Conv2d
+from automc.kernels.dense32 import PackedLinear, libraries
 from automc.kernels.sparse8 import SparseInt8Linear
 from automc.kernels.sparse8_conv import SparseInt8Conv2d
 from tests.leaving.models import DECISIONS, images, resnet
+
+
+def last_way(_: nn.Module, __: Tensor, others: list[nn.Module]) -> nn.Module | None:
+    """Whatever is offered, the sparse ways behind the packed ones, and no clock."""
+    return others[-1] if others else None
+
 
 needs_compiler = pytest.mark.skipif(not image_kernels.lanes(), reason="needs a C compiler")
 
@@ -79,7 +86,7 @@ def test_a_network_is_one_plan_that_gives_what_the_module_gives(kind: str) -> No
 @pytest.mark.parametrize(("module", "shape"), [(Attentive(), (2, 60, 64)), (Halves(), (2, 16, 20, 20))], ids=["t", "c"])
 def test_layers_with_zeros_are_planned_and_the_rest_stays(module: nn.Module, shape: tuple[int, ...]) -> None:
     small, x = thinned(module, 0.97), torch.randn(shape, generator=torch.Generator().manual_seed(1))
-    found = layerwise(small, (x,))
+    found = layerwise(small, (x,), choose=last_way)
     assert found is not None and network_of(small, (x,)) is None
     assert any(isinstance(part, (PlannedLinear, PlannedNetwork)) for part in found.modules())
     assert not any(isinstance(part, (PlannedLinear, PlannedNetwork)) for part in small.modules())
@@ -120,10 +127,10 @@ def test_layers_of_eight_bits_compute_in_integers_in_every_way(kind: str) -> Non
         offered[:] = others
         return others[at] if at < len(others) else None
 
-    layerwise(net, (x,), partial(choose, 0))
+    layerwise(net, (x,), choose=partial(choose, 0))
     assert Counter(map(type, offered)) == wanted
     for at in range(len(offered)):
-        found = layerwise(net, (x,), partial(choose, at))
+        found = layerwise(net, (x,), choose=partial(choose, at))
         assert found is not None and type(found.get_submodule("0")) is type(offered[at]) and net[0] is not offered[at]
         assert type(net[0]) is QuantizedLayer
         with torch.no_grad():
@@ -147,8 +154,21 @@ def test_layers_of_eight_bits_run_in_either_layout(monkeypatch: pytest.MonkeyPat
     assert not any("channels last" in name and "8 bits" in name for name in forms(flat, (torch.randn(9, 4),)))
 
 
-def test_dense_layers_are_left_alone() -> None:
-    assert layerwise(Attentive().eval(), (torch.randn(1, 4, 64),)) is None
+@pytest.mark.skipif(not libraries(), reason="needs a torch with MKL or oneDNN")
+def test_dense_layers_are_offered_packed_weights_and_nothing_else() -> None:
+    net, x = Attentive().eval(), torch.randn(2, 60, 64)
+    assert layerwise(net, (x,), choose=lambda layer, x, others: None) is None
+    for at in range(len(libraries())):
+        found = layerwise(net, (x,), choose=partial(lambda at, layer, x, others: others[at], at))
+        assert found is not None
+        packed = [part for part in found.modules() if isinstance(part, PackedLinear)]
+        assert len(packed) == 5 and {part.library for part in packed} == {libraries()[at]}
+        with torch.no_grad():
+            for given in (x, x[:1], x[:, :7]):
+                torch.testing.assert_close(found(given), net(given), rtol=1e-4, atol=1e-4)
+    offered: list[nn.Module] = []
+    layerwise(Halves().eval(), (torch.randn(2, 16, 9, 9),), choose=lambda layer, x, others: offered.extend(others))
+    assert not offered
 
 
 def test_the_deployed_module_is_the_fastest_form() -> None:

@@ -10,14 +10,14 @@ from torch import Tensor, nn
 
 from automc.compression.compress import channels_last, in_channels_last
 from automc.compression.quantize import quantized_layers
-from automc.deployment.layers import layerwise
+from automc.deployment.layers import has_zeros, layerwise, packed_ways
 from automc.deployment.network import network_of
 from automc.graph.runs import copies, tensors
 from automc.policy import FULL_BITS
 from automc.scoring.folding import folded
 from automc.task import Inputs
 
-BY_TORCH = ("as it is", "folded", "channels last", "folded, channels last")
+BY_TORCH = ("as it is", "folded", "channels last", "folded, channels last", "packed weights")
 """Forms that torch's own kernels run."""
 TOLERANCE = 1e-4
 """Of the largest output: so much may another order of sums change."""
@@ -42,10 +42,10 @@ class ChannelsLast(nn.Module):
 def forms(module: nn.Module, inputs: Inputs, *, kernels: bool = True) -> dict[str, nn.Module]:
     """Every form of a module in eval mode, by name; the module itself is left alone.
 
-    As it is; folded (batch norms into convolutions), in both layouts of images; with `kernels` also its layers with
-    zeros, its layers of 8 bits, and the whole as one plan, each as is fastest here for inputs like these. A form is
-    there only if it gives what the module gives, to 1e-4 of the largest output or, where activations are rounded, to a
-    few times what the least change of the inputs does.
+    As it is; folded (batch norms into convolutions), in both layouts of images; with weights of linear layers packed;
+    with `kernels` also its layers with zeros, its layers of 8 bits, and the whole as one plan: each layer as is fastest
+    here for inputs like these. A form is there only if it gives what the module gives, to 1e-4 of the largest output
+    or, where activations are rounded, to a few times what the least change of the inputs does.
     """
     plain = copy.deepcopy(module).eval()
     wanted = _wanted(plain, inputs)
@@ -58,7 +58,8 @@ def forms(module: nn.Module, inputs: Inputs, *, kernels: bool = True) -> dict[st
         "folded": small,
         "channels last": lambda: ChannelsLast(copy.deepcopy(plain)),
         "folded, channels last": lambda: ChannelsLast(copy.deepcopy(small())),
-        "sparse layers": lambda: layerwise(small(), inputs),
+        "packed weights": lambda: layerwise(small(), inputs, packed_ways),
+        "sparse layers": lambda: layerwise(small(), inputs) if any(map(has_zeros, small().modules())) else None,
         "layers of 8 bits": lambda: layerwise(plain, inputs) if _rounds(plain) else None,
         "layers of 8 bits, channels last": lambda: (
             layerwise(ChannelsLast(copy.deepcopy(plain)), inputs) if _rounds(plain) and _images(inputs) else None
