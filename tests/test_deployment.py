@@ -11,12 +11,13 @@ from torch import Tensor, nn
 import automc
 from automc.compression.quantize import Observed, QuantizedLayer, weight_scale
 from automc.deployment import forms as made_forms
-from automc.deployment.forms import ChannelsLast, forms
+from automc.deployment.forms import BFLOAT16, LOOSE, SPARSE_BFLOAT16, ChannelsLast, forms
 from automc.deployment.layers import PlannedLinear, layerwise
 from automc.deployment.network import PlannedNetwork, network_of
 from automc.errors import TaskError
 from automc.kernels import images as image_kernels
 from automc.kernels import tokens as token_kernels
+from automc.kernels.bfloat16 import BFloat16Conv, BFloat16Linear
 from automc.kernels.dense8 import DenseInt8Linear, sums_exactly
 from automc.kernels.dense8_conv import DenseInt8Conv2d
 from automc.kernels.dense32 import PackedLinear, libraries
@@ -171,6 +172,53 @@ def test_dense_layers_are_offered_packed_weights_and_nothing_else() -> None:
     assert not offered
 
 
+def bfloat16_way(_: nn.Module, __: Tensor, others: list[nn.Module]) -> nn.Module | None:
+    """bfloat16 wherever it is offered, and no clock."""
+    return next((way for way in others if isinstance(way, (BFloat16Linear, BFloat16Conv))), None)
+
+
+@pytest.mark.parametrize("name", ["tokens", "images", "zeros", "eight bits"])
+def test_bfloat16_is_there_where_it_is_asked_for_and_near(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("automc.deployment.layers.faster", bfloat16_way)
+    x = torch.randn((2, 60, 64) if name == "tokens" else (2, 16, 12, 12), generator=torch.Generator().manual_seed(0))
+    net = {"tokens": Attentive(), "images": Halves(), "zeros": thinned(Halves(), 0.7)}.get(name)
+    net = net or nn.Sequential(eight_bits(nn.Conv2d(16, 8, 3), x), nn.ReLU(), nn.Conv2d(8, 4, 3))
+    plain, half = forms(net.eval(), (x,)), forms(net, (x,), bf16=True)
+    expected = {BFLOAT16[0], *([BFLOAT16[1]] if name != "tokens" else [])}
+    expected |= {SPARSE_BFLOAT16} if name in ("zeros", "eight bits") else set()
+    assert set(half) - set(plain) == expected and not any("bfloat16" in form for form in plain)
+    with torch.no_grad():
+        wanted = net(x)
+        for form in expected:
+            found = half[form](x)
+            off = float((found - wanted).abs().max() / wanted.abs().max())
+            assert found.dtype == torch.float32 and 0 < off <= LOOSE
+            assert half[form](x[:1]).shape == wanted[:1].shape
+    by_torch = forms(net, (x,), kernels=False, bf16=True)
+    assert SPARSE_BFLOAT16 not in by_torch and BFLOAT16[0] in by_torch
+
+
+def test_what_bfloat16_changes_too_much_is_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A difference of two large outputs that are nearly equal."""
+    monkeypatch.setattr("automc.deployment.layers.faster", bfloat16_way)
+
+    class Difference(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = nn.Linear(32, 32), nn.Linear(32, 32)
+            self.second.weight = nn.Parameter(self.first.weight + 1e-4 * torch.randn(32, 32))
+            self.second.bias = self.first.bias
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.first(x) - self.second(x)
+
+    net, x = Difference().eval(), torch.randn(9, 32)
+    assert not any("bfloat16" in name for name in forms(net, (x,), bf16=True))
+    assert "layers in bfloat16" in forms(nn.Sequential(net.first).eval(), (x,), bf16=True)
+    monkeypatch.setattr("automc.deployment.layers.faster", lambda layer, x, others: None)
+    assert not any("bfloat16" in name for name in forms(nn.Sequential(net.first).eval(), (x,), bf16=True))
+
+
 def test_the_deployed_module_is_the_fastest_form() -> None:
     small = thinned(Halves(), 0.5)
     found = automc.deploy(small, (torch.randn(2, 16, 20, 20),))
@@ -178,6 +226,8 @@ def test_the_deployed_module_is_the_fastest_form() -> None:
     assert {"as it is", "folded", "channels last"} <= set(found.seconds)
     x = torch.randn(2, 16, 20, 20)
     torch.testing.assert_close(found.module(x), small(x), rtol=1e-4, atol=1e-4)
+    half = automc.deploy(small, (x,), bf16=True)
+    assert set(half.seconds) >= {"as it is", "folded"} and half.form in half.seconds
 
 
 def test_without_a_compiler_torch_does_the_work(monkeypatch: pytest.MonkeyPatch) -> None:

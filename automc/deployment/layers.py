@@ -18,6 +18,7 @@ from automc.deployment.timing import seconds_of
 from automc.errors import PolicyError
 from automc.graph.runs import copies
 from automc.kernels import tokens
+from automc.kernels.bfloat16 import BFloat16Conv, BFloat16Linear, Convolution
 from automc.kernels.dense32 import PackedLinear, libraries
 from automc.kernels.matrix import BLOCKS, FloatArray
 from automc.kernels.plan import plain
@@ -26,6 +27,8 @@ from automc.kernels.tokens import ACROSS, TokenChoice
 
 Ways: TypeAlias = Callable[[nn.Module, Tensor], list[nn.Module]]
 Choose: TypeAlias = Callable[[nn.Module, Tensor, list[nn.Module]], nn.Module | None]
+KINDS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+"""Layers that have another way."""
 DENSE = 0.6
 """Share of weights that are not zero from which on no sparse way is tried."""
 MARGIN = 0.97
@@ -96,6 +99,22 @@ def packed_ways(layer: nn.Module, x: Tensor) -> list[nn.Module]:
     return [PackedLinear(layer, library, x.numel() // layer.in_features) for library in libraries()]
 
 
+def by_torch(layer: nn.Module, x: Tensor) -> list[nn.Module]:
+    """Every way of torch's own kernels, bfloat16 among them."""
+    return packed_ways(layer, x) + _bfloat16(layer, x)
+
+
+def every_way(layer: nn.Module, x: Tensor) -> list[nn.Module]:
+    """All ways, bfloat16 among them."""
+    return all_ways(layer, x) + _bfloat16(layer, x)
+
+
+def _bfloat16(layer: nn.Module, x: Tensor) -> list[nn.Module]:
+    if type(layer) is nn.Linear:
+        return [BFloat16Linear(layer, x.numel() // layer.in_features)]
+    return [BFloat16Conv(layer)] if isinstance(layer, Convolution) else []
+
+
 def has_zeros(layer: nn.Module) -> bool:
     """Whether a linear layer or convolution has zeros enough to try what skips them."""
     if not isinstance(layer, (nn.Linear, nn.Conv2d)):
@@ -123,7 +142,7 @@ def _layers(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
         if isinstance(layer, QuantizedLayer) and layer.input is not None and layer.weight_scale is not None:
             yield name, layer
             continue
-        weight = layer.weight if type(layer) in (nn.Linear, nn.Conv2d) else None
+        weight = layer.weight if type(layer) in KINDS else None
         if isinstance(weight, Tensor) and weight.dtype == torch.float32 and weight.device.type == "cpu":
             yield name, layer
 

@@ -13,6 +13,7 @@ from automc.kernels.packed import packed_bytes
 from automc.policy import LayerDecision
 from automc.report import bench
 from automc.report.memory import peak_bytes
+from automc.task import Inputs
 from tests.compression.conftest import make_task
 from tests.leaving.models import compressed, resnet
 from tests.report.test_report import printed
@@ -58,6 +59,24 @@ def test_every_batch_and_every_number_of_threads_has_its_line() -> None:
     assert found["file_bytes"]["compressed"] == automc.cost(small, task.example_inputs)["size"]
     shown = printed(bench.table(found))
     assert all(f"{run['speed_up']:.2f}x" in shown for run in found["runs"]) and "mlp" in shown
+
+
+@pytest.mark.filterwarnings("ignore:Layer:UserWarning")
+def test_both_models_may_compute_in_bfloat16_where_that_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    task = make_task("mlp")
+    small = compressed(task, [LayerDecision(8)], keep=0.5)
+    asked = []
+
+    def seen(module: nn.Module, inputs: Inputs, **settings: bool) -> dict[str, nn.Module]:
+        asked.append(settings)
+        return {"as it is": module.eval(), "layers in bfloat16": module.eval()}
+
+    monkeypatch.setattr(bench, "forms", seen)
+    for bf16 in (True, False):
+        found = automc.bench(small, task, batches=(1,), threads=(1,), bf16=bf16)
+        assert asked == [{"bf16": bf16}] * 2 and found["bfloat16"] is bf16
+        assert any("bfloat16" in line for line in bench.lines(found)) == bf16
+        asked.clear()
 
 
 def test_counts_below_one_and_other_modules_are_refused() -> None:
