@@ -107,8 +107,8 @@ def eight_bits(layer: nn.Linear | nn.Conv1d | nn.Conv2d, x: Tensor, weight_bits:
 
 EIGHT: dict[str, tuple[nn.Linear | nn.Conv1d | nn.Conv2d, tuple[int, ...], dict[type, int]]] = {
     "tokens": (nn.Linear(96, 64), (2, 50, 96), {DenseInt8Linear: 1, SparseInt8Linear: 2}),
-    "images": (nn.Conv2d(16, 32, 3, padding=1), (4, 16, 9, 9), {DenseInt8Conv2d: 1, SparseInt8Conv2d: 1}),
-    "groups": (nn.Conv2d(16, 32, 3, 2, groups=2), (4, 16, 9, 9), {DenseInt8Conv2d: 1}),
+    "images": (nn.Conv2d(16, 32, 3, padding=1), (4, 16, 9, 9), {DenseInt8Conv2d: 1, SparseInt8Conv2d: 2}),
+    "groups": (nn.Conv2d(16, 32, 3, 2, groups=2), (4, 16, 9, 9), {DenseInt8Conv2d: 1, SparseInt8Conv2d: 2}),
     "rows": (nn.Conv1d(16, 32, 3), (4, 16, 30), {DenseInt8Conv2d: 1}),
     "depthwise": (nn.Conv2d(16, 16, 3, groups=16), (4, 16, 9, 9), {}),
 }

@@ -24,8 +24,7 @@ SPARSE_BFLOAT16 = "layers with zeros or in bfloat16"
 TOLERANCE = 1e-4
 """Of the largest output: so much may another order of sums change."""
 LOOSE = 2**-5
-"""The same of forms in bfloat16: every layer rounds to 2^-8 of its values, and others follow. In networks of 20 to 56
-layers outputs came out 2^-7 of the largest from what they were."""
+"""The same of forms in bfloat16: every layer rounds to 2^-8 of its values, and what many make of that adds up."""
 NUDGE, NUDGES = 1e-6, 4
 """Where activations are rounded, another order of sums may put one on another level, and all behind it elsewhere: what
 inputs larger by such a share change in the outputs, so many times over, is allowed, too."""

@@ -168,7 +168,7 @@ def _eight_bit(layer: QuantizedLayer) -> list[nn.Module]:
     makers: list[Callable[[], nn.Module]] = [partial(DenseInt8Linear.of, layer), partial(DenseInt8Conv2d.of, layer)]
     if level() >= 0:
         makers += [partial(SparseInt8Linear.of, layer, rows=rows) for rows in PATTERNS]
-        makers += [partial(SparseInt8Conv2d.of, layer)]
+        makers += [partial(SparseInt8Conv2d.of, layer, rows=rows) for rows in PATTERNS]
     found = []
     for make in makers:
         with contextlib.suppress(PolicyError):

@@ -24,7 +24,7 @@ from automc.kernels.dense8 import (
     laid,
     product,
 )
-from automc.kernels.integers import Quantized, rounded, window_of
+from automc.kernels.integers import Quantized, layout_of, rounded, window_of
 from automc.kernels.packed import packed
 from automc.kernels.plan import plain
 from automc.kernels.sparse8 import library
@@ -39,7 +39,7 @@ def _conv2d(x: Tensor, *given: Any) -> Tensor:
 
 
 def _convolved(x: Tensor, codes: Tensor, scale: Tensor, bias: Tensor, levels: Tensor, *sides: Any) -> Tensor:
-    window, groups, layout = _window(codes, sides), sides[3], _layout(x)
+    window, groups, layout = _window(codes, sides), sides[3], layout_of(x)
     height, width = window.over((x.shape[2], x.shape[3], x.shape[1]))
     if min(height, width) < 1:
         raise RuntimeError(f"An image must have an output; it is {tuple(x.shape)}: give a larger one.")
@@ -80,7 +80,7 @@ def _windows(x: Tensor, levels: Tensor, zero: int, window: Window, groups: int, 
         read = F.pad(level, (before, columns - before - width, above, rows - above - height), value=zero)
         return _gathered(read, window, groups), numbers
     out = torch.empty((groups, images * count, taps), dtype=torch.uint8)
-    last = _layout(x) is torch.channels_last
+    last = layout_of(x) is torch.channels_last
     moves = (*window.kernel, *window.stride, *window.dilation, *made)
     asked = WINDOWS.pack(channels, height, width, last, above, before, rows, columns, groups, *moves)
 
@@ -125,16 +125,10 @@ def _window(codes: Tensor, sides: Sequence[Any]) -> Window:
     return Window((codes.shape[2], codes.shape[3]), stride, padding, dilation)
 
 
-def _layout(x: Tensor) -> torch.memory_format:
-    """Of images that are read, which is that of what is made."""
-    last = not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
-    return torch.channels_last if last else torch.contiguous_format
-
-
 def _shaped(x: Tensor, codes: Tensor, scale: Tensor, bias: Tensor, levels: Tensor, *sides: Any) -> Tensor:
     """What `_conv2d` gives, without the numbers."""
     made = _window(codes, sides).over((x.shape[2], x.shape[3], x.shape[1]))
-    return torch.empty((x.shape[0], codes.shape[0], *made), device=x.device, memory_format=_layout(x))
+    return torch.empty((x.shape[0], codes.shape[0], *made), device=x.device, memory_format=layout_of(x))
 
 
 library.define(  # type: ignore[no-untyped-call]

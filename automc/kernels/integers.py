@@ -70,6 +70,12 @@ def window_of(layer: nn.Conv1d | nn.Conv2d) -> Window:
     return Window(kernel, stride, padding, dilation)
 
 
+def layout_of(x: Tensor) -> torch.memory_format:
+    """Of images that a convolution reads, which is that of what it makes."""
+    last = not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
+    return torch.channels_last if last else torch.contiguous_format
+
+
 def _pair(sides: tuple[int, ...], missing: int) -> Pair:
     """Of two sides; of one side, what that of height one has before it."""
     return (sides[0], sides[1]) if len(sides) == 2 else (missing, sides[0])

@@ -2,6 +2,8 @@
 
 automc::images(x, plan, shape)           a network on images, each result of one shape
 automc::tokens(x, plan, outputs, other)  a linear layer, its number of outputs, and what is added
+
+Those of layers of 8 bits stand beside their kernels, and are registered with these.
 """
 
 from collections.abc import Sequence
@@ -9,7 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from automc.kernels import images, tokens
+from automc.kernels import dense8_conv, images, sparse8_conv, tokens  # noqa: F401  (the first and third register theirs)
 
 LIBRARY = torch.library.Library("automc", "FRAGMENT")  # type: ignore[no-untyped-call]
 LIBRARY.define("images(Tensor x, Tensor plan, int[] shape) -> Tensor")  # type: ignore[no-untyped-call]
