@@ -252,6 +252,30 @@ def test_a_form_that_computes_something_else_does_not_count(monkeypatch: pytest.
     assert "channels last" not in forms(Halves().eval(), (torch.randn(1, 16, 6, 6),))
 
 
+class Tilted(nn.Module):
+    """Sums that come out on another level in doubles, as they may in integers."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer, self.table = layer, nn.Embedding(9, 4)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """ids (B, T)"""
+        found: Tensor = self.layer(self.table(ids))
+        return found + 1e-2 if found.dtype == torch.float64 else found
+
+
+@pytest.mark.parametrize("rounds", [False, True])
+def test_what_exact_sums_change_is_allowed_where_activations_are_rounded(rounds: bool) -> None:
+    ids = torch.arange(8).reshape(2, 4)
+    layer = nn.Linear(4, 4)
+    net = Tilted(eight_bits(layer, torch.randn(9, 4)) if rounds else layer).eval()
+    with torch.no_grad():
+        wanted = made_forms._wanted(net, (ids,))
+        near, far = (net(ids) + by for by in (2e-2, 6e-2))
+    assert wanted.met_by((near,)) is rounds and not wanted.met_by((far,))
+
+
 @needs_compiler
 def test_a_plan_says_for_which_images_it_was_made() -> None:
     plan = network_of(resnet("weights"), (images(1),))

@@ -27,7 +27,7 @@ LOOSE = 2**-5
 """The same of forms in bfloat16: every layer rounds to 2^-8 of its values, and what many make of that adds up."""
 NUDGE, NUDGES = 1e-6, 4
 """Where activations are rounded, another order of sums may put one on another level, and all behind it elsewhere: what
-inputs larger by such a share change in the outputs, so many times over, is allowed, too."""
+inputs larger by such a share change in the outputs, or sums without rounding, so many times over, is allowed, too."""
 
 
 class ChannelsLast(nn.Module):
@@ -49,8 +49,8 @@ def forms(module: nn.Module, inputs: Inputs, *, kernels: bool = True, bf16: bool
     As it is; folded (batch norms into convolutions), in both layouts of images; with weights of linear layers packed;
     with `kernels` also its layers with zeros, its layers of 8 bits, and the whole as one plan: each layer as is fastest
     here for inputs like these. A form is there only if it gives what the module gives, to 1e-4 of the largest output
-    or, where activations are rounded, to a few times what the least change of the inputs does. With `bf16` layers run
-    in bfloat16, too, where that is faster, in forms whose names say so and that are held to 2^-5 of the largest output.
+    or, where activations are rounded, to a few times what the least change of inputs or sums does. With `bf16` layers
+    run in bfloat16, too, where that is faster, in forms whose names say so, held to 2^-5 of the largest output.
     """
     plain = copy.deepcopy(module).eval()
     wanted = _wanted(plain, inputs)
@@ -136,11 +136,30 @@ class _Wanted:
 def _wanted(plain: nn.Module, inputs: Inputs) -> _Wanted:
     outputs = tensors(plain(*copies(inputs)))
     nudged = tensors(plain(*(x * (1 + NUDGE) if x.is_floating_point() else x.clone() for x in inputs)))
+    moved = [_farthest(outputs, others) for others in (nudged, _in_doubles(plain, inputs))]
     room = tuple(
-        max(TOLERANCE * max(1e-6, float(a.abs().max())), NUDGES * float((a - b).abs().max())) if a.numel() else 0.0
-        for a, b in zip(outputs, nudged, strict=True)
+        max(TOLERANCE * max(1e-6, float(a.abs().max())), *(NUDGES * far for far in own)) if a.numel() else 0.0
+        for a, *own in zip(outputs, *moved, strict=True)
     )
     return _Wanted(outputs, room)
+
+
+def _in_doubles(plain: nn.Module, inputs: Inputs) -> tuple[Tensor, ...]:
+    """What a module that rounds activations gives where sums lose nothing; nothing of others, or of one that cannot."""
+    if not any(layer.input is not None for _, layer in quantized_layers(plain)):
+        return ()
+    try:
+        double = copy.deepcopy(plain).double()
+        return tensors(double(*(x.double() if x.is_floating_point() else x.clone() for x in inputs)))
+    except Exception:  # a forward may ask for floats
+        return ()
+
+
+def _farthest(outputs: tuple[Tensor, ...], others: tuple[Tensor, ...]) -> list[float]:
+    """How far each output is from another one at most; 0.0 where there is no other."""
+    if [x.shape for x in outputs] != [x.shape for x in others]:
+        return [0.0] * len(outputs)
+    return [float((a - b).abs().max()) if a.numel() else 0.0 for a, b in zip(outputs, others, strict=True)]
 
 
 def _checked(make: Callable[[], nn.Module | None], inputs: Inputs, wanted: _Wanted) -> nn.Module | None:
