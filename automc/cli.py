@@ -360,6 +360,9 @@ def bench(
     task: TaskOption = None,
     batch: Annotated[str, typer.Option(metavar="N,N", help="Batch sizes.")] = "1,32,128",
     threads: Annotated[str, typer.Option(metavar="N,N", help="Numbers of threads.")] = "1,2",
+    bf16: Annotated[
+        bool, typer.Option("--bf16", help="Let layers of both models compute in bfloat16, where that is faster.")
+    ] = False,
     json: JsonOption = False,
 ) -> None:
     """Time a saved model against the dense one, and measure the memory and the bytes both take."""
@@ -371,7 +374,7 @@ def bench(
     side_by_side.check_counts("A batch", batches)
     side_by_side.check_counts("A number of threads", counts)
     loaded, module = _loaded(directory, task, saved)
-    found = side_by_side.bench(module, loaded, batches=batches, threads=counts)
+    found = side_by_side.bench(module, loaded, batches=batches, threads=counts, bf16=bf16)
     if json:
         _print_json(found)
         return

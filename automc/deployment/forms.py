@@ -10,20 +10,24 @@ from torch import Tensor, nn
 
 from automc.compression.compress import channels_last, in_channels_last
 from automc.compression.quantize import quantized_layers
-from automc.deployment.layers import layerwise
+from automc.deployment.layers import by_torch, every_way, has_zeros, layerwise, packed_ways
 from automc.deployment.network import network_of
 from automc.graph.runs import copies, tensors
 from automc.policy import FULL_BITS
 from automc.scoring.folding import folded
 from automc.task import Inputs
 
-BY_TORCH = ("as it is", "folded", "channels last", "folded, channels last")
+BFLOAT16 = ("layers in bfloat16", "layers in bfloat16, channels last")
+BY_TORCH = ("as it is", "folded", "channels last", "folded, channels last", "packed weights", *BFLOAT16)
 """Forms that torch's own kernels run."""
+SPARSE_BFLOAT16 = "layers with zeros or in bfloat16"
 TOLERANCE = 1e-4
 """Of the largest output: so much may another order of sums change."""
+LOOSE = 2**-5
+"""The same of forms in bfloat16: every layer rounds to 2^-8 of its values, and what many make of that adds up."""
 NUDGE, NUDGES = 1e-6, 4
 """Where activations are rounded, another order of sums may put one on another level, and all behind it elsewhere: what
-inputs larger by such a share change in the outputs, so many times over, is allowed, too."""
+inputs larger by such a share change in the outputs, or sums without rounding, so many times over, is allowed, too."""
 
 
 class ChannelsLast(nn.Module):
@@ -39,32 +43,69 @@ class ChannelsLast(nn.Module):
 
 
 @torch.no_grad()
-def forms(module: nn.Module, inputs: Inputs, *, kernels: bool = True) -> dict[str, nn.Module]:
+def forms(module: nn.Module, inputs: Inputs, *, kernels: bool = True, bf16: bool = False) -> dict[str, nn.Module]:
     """Every form of a module in eval mode, by name; the module itself is left alone.
 
-    As it is; folded (batch norms into convolutions), in both layouts of images; with `kernels` also its layers with
-    zeros, and the whole as one plan, by those of automc, as is fastest here for inputs like these. A form is there only
-    if it gives what the module gives, to 1e-4 of the largest output or, where activations are rounded, to a few times
-    what the least change of the inputs does.
+    As it is; folded (batch norms into convolutions), in both layouts of images; with weights of linear layers packed;
+    with `kernels` also its layers with zeros, its layers of 8 bits, and the whole as one plan: each layer as is fastest
+    here for inputs like these. A form is there only if it gives what the module gives, to 1e-4 of the largest output
+    or, where activations are rounded, to a few times what the least change of inputs or sums does. With `bf16` layers
+    run in bfloat16, too, where that is faster, in forms whose names say so, held to 2^-5 of the largest output.
     """
     plain = copy.deepcopy(module).eval()
     wanted = Wanted.of(plain, inputs)
+    loose, found = wanted.within(LOOSE), {BY_TORCH[0]: plain}
+    for name, make in _makers(plain, inputs, bf16).items():
+        form = _checked(make, inputs, loose if "bfloat16" in name else wanted) if kernels or name in BY_TORCH else None
+        if form is not None:
+            found[name] = form
+    return found
+
+
+def _makers(plain: nn.Module, inputs: Inputs, bf16: bool) -> dict[str, Callable[[], nn.Module | None]]:
+    """How each form is made, where there is one."""
+    rounds, images = _rounds(plain), any(x.dim() == 4 for x in inputs)
 
     @cache
     def small() -> nn.Module:
         return folded(plain)
 
-    makers: dict[str, Callable[[], nn.Module | None]] = {
+    def last(module: nn.Module) -> nn.Module:
+        return ChannelsLast(copy.deepcopy(module))
+
+    def sparse_or_bfloat16() -> nn.Module | None:
+        if rounds:
+            return layerwise(plain, inputs, every_way)
+        return layerwise(small(), inputs, every_way) if _sparse(small()) else None
+
+    found: dict[str, Callable[[], nn.Module | None]] = {
         "folded": small,
-        "channels last": lambda: ChannelsLast(copy.deepcopy(plain)),
-        "folded, channels last": lambda: ChannelsLast(copy.deepcopy(small())),
-        "sparse layers": lambda: layerwise(small(), inputs),
-        "layers of 8 bits": lambda: layerwise(plain, inputs) if _rounds(plain) else None,
+        "channels last": lambda: last(plain),
+        "folded, channels last": lambda: last(small()),
+        "packed weights": lambda: layerwise(small(), inputs, packed_ways),
+        "sparse layers": lambda: layerwise(small(), inputs) if _sparse(small()) else None,
+        "layers of 8 bits": lambda: layerwise(plain, inputs) if rounds else None,
+        "layers of 8 bits, channels last": lambda: layerwise(last(plain), inputs) if rounds and images else None,
         "one plan": lambda: network_of(small(), inputs),
     }
-    names = makers if kernels else BY_TORCH[1:]
-    found = {name: form for name in names if (form := _checked(makers[name], inputs, wanted)) is not None}
-    return {BY_TORCH[0]: plain, **found}
+    if bf16:
+        found |= {
+            BFLOAT16[0]: lambda: _halved(layerwise(small(), inputs, by_torch)),
+            BFLOAT16[1]: lambda: _halved(layerwise(last(small()), inputs, by_torch)) if images else None,
+            SPARSE_BFLOAT16: lambda: _halved(sparse_or_bfloat16()),
+        }
+    return found
+
+
+def _halved(form: nn.Module | None) -> nn.Module | None:
+    """A form of which at least one layer is in bfloat16, as its name says."""
+    held = () if form is None else (*form.parameters(), *form.buffers())
+    return form if any(x.dtype == torch.bfloat16 for x in held) else None
+
+
+def _sparse(module: nn.Module) -> bool:
+    """Whether a layer has zeros enough to try what skips them."""
+    return any(map(has_zeros, module.modules()))
 
 
 def _rounds(module: nn.Module) -> bool:
@@ -82,14 +123,21 @@ class Wanted:
     @classmethod
     @torch.no_grad()
     def of(cls, module: nn.Module, inputs: Inputs) -> "Wanted":
-        """Of a module in eval mode: 1e-4 of an output's largest number, or what rounding makes of the least change."""
+        """Of a module in eval mode: 1e-4 of an output's largest number, or what rounding makes of the least change of
+        inputs or of sums."""
         outputs = tensors(module(*copies(inputs)))
         nudged = tensors(module(*(x * (1 + NUDGE) if x.is_floating_point() else x.clone() for x in inputs)))
+        moved = [_farthest(outputs, others) for others in (nudged, _in_doubles(module, inputs))]
         room = tuple(
-            max(TOLERANCE * max(1e-6, float(a.abs().max())), NUDGES * float((a - b).abs().max())) if a.numel() else 0.0
-            for a, b in zip(outputs, nudged, strict=True)
+            max(TOLERANCE * max(1e-6, float(a.abs().max())), *(NUDGES * far for far in own)) if a.numel() else 0.0
+            for a, *own in zip(outputs, *moved, strict=True)
         )
         return cls(outputs, room)
+
+    def within(self, share: float) -> "Wanted":
+        """The same, with room for so large a share of the largest output at least."""
+        largest = (share * float(a.abs().max()) if a.numel() else 0.0 for a in self.outputs)
+        return Wanted(self.outputs, tuple(map(max, self.room, largest)))
 
     def met_by(self, found: tuple[Tensor, ...]) -> bool:
         """Whether outputs are these."""
@@ -97,6 +145,24 @@ class Wanted:
             a.shape == b.shape and (not b.numel() or float((a - b).abs().max()) <= room)
             for a, b, room in zip(found, self.outputs, self.room, strict=True)
         )
+
+
+def _in_doubles(plain: nn.Module, inputs: Inputs) -> tuple[Tensor, ...]:
+    """What a module that rounds activations gives where sums lose nothing; nothing of others, or of one that cannot."""
+    if not any(layer.input is not None for _, layer in quantized_layers(plain)):
+        return ()
+    try:
+        double = copy.deepcopy(plain).double()
+        return tensors(double(*(x.double() if x.is_floating_point() else x.clone() for x in inputs)))
+    except Exception:  # a forward may ask for floats
+        return ()
+
+
+def _farthest(outputs: tuple[Tensor, ...], others: tuple[Tensor, ...]) -> list[float]:
+    """How far each output is from another one at most; 0.0 where there is no other."""
+    if [x.shape for x in outputs] != [x.shape for x in others]:
+        return [0.0] * len(outputs)
+    return [float((a - b).abs().max()) if a.numel() else 0.0 for a, b in zip(outputs, others, strict=True)]
 
 
 def _checked(make: Callable[[], nn.Module | None], inputs: Inputs, wanted: Wanted) -> nn.Module | None:

@@ -4,6 +4,7 @@ import contextlib
 import copy
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
+from typing import TypeAlias
 
 import numpy as np
 import torch
@@ -17,15 +18,21 @@ from automc.deployment.timing import seconds_of
 from automc.errors import PolicyError
 from automc.graph.runs import copies
 from automc.kernels import tokens
+from automc.kernels.bfloat16 import BFloat16Conv, BFloat16Linear, Convolution
+from automc.kernels.dense32 import PackedLinear, libraries
 from automc.kernels.matrix import BLOCKS, FloatArray
 from automc.kernels.plan import plain
 from automc.kernels.steps import shape_of
 from automc.kernels.tokens import ACROSS, TokenChoice
 
+Ways: TypeAlias = Callable[[nn.Module, Tensor], list[nn.Module]]
+Choose: TypeAlias = Callable[[nn.Module, Tensor, list[nn.Module]], nn.Module | None]
+KINDS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+"""Layers that have another way."""
 DENSE = 0.6
 """Share of weights that are not zero from which on no sparse way is tried."""
 MARGIN = 0.97
-"""A sparse way must take at most so much of the dense one's time: a tie is not worth a kernel."""
+"""Another way must take at most so much of the layer's own time: a tie is not worth a kernel."""
 
 
 class PlannedLinear(nn.Module):
@@ -52,14 +59,20 @@ class PlannedLinear(nn.Module):
         return f"in_features={self.in_features}, out_features={self.out_features}"
 
 
-def layerwise(module: nn.Module, inputs: tuple[Tensor, ...]) -> nn.Module | None:
-    """A copy of a module, each layer with zeros, or of 8 bits, by its fastest way; None where none is faster."""
+def layerwise(
+    module: nn.Module, inputs: tuple[Tensor, ...], ways: Ways | None = None, choose: Choose | None = None
+) -> nn.Module | None:
+    """A copy of a module, each layer by its fastest way; None where none has a faster one.
+
+    ways: other ways to compute a layer on an input, by default `all_ways`; choose: which of them is taken, if any, by
+    default `faster`.
+    """
     small, changed = copy.deepcopy(module), set[str]()
     for name, x in seen(small, inputs, [name for name, _ in _layers(small)]).items():
         if any(name.startswith(f"{holder}.") for holder in changed):
             continue  # what rounded it has become a layer of 8 bits
         layer = small.get_submodule(name)
-        planned = _faster(layer, x, _ways(layer, x))
+        planned = (choose or faster)(layer, x, (ways or all_ways)(layer, x))
         if planned is not None:
             replace_module(small, name, planned)
             changed.add(name)
@@ -69,14 +82,44 @@ def layerwise(module: nn.Module, inputs: tuple[Tensor, ...]) -> nn.Module | None
     return small if changed else None
 
 
-def _ways(layer: nn.Module, x: Tensor) -> list[nn.Module]:
-    """Other ways to compute a layer for such an input."""
+def all_ways(layer: nn.Module, x: Tensor) -> list[nn.Module]:
+    """Of 8 bits in integers; with zeros in blocks; else with its weight packed."""
     if isinstance(layer, QuantizedLayer):
         return _eight_bit(layer)
+    sparse = has_zeros(layer)
     if isinstance(layer, nn.Linear):
-        return _linear(layer, x)
-    assert isinstance(layer, nn.Conv2d)  # others are not looked at
-    return _convolution(layer, x)
+        return packed_ways(layer, x) + (_linear(layer, x) if sparse else [])
+    return _convolution(layer, x) if sparse and isinstance(layer, nn.Conv2d) else []
+
+
+def packed_ways(layer: nn.Module, x: Tensor) -> list[nn.Module]:
+    """A linear layer by torch's libraries, its weight laid out beforehand."""
+    if type(layer) is not nn.Linear:
+        return []
+    return [PackedLinear(layer, library, x.numel() // layer.in_features) for library in libraries()]
+
+
+def by_torch(layer: nn.Module, x: Tensor) -> list[nn.Module]:
+    """Every way of torch's own kernels, bfloat16 among them."""
+    return packed_ways(layer, x) + _bfloat16(layer, x)
+
+
+def every_way(layer: nn.Module, x: Tensor) -> list[nn.Module]:
+    """All ways, bfloat16 among them."""
+    return all_ways(layer, x) + _bfloat16(layer, x)
+
+
+def _bfloat16(layer: nn.Module, x: Tensor) -> list[nn.Module]:
+    if type(layer) is nn.Linear:
+        return [BFloat16Linear(layer, x.numel() // layer.in_features)]
+    return [BFloat16Conv(layer)] if isinstance(layer, Convolution) else []
+
+
+def has_zeros(layer: nn.Module) -> bool:
+    """Whether a linear layer or convolution has zeros enough to try what skips them."""
+    if not isinstance(layer, (nn.Linear, nn.Conv2d)):
+        return False
+    return int(layer.weight.count_nonzero()) < DENSE * layer.weight.numel()
 
 
 def seen(module: nn.Module, inputs: tuple[Tensor, ...], names: Iterable[str]) -> dict[str, Tensor]:
@@ -93,20 +136,18 @@ def seen(module: nn.Module, inputs: tuple[Tensor, ...], names: Iterable[str]) ->
 
 
 def _layers(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """Layers whose kernels are here, on a CPU: of 8 bits with rounded inputs; float32 of these types exactly, with
-    zeros enough to try. What rounds a layer comes before it."""
+    """Layers whose kernels are here, on a CPU: of 8 bits with rounded inputs; float32 of these types exactly. What
+    rounds a layer comes before it."""
     for name, layer in module.named_modules():
         if isinstance(layer, QuantizedLayer) and layer.input is not None and layer.weight_scale is not None:
             yield name, layer
             continue
-        weight = layer.weight if type(layer) in (nn.Linear, nn.Conv2d) else None
-        if not isinstance(weight, Tensor) or weight.dtype != torch.float32 or weight.device.type != "cpu":
-            continue
-        if int(weight.count_nonzero()) < DENSE * weight.numel():
+        weight = layer.weight if type(layer) in KINDS else None
+        if isinstance(weight, Tensor) and weight.dtype == torch.float32 and weight.device.type == "cpu":
             yield name, layer
 
 
-def _faster(layer: nn.Module, x: Tensor, others: list[nn.Module]) -> nn.Module | None:
+def faster(layer: nn.Module, x: Tensor, others: list[nn.Module]) -> nn.Module | None:
     """The fastest of other ways to compute a layer; None where the layer itself is as fast."""
     if not others:
         return None
@@ -117,15 +158,17 @@ def _faster(layer: nn.Module, x: Tensor, others: list[nn.Module]) -> nn.Module |
 
 
 def _eight_bit(layer: QuantizedLayer) -> list[nn.Module]:
-    """In integers, in blocks of either size; none for weights without evenly spaced codes, or other kinds of layers."""
-    from automc.kernels.sparse8 import SparseInt8Linear, level  # these register operations of torch
+    """In integers, dense or in blocks of either size; none for weights without evenly spaced codes, or other kinds of
+    layers."""
+    from automc.kernels.dense8 import DenseInt8Linear  # these register operations of torch
+    from automc.kernels.dense8_conv import DenseInt8Conv2d
+    from automc.kernels.sparse8 import PATTERNS, SparseInt8Linear, level
     from automc.kernels.sparse8_conv import SparseInt8Conv2d
 
-    if level() < 0:
-        return []
-    makers: list[Callable[[], nn.Module]] = [partial(SparseInt8Linear.of, layer, rows=rows) for rows in (16, 4)]
-    if isinstance(layer.layer, nn.Conv2d):
-        makers = [partial(SparseInt8Conv2d.of, layer)]
+    makers: list[Callable[[], nn.Module]] = [partial(DenseInt8Linear.of, layer), partial(DenseInt8Conv2d.of, layer)]
+    if level() >= 0:
+        makers += [partial(SparseInt8Linear.of, layer, rows=rows) for rows in PATTERNS]
+        makers += [partial(SparseInt8Conv2d.of, layer, rows=rows) for rows in PATTERNS]
     found = []
     for make in makers:
         with contextlib.suppress(PolicyError):

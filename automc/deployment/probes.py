@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from automc.compression.compress import channels_last, in_channels_last
 from automc.compression.place import Place
-from automc.compression.quantize import Observed, QuantizedLayer
+from automc.compression.quantize import Observed, QuantizedLayer, quantized_layers
 from automc.compression.settle import settle
 from automc.compression.structure import opened
 from automc.compression.variants import factors_of
@@ -72,8 +72,15 @@ def ways(layer: nn.Module, x: Tensor, *, planned: bool) -> Iterator[Callable[[],
         yield partial(plan, x)
         return
     yield partial(alone, x)
-    faster = layerwise(alone, (x,))
+    yield from _layerwise(alone, x)
+    if x.dim() == 4:
+        last, given = in_channels_last(copy.deepcopy(alone)), channels_last(x)
+        yield partial(last, given)
+        if any(quantized_layers(alone)):
+            yield from _layerwise(last, given)
+
+
+def _layerwise(module: nn.Module, x: Tensor) -> Iterator[Callable[[], object]]:
+    faster = layerwise(module, (x,))
     if faster is not None:
         yield partial(faster, x)
-    if x.dim() == 4:
-        yield partial(in_channels_last(copy.deepcopy(alone)), channels_last(x))

@@ -18,7 +18,7 @@ from automc.kernels import compiler
 
 FOLDER = Path(__file__).parent / "lib"
 """Filled when a wheel is built, and only there."""
-SOURCES = ("images", "sparse8", "tiles", "tokens")
+SOURCES = ("dense8", "images", "sparse8", "tiles", "tokens")
 _V2 = frozenset({"pni", "ssse3", "sse4_1", "sse4_2", "popcnt", "cx16", "lahf_lm"})  # pni is SSE3
 _V3 = _V2 | {"avx", "avx2", "bmi1", "bmi2", "f16c", "fma", "abm", "movbe", "xsave"}  # abm holds LZCNT
 _V4 = _V3 | {"avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"}

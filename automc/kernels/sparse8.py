@@ -12,20 +12,19 @@ import struct
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from automc.errors import PolicyError
 from automc.kernels.build import compiled
+from automc.kernels.integers import Levels, Quantized, check_codes, check_levels, rounded
 from automc.kernels.plan import plain
 from automc.kernels.threads import dealt, threads
 
 PATTERNS = {16: "16x4", 4: "4x1"}
 """Patterns by the outputs of a block."""
-LARGEST = (2**31 - 1) // 255
-"""What the magnitudes of an output's codes may sum up to, so that 32 bits hold its sum of products."""
 SHARE = 64
 """Tokens are dealt out to threads in so many at a time."""
 TILED, BUSY = 16, 28
@@ -40,24 +39,6 @@ LAYER = struct.Struct("@5i2f10P")
 _TILES = ("tile_codes", "tile_places", "tile_starts")
 _DTYPES = (torch.int8, torch.int32, torch.int32, torch.int32, torch.float32, torch.float32, torch.float32)
 """Of codes, places, starts, offset, scale, bias and levels."""
-
-
-class Activations(Protocol):
-    """What rounds activations."""
-
-    def levels(self) -> tuple[float, float, float]:
-        """The distance of two levels, the level of 0.0, and the last one."""
-
-
-class Quantized(Protocol):
-    """A layer with integer codes and rounded input, as `automc.compression.quantize.QuantizedLayer` is one."""
-
-    layer: nn.Module
-    weight_scale: Tensor | None
-
-    @property
-    def codes(self) -> Tensor | None:
-        """The weight as integers."""
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -116,16 +97,7 @@ def _check(codes: Tensor, rows: int) -> None:
     """PolicyError unless the kernel can multiply with these codes (outputs, inputs)."""
     if rows not in PATTERNS:
         raise PolicyError(f"Blocks must have 16 or 4 rows; {rows} were given: choose the pattern 16x4 or 4x1.")
-    magnitudes = codes.to(torch.int64).abs()
-    most = int(magnitudes.max()) if codes.numel() else 0
-    if most > 127:
-        raise PolicyError(f"Codes must lie within [-127, 127]; one of {most} was given: choose at most 8 bits.")
-    total = int(magnitudes.sum(dim=1).max()) if codes.numel() else 0
-    if total > LARGEST:
-        raise PolicyError(
-            f"The magnitudes of an output's codes must sum up to {LARGEST:,} at most, so that 32 bits hold its sums; "
-            f"those of a layer with {codes.shape[1]:,} inputs make {total:,}: split its inputs."
-        )
+    check_codes(codes)
 
 
 def _padded(codes: Tensor, rows: int, columns: int) -> Tensor:
@@ -303,7 +275,7 @@ class Sparse8(nn.Module):
         codes: Tensor,
         scale: Tensor,
         bias: Tensor | None,
-        levels: tuple[float, float, float],
+        levels: Levels,
         *,
         rows: int = 16,
         low: float = -math.inf,
@@ -316,9 +288,8 @@ class Sparse8(nn.Module):
         """
         super().__init__()
         blocks = Blocks.of(codes, rows)
-        step, zero, top = levels
-        if not (step > 0 and 0 <= zero <= top <= 255):
-            raise PolicyError(f"Levels must be 0 to 255 at most, {levels} were given: choose at most 8 bits.")
+        check_levels(levels)
+        step, zero, _ = levels
         self.outputs, self.inputs, self.rows = blocks.outputs, blocks.inputs, rows
         self.low, self.high = low, high
         self.register_buffer("codes", blocks.codes)
@@ -395,15 +366,6 @@ class SparseInt8Linear(Sparse8):
         if plain(x) and plain(given[4]):
             return _multiplied(x, *given)
         return torch.ops.automc.sparse8_linear.default(x, *given)  # type: ignore[no-any-return]
-
-
-def rounded(quantized: Quantized) -> tuple[Tensor, Tensor, tuple[float, float, float]]:
-    """Codes, scales (outputs,) and levels of a layer; PolicyError where its numbers are not evenly spaced."""
-    rounding = getattr(quantized, "input", None)
-    if quantized.codes is None or quantized.weight_scale is None or rounding is None:
-        raise PolicyError("Weights and activations must be rounded to evenly spaced levels; choose 8 bits for both.")
-    levels: tuple[float, float, float] = rounding.levels()
-    return quantized.codes, quantized.weight_scale, levels
 
 
 def _whole(values: Tensor, dtype: torch.dtype) -> Tensor:

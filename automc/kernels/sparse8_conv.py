@@ -1,7 +1,8 @@
-"""Convolutions of 8 bits that leave out zero blocks of 16 outputs and 4 channels (see `csrc/sparse8.c`, `sparse8.py`).
+"""Convolutions of 8 bits that leave out zero blocks (see `csrc/sparse8.c`, `sparse8.py`), with groups or without.
 
-An image is rounded once, to planes of four channels each with the level of 0.0 around them; what a block reads for
-neighbouring outputs then lies a stride apart, for any kernel, and nothing need be gathered.
+An image is rounded once, the level of 0.0 around it, to planes in which what a block reads for neighbouring outputs
+lies side by side or a stride apart, for any kernel, and nothing need be gathered: planes of four channels for blocks of
+16 outputs and 4 channels; for blocks of 4 outputs and one input of every channel and phase of the stride.
 """
 
 import ctypes
@@ -16,23 +17,22 @@ from torch import Tensor, nn
 
 from automc.errors import PolicyError
 from automc.kernels.build import compiled
+from automc.kernels.integers import Quantized, layout_of, rounded, window_of
 from automc.kernels.plan import plain
 from automc.kernels.sparse8 import (
     LAYER,
     NO_TILES,
-    Quantized,
     Sparse8,
     check_call,
     dense_codes,
     library,
-    rounded,
     run,
 )
 from automc.kernels.steps import Window
 
-_IMAGE = struct.Struct("@13i")
-"""As in sparse8.c: channels, height, width, out_height, out_width; kernel, stride, padding, dilation."""
-_ROWS = 16
+_IMAGE = struct.Struct("@15i")
+"""As in sparse8.c: channels, height, width, out_height, out_width; kernel, stride, padding, dilation; groups, and
+outputs of all of them."""
 
 
 @cache
@@ -50,9 +50,15 @@ def _window(sides: Sequence[Sequence[int]]) -> Window:
     return Window(*((side[0], side[1]) for side in sides))
 
 
+def _laid(outputs: int, groups: int, rows: int) -> int:
+    """Outputs of all sets of blocks: where there are groups, each is filled up to whole sets."""
+    return outputs if groups == 1 else groups * -(-outputs // groups // rows) * rows
+
+
 def _conv2d(x: Tensor, *given: Any) -> Tensor:
     """`automc::sparse8_conv2d` on a processor."""
-    check_call(x, given[:7], given[8], _ROWS)
+    outputs, groups, rows = given[8:11]
+    check_call(x, given[:7], _laid(outputs, groups, rows), rows)
     return _convolved(x, *given)
 
 
@@ -63,54 +69,62 @@ def _check_images(x: Tensor, channels: int) -> None:
 
 
 def _convolved(x: Tensor, *given: Any) -> Tensor:
-    codes, places, starts, offset, scale, bias, levels, channels, outputs, *sides, low, high = given
+    codes, places, starts, offset, scale, bias, levels, channels, outputs, groups, rows, *sides, low, high = given
     _check_images(x, channels)
-    window = _window(sides)
+    window, layout = _window(sides), layout_of(x)
     height, width = window.over((x.shape[2], x.shape[3], x.shape[1]))
     function = _function()
     if function is None:
-        return _in_torch(x, given, window)
-    words = -(-x.shape[1] // 4) * (x.shape[2] + 2 * window.padding[0]) * (x.shape[3] + 2 * window.padding[1])
-    if words >= 2**31 or min(height, width) < 1:
-        raise RuntimeError(f"An image must have an output and fewer than 2^31 words; it is {tuple(x.shape)}: cut it.")
+        return _in_torch(x, given, window).contiguous(memory_format=layout)
+    own = x.shape[1] // groups if rows == 4 else -(-x.shape[1] // groups // 4) * 4
+    sizes = zip((x.shape[2], x.shape[3]), window.padding, window.stride, strict=True)
+    read = math.prod(-(-(size + 2 * around) // step) * step for size, around, step in sizes)
+    if groups * own * read >= 2**31 or min(height, width) < 1:
+        raise RuntimeError(f"An image must have an output and fewer than 2^31 values; it is {tuple(x.shape)}: cut it.")
     x = x.contiguous()
     y = torch.empty(len(x), outputs, height, width)
-    inputs = -(-x.shape[1] // 4) * 4 * window.kernel[0] * window.kernel[1]
-    pointers = (levels, starts, places, codes, offset, scale, bias)
-    layer = LAYER.pack(inputs, outputs, _ROWS, len(codes), 0, low, high, *[t.data_ptr() for t in pointers], *NO_TILES)
-    image = _IMAGE.pack(*x.shape[1:], height, width, *(n for side in sides for n in side))
+    inputs, blocks = own * window.kernel[0] * window.kernel[1], codes.numel() // (4 * rows)
+    pointers = [t.data_ptr() for t in (levels, starts, places, codes, offset, scale, bias)]
+    layer = LAYER.pack(inputs, _laid(outputs, groups, rows), rows, blocks, 0, low, high, *pointers, *NO_TILES)
+    image = _IMAGE.pack(*x.shape[1:], height, width, *(n for side in sides for n in side), groups, outputs)
 
     def some(layer: bytes, at: int, count: int, to: int) -> int:
         return function(layer, image, at, count, to)
 
     if len(x):
         run(some, layer, (x.data_ptr(), x[0].nbytes), (y.data_ptr(), y[0].nbytes), len(x), 1)
-    return y
+    return y.contiguous(memory_format=layout)
 
 
 def _in_torch(x: Tensor, given: Sequence[Any], window: Window) -> Tensor:
     """The same without a compiled library; float64 holds the sums exactly."""
-    codes, places, starts, _, scale, bias, levels, _, outputs, *_, low, high = given
+    codes, places, starts, _, scale, bias, levels, _, outputs, groups, rows, *_, low, high = given
     step, zero, top = levels.unbind()
     level = (x / step).round().clamp(-zero, top - zero).double()
-    four, (height, width) = -(-x.shape[1] // 4) * 4, window.kernel
-    dense = dense_codes(codes, places, starts, outputs, height * width * four, _ROWS).double()
-    weight = dense.reshape(outputs, height, width, four)[..., : x.shape[1]].permute(0, 3, 1, 2)
-    sums = nn.functional.conv2d(level, weight, None, window.stride, window.padding, window.dilation).float()
-    found: Tensor = sums * scale[:outputs, None, None] + bias[:outputs, None, None]
+    channels, (height, width) = x.shape[1] // groups, window.kernel
+    own = channels if rows == 4 else -(-channels // 4) * 4
+    laid, each = _laid(outputs, groups, rows), outputs // groups
+    dense = dense_codes(codes, places, starts, laid, height * width * own, rows).double()
+    weight = dense.reshape(groups, laid // groups, height, width, own)[:, :each, ..., :channels]
+    kernel = weight.flatten(0, 1).permute(0, 3, 1, 2)
+    moves = (window.stride, window.padding, window.dilation, groups)
+    sums = nn.functional.conv2d(level, kernel, None, *moves).float()
+    worth, least = (v[:laid].reshape(groups, -1)[:, :each].reshape(-1, 1, 1) for v in (scale, bias))
+    found: Tensor = sums * worth + least
     return found.clamp(low, high)
 
 
 def _shaped(x: Tensor, *given: Any) -> Tensor:
     """What `_conv2d` gives, without the numbers."""
     _check_images(x, given[7])
-    size = _window(given[9:13]).over((x.shape[2], x.shape[3], x.shape[1]))
-    return x.new_empty((x.shape[0], given[8], *size))
+    size = _window(given[11:15]).over((x.shape[2], x.shape[3], x.shape[1]))
+    return torch.empty((x.shape[0], given[8], *size), device=x.device, memory_format=layout_of(x))
 
 
 library.define(  # type: ignore[no-untyped-call]
     "sparse8_conv2d(Tensor x, Tensor codes, Tensor places, Tensor starts, Tensor offset, Tensor scale, Tensor bias, "
-    "Tensor levels, int channels, int outputs, int[2] kernel, int[2] stride, int[2] padding, int[2] dilation, "
+    "Tensor levels, int channels, int outputs, int groups, int rows, int[2] kernel, int[2] stride, int[2] padding, "
+    "int[2] dilation, "
     "float low, float high) -> Tensor"
 )
 library.impl("sparse8_conv2d", _conv2d, "CPU")  # type: ignore[no-untyped-call]
@@ -118,35 +132,50 @@ torch.library.register_fake("automc::sparse8_conv2d", _shaped, lib=library)
 
 
 class SparseInt8Conv2d(Sparse8):
-    """A convolution whose weight has few blocks of 16x4, whose input is rounded and whose output is clamped."""
+    """A convolution whose weight has few blocks, whose input is rounded and whose output is clamped."""
 
     window: Window
     channels: int
+    groups: int
+    filters: int
+    """Outputs; `outputs` are those of all sets of blocks."""
 
     @classmethod
-    def of(cls, quantized: Quantized, *, low: float = -math.inf, high: float = math.inf) -> "SparseInt8Conv2d":
+    def of(
+        cls, quantized: Quantized, *, rows: int = 16, low: float = -math.inf, high: float = math.inf
+    ) -> "SparseInt8Conv2d":
         """The same layer as one with integer codes and rounded input that holds an nn.Conv2d.
 
-        PolicyError for one without codes of its own scale, with conv-groups, or padding that is not of zeros.
+        rows: 16 for blocks of 16 outputs by 4 channels of a tap, 4 for blocks of 4 outputs by one input. PolicyError
+        for one without codes of its own scale, that is depthwise, or with padding that is uneven or not of zeros.
         """
         layer = quantized.layer
-        if not isinstance(layer, nn.Conv2d) or layer.groups > 1:
-            raise PolicyError(f"The layer must be an nn.Conv2d without groups; it is {layer}: leave it in torch.")
-        if layer.padding_mode != "zeros" or isinstance(layer.padding, str):
-            raise PolicyError(f"Padding must be numbers of zeros; it is that of {layer}: leave it in torch.")
-        codes, scale, levels = rounded(quantized)
-        padded = nn.functional.pad(codes.permute(0, 2, 3, 1), (0, -codes.shape[1] % 4))
-        bias = None if layer.bias is None else layer.bias.detach()
-        found = cls(padded.flatten(1), scale, bias, levels, low=low, high=high)
-        sides = (layer.kernel_size, layer.stride, layer.padding, layer.dilation)
-        found.window, found.channels = _window(sides), layer.in_channels
+        if not isinstance(layer, nn.Conv2d) or layer.in_channels == layer.groups > 1:
+            raise PolicyError(f"The layer must be an nn.Conv2d, and not depthwise; it is {layer}: leave it in torch.")
+        window, (codes, scale, levels) = window_of(layer), rounded(quantized)
+        channels = nn.functional.pad(codes.permute(0, 2, 3, 1), (0, -codes.shape[1] % 4 if rows == 16 else 0))
+        bias = torch.zeros(len(codes)) if layer.bias is None else layer.bias.detach()
+        laid = _laid(len(codes), layer.groups, rows)
+        matrix, scale, bias = (_filled(value, layer.groups, laid) for value in (channels.flatten(1), scale, bias))
+        found = cls(matrix, scale, bias, levels, rows=rows, low=low, high=high)
+        found.window, found.channels = window, layer.in_channels
+        found.groups, found.filters = layer.groups, layer.out_channels
         return found
 
     def forward(self, x: Tensor) -> Tensor:
-        """x (images, channels, height, width) float32; not a number where a window holds an input that is none."""
+        """x (images, channels, height, width) float32; the output lies in memory as x does, and is not a number where a
+        window holds an input that is none."""
         w = self.window
         sides = (list(w.kernel), list(w.stride), list(w.padding), list(w.dilation))
-        given = (*self.held(), self.channels, self.outputs, *sides, self.low, self.high)
+        given = (*self.held(), self.channels, self.filters, self.groups, self.rows, *sides, self.low, self.high)
         if plain(x) and plain(given[4]):
             return _convolved(x, *given)
         return torch.ops.automc.sparse8_conv2d.default(x, *given)  # type: ignore[no-any-return]
+
+
+def _filled(values: Tensor, groups: int, laid: int) -> Tensor:
+    """Values (outputs, ...), each group filled up with zeros, to (laid, ...)."""
+    own = values.reshape(groups, -1, *values.shape[1:])
+    found = values.new_zeros(groups, laid // groups, *values.shape[1:])
+    found[:, : own.shape[1]] = own
+    return found.flatten(0, 1)

@@ -13,7 +13,7 @@ from torch import nn
 
 from automc import artifact
 from automc.compression import provenance
-from automc.deployment.forms import BY_TORCH, forms
+from automc.deployment.forms import BY_TORCH, LOOSE, forms
 from automc.errors import TaskError
 from automc.graph.runs import of_size, with_threads
 from automc.report import latency, text
@@ -28,13 +28,19 @@ _PEAK = "the most that all tensors alive take together during one run, weights a
 
 
 def bench(
-    module: nn.Module, task: Task | str, *, batches: Sequence[int] = (1, 32, 128), threads: Sequence[int] = (1, 2)
+    module: nn.Module,
+    task: Task | str,
+    *,
+    batches: Sequence[int] = (1, 32, 128),
+    threads: Sequence[int] = (1, 2),
+    bf16: bool = False,
 ) -> dict[str, Any]:
     """Measures what `apply` or `load` returned against the task's dense model.
 
     `runs` has an entry for each number of threads and each batch size, with the median and the quartiles of the seconds
     a batch takes, the form that was fastest, the speed-up, and `peak_bytes`, the most that all tensors alive take
-    together. `file_bytes` are those of the file `save` writes. TaskError for sizes or threads below 1, ArtifactError
+    together. `file_bytes` are those of the file `save` writes. With `bf16` both models may compute in bfloat16, as with
+    `deploy`; `bfloat16` says whether they might. TaskError for sizes or threads below 1, ArtifactError
     for a module that automc did not make.
     """
     check_counts("A batch", batches)
@@ -44,9 +50,10 @@ def bench(
     runs = []
     for count in threads:
         with with_threads(count):
-            runs += [_run(found.model, module, of_size(found.example_inputs, size)) for size in batches]
+            runs += [_run(found.model, module, of_size(found.example_inputs, size), bf16) for size in batches]
     sizes = {name: len(artifact.serialized(m)) for name, m in zip(_NAMES, (found.model, module), strict=True)}
-    return {"task": found.name, "unit": "seconds", "peak_bytes": _PEAK, "file_bytes": sizes, "runs": runs}
+    named = {"task": found.name, "unit": "seconds", "bfloat16": bf16, "peak_bytes": _PEAK}
+    return named | {"file_bytes": sizes, "runs": runs}
 
 
 def check_counts(what: str, counts: Sequence[int]) -> None:
@@ -78,14 +85,16 @@ def lines(found: dict[str, Any]) -> list[str]:
         for run in found["runs"]
     )
     how = f"how, by threads x batch, and the speed-up over the dense model by automc's own kernels: {ways}"
-    return [size, f"memory: {_PEAK}", how]
+    loose = [f"bfloat16: layers of both models might compute in it; outputs may be {LOOSE:.1%} of the largest off"]
+    return [size, f"memory: {_PEAK}", how, *(loose if found["bfloat16"] else [])]
 
 
-def _run(dense: nn.Module, small: nn.Module, inputs: Inputs) -> dict[str, Any]:
+def _run(dense: nn.Module, small: nn.Module, inputs: Inputs, bf16: bool) -> dict[str, Any]:
     """The entry of one batch, with the threads that torch has."""
-    whole = forms(dense, inputs)
+    whole = forms(dense, inputs, bf16=bf16)
     by_torch = {name: form for name, form in whole.items() if name in BY_TORCH}
-    timed = latency.fastest({"dense": by_torch, "compressed": forms(small, inputs), _PLANNED: whole}, inputs)
+    made = {"dense": by_torch, "compressed": forms(small, inputs, bf16=bf16), _PLANNED: whole}
+    timed = latency.fastest(made, inputs)
     entry: dict[str, Any] = {"threads": torch.get_num_threads(), "batch": len(inputs[0])}
     entry |= {name: found.to_dict() for name, found in timed.items()}
     for name in _NAMES:

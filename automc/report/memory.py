@@ -1,6 +1,7 @@
 """How much memory a model takes while it runs: the largest sum of all tensors that are alive at once.
 
-Weights, inputs, and what each operation gives until its last reader is done, counted by storage as torch hands it out.
+Weights, what kernels keep of them, inputs, and what each operation gives until its last reader is done, counted by
+storage as torch hands it out.
 So the number is that of the model and not of the machine: what kernels take for themselves during one operation, the
 interpreter and the allocator's reserve are not in it.
 """
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from automc.graph.runs import copies, tensors
+from automc.kernels.packed import packed_bytes
 
 
 @torch.no_grad()
@@ -24,7 +26,7 @@ def peak_bytes(module: nn.Module, inputs: tuple[Tensor, ...]) -> int:
     held = (*module.parameters(), *module.buffers(), *given)
     with _Alive(held) as alive:
         module(*given)
-    return int(alive.most)
+    return int(alive.most) + packed_bytes(held)
 
 
 class _Alive(TorchDispatchMode):  # type: ignore[no-untyped-call]

@@ -117,6 +117,9 @@ def test_a_saved_model_is_exported_and_measured(run: Run, tmp_path: Path) -> Non
 
     status, out, _ = run("bench", "small", "--batch", "1,4", "--threads", "1")
     assert status == 0 and "speed-up" in out and "on disk: " in out
+    assert "bfloat16" not in out
+    status, out, _ = run("bench", "small", "--batch", "2", "--threads", "1", "--bf16")
+    assert status == 0 and "bfloat16: layers of both models might compute in it; outputs may be 3.1% of" in out
     status, out, _ = run("bench", "small", "--batch", "2", "--threads", "1", "--json")
     found = json.loads(out)
     assert [entry["batch"] for entry in found["runs"]] == [2]

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from automc.files import sha256
-from automc.kernels import build, compiler, images, prebuilt, sparse8, sparse8_conv, tiles, tokens
+from automc.kernels import build, compiler, dense8, images, prebuilt, sparse8, sparse8_conv, tiles, tokens
 from automc.kernels.images import Choice
 from automc.kernels.moments import channel_moments, column_moments
 from automc.kernels.prebuilt import Level, fitting, levels
@@ -111,7 +111,7 @@ def test_instructions_are_those_of_all_processors(tmp_path: Path) -> None:
 def renew() -> None:
     """Libraries are looked for anew."""
     caches = (build.compiled, images._library, tokens._library, tokens.lanes, tiles.lanes)
-    for cached in (*caches, sparse8._function, sparse8_conv._function):
+    for cached in (*caches, dense8.functions, sparse8._function, sparse8_conv._function):
         cached.cache_clear()
 
 

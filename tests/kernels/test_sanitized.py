@@ -23,7 +23,7 @@ sys.exit(pytest.main(["-q", "-x", "-s", "-p", "no:cacheprovider", "-k", "not exp
 @pytest.mark.timeout(900)
 @pytest.mark.skipif(platform.system() != "Linux" or not shutil.which("gcc"), reason="needs gcc's address sanitizer")
 @pytest.mark.parametrize(
-    "names", [("images",), ("tokens",), ("tiles", "moments"), ("sparse8", "sparse8_conv")], ids=str
+    "names", [("images",), ("tokens",), ("tiles", "moments"), ("sparse8", "sparse8_conv"), ("dense8",)], ids=str
 )
 def test_no_byte_outside_is_touched(names: tuple[str, ...], tmp_path: Path) -> None:
     asked = [["gcc", f"-print-file-name={name}"] for name in ("libasan.so", "libstdc++.so")]

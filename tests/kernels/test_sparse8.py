@@ -17,7 +17,8 @@ from automc.compression.patterns import layout, mask_by_score
 from automc.compression.quantize import Observed, QuantizedLayer, weight_scale
 from automc.errors import PolicyError
 from automc.kernels import build, compiler, sparse8
-from automc.kernels.sparse8 import LARGEST, PATTERNS, Blocks, SparseInt8Linear
+from automc.kernels.integers import LARGEST
+from automc.kernels.sparse8 import PATTERNS, Blocks, SparseInt8Linear
 from automc.pattern import parse
 
 WITHOUT = {
@@ -46,7 +47,7 @@ def quantized(
     return rounded(layer, bits)
 
 
-def rounded(layer: nn.Linear | nn.Conv2d, bits: tuple[int, int]) -> QuantizedLayer:
+def rounded(layer: nn.Linear | nn.Conv1d | nn.Conv2d | nn.ConvTranspose2d, bits: tuple[int, int]) -> QuantizedLayer:
     """The layer with so many bits of weights and inputs."""
     found = QuantizedLayer(layer, *bits)
     found.round_(weight_scale(layer.weight.detach(), bits[0]))
@@ -62,7 +63,7 @@ def exact(layer: QuantizedLayer, x: Tensor) -> tuple[Tensor, Tensor]:
     step, zero, top = layer.input.levels()
     level = (x / torch.tensor(step)).round().clamp(-zero, top - zero).nan_to_num(0.0).long()
     worth = (level @ layer.codes.T).double() * layer.weight_scale.double() * step
-    bias = layer.layer.bias.detach().double()
+    bias = (torch.zeros(len(layer.codes)) if layer.layer.bias is None else layer.layer.bias.detach()).double()
     return worth + bias, 4 * 2**-24 * (worth.abs() + bias.abs())
 
 

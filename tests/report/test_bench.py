@@ -8,9 +8,12 @@ from torch import nn
 
 import automc
 from automc.errors import ArtifactError, TaskError
+from automc.kernels.dense8 import DenseInt8Linear, sums_exactly
+from automc.kernels.packed import packed_bytes
 from automc.policy import LayerDecision
 from automc.report import bench
 from automc.report.memory import peak_bytes
+from automc.task import Inputs
 from tests.compression.conftest import make_task
 from tests.leaving.models import compressed, resnet
 from tests.report.test_report import printed
@@ -32,6 +35,14 @@ def test_the_peak_is_all_that_is_alive_at_once() -> None:
     assert peak_bytes(net, (x,)) == rest + wide + narrow
 
 
+@pytest.mark.skipif(not sums_exactly(63), reason="needs torch's oneDNN")
+def test_the_peak_counts_what_kernels_keep_of_weights() -> None:
+    codes = torch.randint(-63, 64, (40, 30))
+    layer, x = DenseInt8Linear(codes, torch.ones(40), None, (0.1, 10.0, 255.0)), torch.randn(7, 30)
+    least = sum(b.nbytes for b in layer.buffers()) + x.nbytes + 4 * 7 * 40
+    assert peak_bytes(layer, (x,)) == least + packed_bytes(layer.buffers()) >= least + codes.numel()
+
+
 @pytest.mark.filterwarnings("ignore:Layer:UserWarning")
 def test_every_batch_and_every_number_of_threads_has_its_line() -> None:
     task = make_task("mlp")
@@ -48,6 +59,24 @@ def test_every_batch_and_every_number_of_threads_has_its_line() -> None:
     assert found["file_bytes"]["compressed"] == automc.cost(small, task.example_inputs)["size"]
     shown = printed(bench.table(found))
     assert all(f"{run['speed_up']:.2f}x" in shown for run in found["runs"]) and "mlp" in shown
+
+
+@pytest.mark.filterwarnings("ignore:Layer:UserWarning")
+def test_both_models_may_compute_in_bfloat16_where_that_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    task = make_task("mlp")
+    small = compressed(task, [LayerDecision(8)], keep=0.5)
+    asked = []
+
+    def seen(module: nn.Module, inputs: Inputs, **settings: bool) -> dict[str, nn.Module]:
+        asked.append(settings)
+        return {"as it is": module.eval(), "layers in bfloat16": module.eval()}
+
+    monkeypatch.setattr(bench, "forms", seen)
+    for bf16 in (True, False):
+        found = automc.bench(small, task, batches=(1,), threads=(1,), bf16=bf16)
+        assert asked == [{"bf16": bf16}] * 2 and found["bfloat16"] is bf16
+        assert any("bfloat16" in line for line in bench.lines(found)) == bf16
+        asked.clear()
 
 
 def test_counts_below_one_and_other_modules_are_refused() -> None:

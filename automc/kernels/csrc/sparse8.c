@@ -11,13 +11,8 @@
    and for any number of threads. */
 
 #include <math.h>
-#include <stddef.h>
-#include <stdint.h>
 #include <stdlib.h>
-#include <string.h>
-#if defined(__SSE2__) || defined(__AVX2__)
-#include <immintrin.h>
-#endif
+#include "levels.h"
 #if defined(__AMX_INT8__) && defined(__linux__) && defined(__AVX512BW__)
 #include <sys/syscall.h>
 #include <unistd.h>
@@ -27,28 +22,16 @@
 #endif
 
 /* FOURS: whether an instruction adds up four products */
-#if defined(__AVX512BW__) && defined(__AVX512VNNI__)
-#define LANES 16
+#if LANES == 16 && defined(__AVX512VNNI__)
 #define FOURS 1
-#elif defined(__AVX512BW__)
-#define LANES 16
-#define FOURS 0
-#elif defined(__AVX2__) && defined(__AVXVNNI__)
-#define LANES 8
+#elif LANES == 8 && defined(__AVXVNNI__)
 #define FOURS 1
-#elif defined(__AVX2__)
-#define LANES 8
-#define FOURS 0
 #else
-#define LANES 4
 #define FOURS 0
 #endif
 
 enum { ROWS = 16, PARTS = ROWS / LANES };
 enum { WIDE = 64 /* tokens of a 4x1 tile */, FEW = 6 /* for which none is worth it */ };
-
-typedef int vec __attribute__((vector_size(4 * LANES)));
-typedef float real __attribute__((vector_size(4 * LANES)));
 
 typedef struct {
   int inputs, outputs;
@@ -68,16 +51,6 @@ typedef struct {
   const int32_t *tile_places; /* [tiles][16] */
   const int32_t *tile_starts; /* [sets + 1] the first tile of each set, of which every one has one */
 } Layer;
-
-static inline int smaller(int a, int b) { return a < b ? a : b; }
-static inline vec all(int x) { return x - (vec){}; }
-static inline real same(float x) { return x - (real){}; }
-static inline vec load(const void *at) {
-  vec x;
-  memcpy(&x, at, sizeof x);
-  return x;
-}
-static inline void store(void *at, vec x) { memcpy(at, &x, sizeof x); }
 
 /* sum + the four products of unsigned bytes of x and signed bytes of w, in each lane */
 static inline vec dot(vec sum, vec x, vec w) {
@@ -107,105 +80,7 @@ static inline vec dot(vec sum, vec x, vec w) {
 #endif
 }
 
-/* ---- what the activations are rounded to ---- */
-
-typedef struct {
-  float step, inverse, low, high, zero, top;
-} Levels;
-
-static Levels levels_of(const Layer *l) {
-  const float step = l->levels[0], zero = l->levels[1], top = l->levels[2];
-  return (Levels){step, 1.0f / step, -(zero + 1) * step, (top - zero + 1) * step, zero, top};
-}
-
-#if LANES == 16
-/* The nearest integers to x / step, as division finds it: the quotient by the reciprocal is put right by what it leaves
-   (Markstein 1990). Large numbers are limited to one level above the last; what is below all integers becomes the
-   least one. */
-static inline __m512i nearest(__m512 x, const Levels *v) {
-  x = _mm512_min_ps(x, _mm512_set1_ps(v->high));
-  const __m512 q = _mm512_mul_ps(x, _mm512_set1_ps(v->inverse));
-  const __m512 left = _mm512_fnmadd_ps(q, _mm512_set1_ps(v->step), x);
-  return _mm512_cvtps_epi32(_mm512_fmadd_ps(left, _mm512_set1_ps(v->inverse), q));
-}
-
-/* 16 inputs of 4 tokens: lane g holds group g of all four */
-static inline __m512i round_four(const float *x, ptrdiff_t apart, const Levels *v, __mmask16 *odd) {
-  const __m512 a = _mm512_loadu_ps(x), b = _mm512_loadu_ps(x + apart);
-  const __m512 c = _mm512_loadu_ps(x + 2 * apart), d = _mm512_loadu_ps(x + 3 * apart);
-  *odd |= _mm512_cmp_ps_mask(a, b, _CMP_UNORD_Q) | _mm512_cmp_ps_mask(c, d, _CMP_UNORD_Q);
-  const __m512i zero = _mm512_set1_epi16((short)v->zero), top = _mm512_set1_epi16((short)v->top);
-  const __m512i ab = _mm512_adds_epi16(_mm512_packs_epi32(nearest(a, v), nearest(b, v)), zero);
-  const __m512i cd = _mm512_adds_epi16(_mm512_packs_epi32(nearest(c, v), nearest(d, v)), zero);
-  return _mm512_packus_epi16(_mm512_min_epi16(ab, top), _mm512_min_epi16(cd, top));
-}
-
-/* 16 inputs of 16 tokens, `apart` floats from each other, to 4 groups, `next` bytes from each other; whether all are
-   numbers */
-static inline int round_square(const float *x, ptrdiff_t apart, const Levels *v, uint8_t *out, ptrdiff_t next) {
-  __mmask16 odd = 0;
-  __m512i t[4];
-  for (int i = 0; i < 4; i++) t[i] = round_four(x + 4 * i * apart, apart, v, &odd);
-  const __m512i a = _mm512_shuffle_i32x4(t[0], t[1], 0x44), b = _mm512_shuffle_i32x4(t[2], t[3], 0x44);
-  const __m512i c = _mm512_shuffle_i32x4(t[0], t[1], 0xee), d = _mm512_shuffle_i32x4(t[2], t[3], 0xee);
-  _mm512_storeu_si512(out, _mm512_shuffle_i32x4(a, b, 0x88));
-  _mm512_storeu_si512(out + next, _mm512_shuffle_i32x4(a, b, 0xdd));
-  _mm512_storeu_si512(out + 2 * next, _mm512_shuffle_i32x4(c, d, 0x88));
-  _mm512_storeu_si512(out + 3 * next, _mm512_shuffle_i32x4(c, d, 0xdd));
-  return !odd;
-}
-
-/* 16 inputs of one token */
-static inline int round_row(const float *x, const Levels *v, uint8_t *out) {
-  const __m512 given = _mm512_loadu_ps(x);
-  const __m512i zero = _mm512_set1_epi32((int)v->zero), top = _mm512_set1_epi32((int)v->top);
-  const __m512i level = _mm512_max_epi32(_mm512_add_epi32(nearest(given, v), zero), _mm512_setzero_si512());
-  _mm_storeu_si128((__m128i *)out, _mm512_cvtepi32_epi8(_mm512_min_epi32(level, top)));
-  return !_mm512_cmp_ps_mask(given, given, _CMP_UNORD_Q);
-}
-#else
-/* numbers of 0 to 255 as bytes */
-static inline void put_bytes(uint8_t *out, vec x) {
-#if LANES == 8
-  const __m128i half = _mm_packs_epi32(_mm256_castsi256_si128((__m256i)x), _mm256_extracti128_si256((__m256i)x, 1));
-  _mm_storel_epi64((__m128i *)out, _mm_packus_epi16(half, half));
-#elif defined(__SSE2__)
-  const __m128i half = _mm_packs_epi32((__m128i)x, (__m128i)x);
-  const int four = _mm_cvtsi128_si32(_mm_packus_epi16(half, half));
-  memcpy(out, &four, 4);
-#else
-  for (int i = 0; i < LANES; i++) out[i] = (uint8_t)x[i];
-#endif
-}
-
-static inline real either(vec first, real a, real b) { return (real)(((vec)a & first) | ((vec)b & ~first)); }
-
-static inline int round_row(const float *x, const Levels *v, uint8_t *out) {
-  vec odd = {};
-  for (int k = 0; k < 16; k += LANES) {
-    const real given = (real)load(x + k);
-    odd |= given != given;
-    const real from = either(given > v->low, given, same(v->low)); /* the lower limit of what is no number */
-    /* adding and subtracting 1.5 * 2^23 rounds to even */
-    real level = either(from < v->high, from, same(v->high)) / v->step + 12582912.0f - 12582912.0f + v->zero;
-    level = either(level > 0, level, same(0));
-    put_bytes(out + k, __builtin_convertvector(either(level < v->top, level, same(v->top)), vec));
-  }
-  int any = 0;
-  for (int i = 0; i < LANES; i++) any |= odd[i];
-  return !any;
-}
-
-static inline int round_square(const float *x, ptrdiff_t apart, const Levels *v, uint8_t *out, ptrdiff_t next) {
-  int numbers = 1;
-  for (int t = 0; t < 16; t++) {
-    uint8_t row[16];
-    numbers &= round_row(x + t * apart, v, row);
-    for (int g = 0; g < 4; g++) memcpy(out + g * next + 4 * t, row + 4 * g, 4);
-  }
-  return numbers;
-}
-#endif
+/* ---- tiles of rounded activations ---- */
 
 /* The same where fewer than 16 inputs or tokens are left; the others are zero, whose products nobody reads. */
 static int round_edge(const float *x, ptrdiff_t apart, int tokens, int inputs, const Levels *v, uint8_t *out,
@@ -225,7 +100,7 @@ static size_t tile_bytes(const Layer *l, int width) {
 
 /* Tokens (tokens, inputs) as [groups][width][4] bytes; whether all of them are numbers */
 static int round_tile(const Layer *l, const float *x, int tokens, int width, uint8_t *out) {
-  const Levels v = levels_of(l);
+  const Levels v = levels_of(l->levels);
   const ptrdiff_t apart = l->inputs, next = 4 * (ptrdiff_t)width;
   int numbers = 1;
   for (int t = 0; t < width; t += 16) {
@@ -248,15 +123,18 @@ static int round_tile(const Layer *l, const float *x, int tokens, int width, uin
 
 /* ---- what the sums are turned into ---- */
 
-static inline real finished(const Layer *l, vec sum, int row) {
-  const real scaled = __builtin_convertvector(sum + load(l->offset + row), real);
-  real y = scaled * (real)load(l->scale + row) + (real)load(l->bias + row);
+static inline real clamped(const Layer *l, real y) {
 #if LANES == 16
   return (real)_mm512_min_ps(_mm512_max_ps((__m512)y, (__m512)same(l->low)), (__m512)same(l->high));
 #else
   const vec under = y < l->low, over = y > l->high;
   return (real)(((vec)y & ~under & ~over) | ((vec)same(l->low) & under) | ((vec)same(l->high) & over));
 #endif
+}
+
+static inline real finished(const Layer *l, vec sum, int row) {
+  const real scaled = __builtin_convertvector(sum + load(l->offset + row), real);
+  return clamped(l, scaled * (real)load(l->scale + row) + (real)load(l->bias + row));
 }
 
 /* Outputs are put down in a room [token][FAR] first, so that rows of the result are written a good piece at a time:
@@ -535,10 +413,10 @@ static void columns_of(uint8_t *x, int groups) {
   }
 }
 
-/* Four columns to vectors of LANES tokens with four inputs each */
-static inline void interleave(const uint8_t *x, const int32_t *place, vec out[4]) {
-  const vec a = load(x + place[0] * (ptrdiff_t)WIDE), b = load(x + place[1] * (ptrdiff_t)WIDE);
-  const vec c = load(x + place[2] * (ptrdiff_t)WIDE), d = load(x + place[3] * (ptrdiff_t)WIDE);
+/* Four columns, whose places are `apart` bytes from each other, to vectors of LANES tokens with four inputs each */
+static inline void interleave(const uint8_t *x, const int32_t *place, const ptrdiff_t apart, vec out[4]) {
+  const vec a = load(x + place[0] * apart), b = load(x + place[1] * apart);
+  const vec c = load(x + place[2] * apart), d = load(x + place[3] * apart);
   const vec low = LOW8(a, b), high = HIGH8(a, b), low2 = LOW8(c, d), high2 = HIGH8(c, d);
   out[0] = LOW16(low, low2);
   out[1] = HIGH16(low, low2);
@@ -546,19 +424,26 @@ static inline void interleave(const uint8_t *x, const int32_t *place, vec out[4]
   out[3] = HIGH16(high, high2);
 }
 
-/* Sums [4][WIDE] of a set, SPAN tokens */
-static inline void quarter(const Layer *l, const uint8_t *x, int set, int32_t *sums) {
-  vec sum[4][4] = {0};
+/* Sums of a set, SPAN tokens: those of each output in the order of `interleave` */
+static inline __attribute__((always_inline)) void quarter(const Layer *l, const uint8_t *x, const ptrdiff_t apart,
+                                                          int set, vec sum[4][4]) {
   const int8_t *w = l->codes + 16 * (ptrdiff_t)l->starts[set];
+  memset(sum, 0, 16 * sizeof(vec));
   for (int b = l->starts[set]; b < l->starts[set + 1]; b++, w += 16) {
     vec four[4];
-    interleave(x, l->places + 4 * (ptrdiff_t)b, four);
+    interleave(x, l->places + 4 * (ptrdiff_t)b, apart, four);
     _Pragma("GCC unroll 4") for (int o = 0; o < 4; o++) {
       int code;
       memcpy(&code, w + 4 * o, 4);
       _Pragma("GCC unroll 4") for (int s = 0; s < 4; s++) sum[o][s] = dot(sum[o][s], four[s], all(code));
     }
   }
+}
+
+/* Sums [4][WIDE] of a set, SPAN tokens */
+static inline void quarter_tokens(const Layer *l, const uint8_t *x, int set, int32_t *sums) {
+  vec sum[4][4];
+  quarter(l, x, WIDE, set, sum);
   for (int o = 0; o < 4; o++)
     for (int s = 0; s < 4; s++) store(sums + o * WIDE + s * LANES, sum[o][s]);
 }
@@ -571,7 +456,7 @@ static void columns(const Layer *l, const uint8_t *x, int tokens, float *y) {
     const int end = smaller(sets, set + 4 * STAGED);
     for (int s = set; s < end; s += 4) {
       for (int i = 0; i < 4 && s + i < sets; i++)
-        for (int h = 0; h * SPAN < tokens; h++) quarter(l, x + h * SPAN, s + i, sums + 4 * i * WIDE + h * SPAN);
+        for (int h = 0; h * SPAN < tokens; h++) quarter_tokens(l, x + h * SPAN, s + i, sums + 4 * i * WIDE + h * SPAN);
       for (int t = 0; t < tokens; t += 16) finish_square(l, sums + t, WIDE, 4 * s, room + t * FAR + 4 * (s - set), FAR);
     }
     deliver(l, room, 4 * set, 4 * end, tokens, y);
@@ -628,67 +513,82 @@ static int run_columns(const Layer *l, const float *x, ptrdiff_t tokens, float *
   return 1;
 }
 
-/* ---- convolutions with blocks of 16x4, channels four at a time ---- */
+/* ---- convolutions ---- */
 
 typedef struct {
   int channels, height, width, out_height, out_width;
   int kernel[2], stride[2], padding[2], dilation[2];
+  int groups;  /* each with its own channels and outputs, whose sets are filled up: a layer's outputs are all sets' */
+  int outputs; /* of all groups */
 } Image;
 
+/* Of one group */
+static inline int own_channels(const Image *i) { return i->channels / i->groups; }
+static inline int own_outputs(const Image *i) { return i->outputs / i->groups; }
+static inline int own_sets(const Layer *l, const Image *i) { return (own_outputs(i) + l->rows - 1) / l->rows; }
+
+/* The first output of a set, and how many it has */
+static inline int first_output(const Layer *l, const Image *i, int set) {
+  const int sets = own_sets(l, i);
+  return set / sets * own_outputs(i) + set % sets * l->rows;
+}
+static inline int count_outputs(const Layer *l, const Image *i, int set) {
+  return smaller(l->rows, own_outputs(i) - set % own_sets(l, i) * l->rows);
+}
+
+/* Outputs that read what is no number are none. */
+static void mark_pixels(const Image *i, const float *x, float *y) {
+  const ptrdiff_t plane = (ptrdiff_t)i->height * i->width, out = (ptrdiff_t)i->out_height * i->out_width;
+  for (ptrdiff_t at = 0; at < plane * i->channels; at++) {
+    if (x[at] == x[at]) continue;
+    const int row = (int)(at % plane / i->width) + i->padding[0], column = (int)(at % i->width) + i->padding[1];
+    const int first = (int)(at / plane) / own_channels(i) * own_outputs(i);
+    for (int tap = 0; tap < i->kernel[0] * i->kernel[1]; tap++) {
+      const int down = row - tap / i->kernel[1] * i->dilation[0], right = column - tap % i->kernel[1] * i->dilation[1];
+      if (down < 0 || right < 0 || down % i->stride[0] || right % i->stride[1]) continue;
+      if (down / i->stride[0] >= i->out_height || right / i->stride[1] >= i->out_width) continue;
+      float *to = y + first * out + (ptrdiff_t)(down / i->stride[0]) * i->out_width + right / i->stride[1];
+      for (int o = 0; o < own_outputs(i); o++) to[o * out] = NAN;
+    }
+  }
+}
+
+/* A convolution that moves along without a margin sees one long row. */
+static Image straightened(const Image *i) {
+  Image row = *i;
+  if (i->kernel[0] * i->kernel[1] * i->stride[0] * i->stride[1] > 1 || i->padding[0] || i->padding[1]) return row;
+  row.height = row.out_height = 1;
+  row.width = row.out_width = i->height * i->width;
+  return row;
+}
+
+/* ---- with blocks of 16x4, channels of a group four at a time ---- */
+
 typedef struct {
-  int groups, height, width; /* of the padded planes [groups][height][width][4] bytes */
+  int fours, height, width; /* of the padded planes [groups][fours][height][width][4] bytes */
   size_t bytes;
 } Planes;
 
 static Planes planes_of(const Image *i) {
-  Planes p = {(i->channels + 3) / 4, i->height + 2 * i->padding[0], i->width + 2 * i->padding[1], 0};
-  p.bytes = ((size_t)p.groups * p.height * p.width + 16 * (size_t)i->stride[1]) * 4; /* 16 may be read at the end */
+  Planes p = {(own_channels(i) + 3) / 4, i->height + 2 * i->padding[0], i->width + 2 * i->padding[1], 0};
+  p.bytes = (size_t)i->groups * p.fours * p.height * p.width * 4 + 64 * (size_t)i->stride[1]; /* 16 may be read there */
   p.bytes = (p.bytes + 63) / 64 * 64;
   return p;
-}
-
-/* 16 pixels of up to 4 channels, `apart` floats from each other, as words; whether all of `count` are numbers */
-static inline int round_pixels(const float *x, ptrdiff_t apart, int channels, int count, const Levels *v,
-                               uint8_t *out) {
-#if LANES == 16
-  const __mmask16 present = (__mmask16)((1u << count) - 1);
-  const __m512i zero = _mm512_set1_epi32((int)v->zero), top = _mm512_set1_epi32((int)v->top);
-  __m512i words = _mm512_setzero_si512();
-  __mmask16 odd = 0;
-  _Pragma("GCC unroll 4") for (int c = 0; c < 4; c++) {
-    if (c >= channels) break;
-    const __m512 given = _mm512_maskz_loadu_ps(present, x + c * apart);
-    const __m512i level = _mm512_max_epi32(_mm512_add_epi32(nearest(given, v), zero), _mm512_setzero_si512());
-    words = _mm512_or_si512(words, _mm512_slli_epi32(_mm512_min_epi32(level, top), 8 * c));
-    odd |= _mm512_cmp_ps_mask(given, given, _CMP_UNORD_Q);
-  }
-  _mm512_mask_storeu_epi32(out, present, words);
-  return !odd;
-#else
-  int numbers = 1;
-  for (int c = 0; c < channels; c++) {
-    float row[16] = {0};
-    uint8_t level[16];
-    memcpy(row, x + c * apart, sizeof(float) * count);
-    numbers &= round_row(row, v, level);
-    for (int p = 0; p < count; p++) out[4 * p + c] = level[p];
-  }
-  return numbers;
-#endif
 }
 
 /* An image [channels][height][width] in planes, the level of 0.0 around it; whether all pixels are numbers. Four
    channels are rounded to `plane` [height * width + 16][4] first, since rows may be short. */
 static int round_image(const Layer *l, const Image *i, const Planes *p, const float *x, uint8_t *plane, uint8_t *out) {
-  const Levels v = levels_of(l);
-  const int size = i->height * i->width;
+  const Levels v = levels_of(l->levels);
+  const int size = i->height * i->width, margin = p->width > i->width;
   int numbers = 1;
   memset(out, (int)v.zero, p->bytes);
-  for (int g = 0; g < p->groups; g++, x += 4 * (ptrdiff_t)size) {
+  for (int g = 0; g < i->groups * p->fours; g++) {
+    const int four = 4 * (g % p->fours), channels = smaller(4, own_channels(i) - four);
+    const float *from = x + (ptrdiff_t)(g / p->fours * own_channels(i) + four) * size;
     uint8_t *to = out + 4 * (((ptrdiff_t)g * p->height + i->padding[0]) * p->width + i->padding[1]);
-    const int margin = p->width > i->width, channels = smaller(4, i->channels - 4 * g);
     for (int k = 0; k < size; k += 16)
-      numbers &= round_pixels(x + k, size, channels, smaller(16, size - k), &v, (margin ? plane : to) + 4 * k);
+      numbers &= round_pixels(from + k, size, channels, smaller(16, size - k), &v, (margin ? plane : to) + 4 * k);
     for (int y = 0; y < i->height && margin; y++)
       memcpy(to + 4 * (ptrdiff_t)y * p->width, plane + 4 * (ptrdiff_t)y * i->width, 4 * (size_t)i->width);
   }
@@ -697,16 +597,17 @@ static int round_image(const Layer *l, const Image *i, const Planes *p, const fl
 
 /* Where in the planes each block lies from the first tap on, in words */
 static void place_taps(const Layer *l, const Image *i, const Planes *p, int32_t *out) {
-  for (int b = 0; b < l->blocks; b++) {
-    const int tap = l->places[b] / p->groups, group = l->places[b] % p->groups;
-    const int y = tap / i->kernel[1] * i->dilation[0], x = tap % i->kernel[1] * i->dilation[1];
-    out[b] = (group * p->height + y) * p->width + x;
-  }
+  const int sets = own_sets(l, i);
+  for (int set = 0; set < i->groups * sets; set++)
+    for (int b = l->starts[set]; b < l->starts[set + 1]; b++) {
+      const int tap = l->places[b] / p->fours, four = set / sets * p->fours + l->places[b] % p->fours;
+      const int y = tap / i->kernel[1] * i->dilation[0], x = tap % i->kernel[1] * i->dilation[1];
+      out[b] = (four * p->height + y) * p->width + x;
+    }
 }
 
-/* Tokens [tokens][16] to rows [output][`plane`] of the result, from output `row` on */
-static void turn(const Layer *l, const float *room, int tokens, int row, ptrdiff_t plane, float *y) {
-  const int count = smaller(ROWS, l->outputs - row);
+/* Tokens [tokens][16] to `count` rows of the result, `plane` from each other */
+static void turn(const float *room, int tokens, int count, ptrdiff_t plane, float *y) {
 #if LANES == 16
   __m512i r[16];
   transpose((const int32_t *)room, 16, r);
@@ -731,40 +632,14 @@ static void pixels(const Layer *l, const Image *i, const uint8_t *x, int count, 
     else
       for (int t = 0; t < count; t++)
         blocks_1(l, x + 4 * (ptrdiff_t)i->stride[1] * t, 4, 4, set, room + t * ROWS, ROWS);
-    turn(l, room, count, ROWS * set, plane, y + set * ROWS * plane);
+    turn(room, count, count_outputs(l, i, set), plane, y + first_output(l, i, set) * plane);
   }
 }
 
-/* Outputs that read what is no number are none. */
-static void mark_pixels(const Layer *l, const Image *i, const float *x, float *y) {
-  const ptrdiff_t plane = (ptrdiff_t)i->height * i->width, out = (ptrdiff_t)i->out_height * i->out_width;
-  for (ptrdiff_t at = 0; at < plane * i->channels; at++) {
-    if (x[at] == x[at]) continue;
-    const int row = (int)(at % plane / i->width) + i->padding[0], column = (int)(at % i->width) + i->padding[1];
-    for (int tap = 0; tap < i->kernel[0] * i->kernel[1]; tap++) {
-      const int down = row - tap / i->kernel[1] * i->dilation[0], right = column - tap % i->kernel[1] * i->dilation[1];
-      if (down < 0 || right < 0 || down % i->stride[0] || right % i->stride[1]) continue;
-      if (down / i->stride[0] >= i->out_height || right / i->stride[1] >= i->out_width) continue;
-      float *to = y + (ptrdiff_t)(down / i->stride[0]) * i->out_width + right / i->stride[1];
-      for (int o = 0; o < l->outputs; o++) to[o * out] = NAN;
-    }
-  }
-}
-
-/* A convolution that moves along without a margin sees one long row. */
-static Image straightened(const Image *i) {
-  Image row = *i;
-  if (i->kernel[0] * i->kernel[1] * i->stride[0] * i->stride[1] > 1 || i->padding[0] || i->padding[1]) return row;
-  row.height = row.out_height = 1;
-  row.width = row.out_width = i->height * i->width;
-  return row;
-}
-
-static int run_images(const Layer *given, const Image *image, const float *x, ptrdiff_t images, float *y) {
-  const Image row = straightened(image), *i = &row;
+static int run_images(const Layer *given, const Image *i, const float *x, ptrdiff_t images, float *y) {
   const Planes p = planes_of(i);
   const ptrdiff_t in = (ptrdiff_t)i->channels * i->height * i->width;
-  const ptrdiff_t out = (ptrdiff_t)given->outputs * i->out_height * i->out_width;
+  const ptrdiff_t out = (ptrdiff_t)i->outputs * i->out_height * i->out_width;
   uint8_t *planes = aligned_alloc(64, p.bytes);
   int32_t *places = malloc(sizeof(int32_t) * ((size_t)given->blocks + 1));
   uint8_t *plane = malloc(4 * ((size_t)i->height * i->width + 16));
@@ -778,7 +653,130 @@ static int run_images(const Layer *given, const Image *image, const float *x, pt
       for (int column = 0; column < i->out_width; column += 16)
         pixels(&l, i, planes + 4 * ((ptrdiff_t)row * i->stride[0] * p.width + (ptrdiff_t)column * i->stride[1]),
                smaller(16, i->out_width - column), y + (ptrdiff_t)row * i->out_width + column);
-    if (!numbers) mark_pixels(&l, i, x, y);
+    if (!numbers) mark_pixels(i, x, y);
+  }
+  free(planes);
+  free(places);
+  free(plane);
+  return possible;
+}
+
+/* ---- with blocks of 4x1: every tap of every channel is a column, its positions side by side ----
+
+   Planes hold every stride-th row and column of the padded image, those of each phase by themselves, so that what
+   neighbouring outputs read lies side by side for any stride. Positions run over whole rows of the planes: the few at
+   the end of each that are no outputs are worked out and left behind. */
+
+typedef struct {
+  int height, width; /* of the planes [phase][phase][channels][height][width] bytes */
+  int positions;     /* from the first output to the last */
+  size_t bytes;
+} Phases;
+
+static Phases phases_of(const Image *i) {
+  Phases p = {(i->height + 2 * i->padding[0] + i->stride[0] - 1) / i->stride[0],
+              (i->width + 2 * i->padding[1] + i->stride[1] - 1) / i->stride[1], 0, 0};
+  p.positions = (i->out_height - 1) * p.width + i->out_width;
+  p.bytes = (size_t)i->stride[0] * i->stride[1] * i->channels * p.height * p.width + SPAN; /* may be read at the end */
+  p.bytes = (p.bytes + 63) / 64 * 64;
+  return p;
+}
+
+/* Where the plane of a channel and of a phase begins */
+static inline ptrdiff_t plane_at(const Image *i, const Phases *p, int row, int column, int channel) {
+  const ptrdiff_t phase = row % i->stride[0] * i->stride[1] + column % i->stride[1];
+  return (phase * i->channels + channel) * p->height * p->width;
+}
+
+/* A row of levels to where it lies; its first column is `column` of the padded image */
+static void place_row(const Image *i, const Phases *p, const uint8_t *from, int row, int channel, uint8_t *out) {
+  const int column = i->padding[1], step = i->stride[1];
+  out += (ptrdiff_t)(row / i->stride[0]) * p->width;
+  if (step == 1) {
+    memcpy(out + plane_at(i, p, row, 0, channel) + column, from, (size_t)i->width);
+    return;
+  }
+  for (int c = 0; c < step && c < i->width; c++) { /* the phases, from the first column on */
+    uint8_t *to = out + plane_at(i, p, row, column + c, channel) + (column + c) / step;
+    for (int k = c; k < i->width; k += step) *to++ = from[k];
+  }
+}
+
+/* An image [channels][height][width] in planes, the level of 0.0 around it; whether all pixels are numbers */
+static int round_phases(const Layer *l, const Image *i, const Phases *p, const float *x, uint8_t *plane, uint8_t *out) {
+  const Levels v = levels_of(l->levels);
+  const int size = i->height * i->width;
+  int numbers = 1;
+  memset(out, (int)v.zero, p->bytes);
+  for (int channel = 0; channel < i->channels; channel++, x += size) {
+    int k = 0;
+    for (; k + 16 <= size; k += 16) numbers &= round_row(x + k, &v, plane + k);
+    if (k < size) {
+      float row[16] = {0};
+      memcpy(row, x + k, sizeof(float) * (size_t)(size - k));
+      numbers &= round_row(row, &v, plane + k);
+    }
+    for (int y = 0; y < i->height; y++)
+      place_row(i, p, plane + (ptrdiff_t)y * i->width, y + i->padding[0], channel, out);
+  }
+  return numbers;
+}
+
+/* Where in the planes each input of each block lies from the first output on */
+static void place_columns(const Layer *l, const Image *i, const Phases *p, int32_t *out) {
+  const int sets = own_sets(l, i), own = own_channels(i);
+  for (int set = 0; set < i->groups * sets; set++)
+    for (int b = 4 * l->starts[set]; b < 4 * l->starts[set + 1]; b++) {
+      const int tap = l->places[b] / own, channel = set / sets * own + l->places[b] % own;
+      const int y = tap / i->kernel[1] * i->dilation[0], x = tap % i->kernel[1] * i->dilation[1];
+      out[b] = (int32_t)(plane_at(i, p, y, x, channel) + (ptrdiff_t)(y / i->stride[0]) * p->width + x / i->stride[1]);
+    }
+}
+
+/* What one output's sums in the order of `interleave` are turned into, SPAN positions in their own order */
+static inline void finish_positions(const Layer *l, const vec sum[4], int row, float *to) {
+  for (int s = 0; s < 4; s++) {
+    real y = __builtin_convertvector(sum[s] + all(l->offset[row]), real) * same(l->scale[row]) + same(l->bias[row]);
+    y = clamped(l, y);
+    for (int part = 0; part < LANES / 4; part++) memcpy(to + 16 * part + 4 * s, (const float *)&y + 4 * part, 16);
+  }
+}
+
+/* SPAN positions from `at` on of all sets */
+static void positions(const Layer *l, const Image *i, const Phases *p, const uint8_t *x, int at, float *y) {
+  float room[4][SPAN];
+  const ptrdiff_t plane = (ptrdiff_t)i->out_height * i->out_width;
+  const int end = smaller(p->positions, at + SPAN);
+  for (int set = 0; set * 4 < l->outputs; set++) {
+    vec sum[4][4];
+    quarter(l, x + at, 1, set, sum);
+    const int count = count_outputs(l, i, set);
+    float *const to = y + first_output(l, i, set) * plane;
+    for (int o = 0; o < count; o++) finish_positions(l, sum[o], 4 * set + o, room[o]);
+    for (int from = at, next; from < end; from = next) { /* a row of outputs after the other */
+      const int row = from / p->width, column = from % p->width, present = smaller(end - from, i->out_width - column);
+      next = from + p->width - column;
+      for (int o = 0; o < count && present > 0; o++)
+        memcpy(to + o * plane + (ptrdiff_t)row * i->out_width + column, room[o] + (from - at), sizeof(float) * (size_t)present);
+    }
+  }
+}
+
+static int run_image_columns(const Layer *given, const Image *i, const float *x, ptrdiff_t images, float *y) {
+  const Phases p = phases_of(i);
+  const ptrdiff_t in = (ptrdiff_t)i->channels * i->height * i->width;
+  const ptrdiff_t out = (ptrdiff_t)i->outputs * i->out_height * i->out_width;
+  uint8_t *planes = aligned_alloc(64, p.bytes);
+  int32_t *places = malloc(sizeof(int32_t) * (4 * (size_t)given->blocks + 1));
+  uint8_t *plane = malloc((size_t)i->height * i->width + 16);
+  const int possible = planes && places && plane;
+  Layer l = *given;
+  l.places = places;
+  if (possible) place_columns(given, i, &p, places);
+  for (ptrdiff_t n = 0; n < images && possible; n++, x += in, y += out) {
+    const int numbers = round_phases(&l, i, &p, x, plane, planes);
+    for (int at = 0; at < p.positions; at += SPAN) positions(&l, i, &p, planes, at, y);
+    if (!numbers) mark_pixels(i, x, y);
   }
   free(planes);
   free(places);
@@ -828,8 +826,9 @@ int sparse8_linear(const Layer *l, const float *x, ptrdiff_t tokens, float *y) {
 int sparse8_image_bytes(void) { return sizeof(Image); }
 
 /* Images x [images][channels][height][width] to y [images][outputs][out_height][out_width]; a layer's inputs are the
-   channels, filled up to whole groups of four, of each tap. */
+   channels of a group for each tap, with blocks of 16x4 filled up to whole fours. */
 int sparse8_conv2d(const Layer *l, const Image *image, const float *x, ptrdiff_t images, float *y) {
-  if (!sound(l) || l->rows != ROWS) return NOT_SOUND;
-  return run_images(l, image, x, images, y) ? DONE : NO_MEMORY;
+  if (!sound(l)) return NOT_SOUND;
+  const Image row = straightened(image);
+  return (l->rows == 4 ? run_image_columns : run_images)(l, &row, x, images, y) ? DONE : NO_MEMORY;
 }
