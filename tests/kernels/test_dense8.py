@@ -18,7 +18,8 @@ from torch import Tensor, nn
 
 from automc.compression.quantize import QuantizedLayer, weight_scale
 from automc.errors import PolicyError
-from automc.kernels import build, compiler, dense8, dense8_conv
+from automc.kernels import build, dense8, dense8_conv
+from automc.kernels.compiler import compiler as compiler_here
 from automc.kernels.dense8 import Dense8, DenseInt8Linear, sums_exactly
 from automc.kernels.dense8_conv import DenseInt8Conv2d
 from automc.kernels.packed import Packed, packed, packed_bytes
@@ -164,7 +165,7 @@ def flags(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> It
     renew()
 
 
-@pytest.mark.skipif(compiler.compiler() is None, reason="needs a C compiler")
+@pytest.mark.skipif(compiler_here() is None, reason="needs a C compiler")
 def test_every_instruction_set_rounds_alike(flags: None, monkeypatch: pytest.MonkeyPatch) -> None:
     layer = linear(37, 3)
     assert layer.input is not None and dense8.functions() is not None
