@@ -144,7 +144,7 @@ def test_what_cannot_be_multiplied_is_refused() -> None:
     sides = ([3, 3], [1, 1], [0, 0], [1, 1])
     for x in (torch.randn(1, 7, 8, 8), torch.randn(1, 7, 8, 8, device="meta")):  # as many groups of four
         with pytest.raises(RuntimeError, match=r"must be \(images, 8, height, width\)"):
-            torch.ops.automc.sparse8_conv2d(x, *module.held(), 8, 16, *sides, -math.inf, math.inf)
+            torch.ops.automc.sparse8_conv2d(x, *module.held(), 8, 16, 1, 16, *sides, -math.inf, math.inf)
     with pytest.raises(RuntimeError, match="must have an output"):
         module(torch.randn(1, 8, 2, 2))
 
