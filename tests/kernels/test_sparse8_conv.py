@@ -164,7 +164,7 @@ def test_the_operator_is_exported_and_saved(rows: int, groups: int) -> None:
     assert isinstance(held_by, SparseInt8Conv2d)
     sides = ([3, 3], [2, 2], [1, 1], [1, 1])
     for given_ in (x, x.to(memory_format=torch.channels_last)):
-        arguments = (given_, *held_by.held(), 18, groups, rows, *sides, -math.inf, math.inf)
+        arguments = (given_, *held_by.held(), 8, 18, groups, rows, *sides, -math.inf, math.inf)
         torch.library.opcheck(torch.ops.automc.sparse8_conv2d.default, arguments)
 
 
