@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,26 @@ def _made_in(process: int) -> str:
     if os.getpid() != process:
         raise LookupError("made elsewhere")
     return "here"
+
+
+def width(model: Any) -> int:
+    """Channels of a model's first layer."""
+    return int(model.get_submodule("0").weight.shape[0])
+
+
+@dataclass(frozen=True)
+class Deadly:
+    """A task's own score, a model's first channels; four of them make it raise, six kill the worker it is in."""
+
+    driver: int
+
+    def __call__(self, model: Any) -> float:
+        channels = width(model)
+        if os.getpid() != self.driver and channels == 4:
+            raise ValueError("not this one")
+        if os.getpid() != self.driver and channels == 6:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return float(channels)
 
 
 def work(job: tuple[Any, ...]) -> Any:
