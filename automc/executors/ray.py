@@ -1,4 +1,4 @@
-"""Workers as Ray actors, on a cluster where there is one, on this machine otherwise.
+"""Workers as Ray actors, on a cluster where there is one, on this machine otherwise (see `_begin`).
 
 Actors with plain calls: a trial costs a few milliseconds that way, and more as one of Ray Tune's. What workers are made
 from goes into the object store once. Ray is not told to try anything again: which candidates are tried again is settled
@@ -148,12 +148,15 @@ def _connected(cpus: int) -> tuple[Any, bool]:
 
 
 def _begin(ray: Any, cpus: int) -> None:
-    """Joins a cluster, or starts Ray on this machine."""
+    """Joins the cluster of RAY_ADDRESS or of `ray start`; where there is none, starts Ray for this process alone.
+
+    Not by address="auto", which would join whatever Ray it finds on this machine, such as that of another search.
+    """
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "error"}
     try:
-        ray.init(address="auto", **quiet)
-    except ConnectionError:
         ray.init(num_cpus=cpus, include_dashboard=False, **quiet)
+    except ValueError:  # a cluster has CPUs of its own
+        ray.init(**quiet)
 
 
 def _why(error: Exception) -> str:

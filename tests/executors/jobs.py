@@ -76,6 +76,18 @@ def make() -> Callable[[tuple[Any, ...]], Any]:
     return work
 
 
+def broken() -> Any:
+    raise ValueError("no such model")
+
+
+def leaving() -> Any:
+    raise SystemExit("I leave")
+
+
+def dying() -> Any:
+    os._exit(7)
+
+
 def echo(value: Any, seconds: float = 0.0) -> tuple[Any, int]:
     time.sleep(seconds)
     return value, os.getpid()
@@ -88,6 +100,9 @@ def die(how: str) -> None:
         os._exit(9)
     elif how == "segfault":
         ctypes.string_at(0)
+    elif how == "term":
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(30)
     elif how == "deaf":  # a child holds the socket
         subprocess.Popen(["sleep", "30"], close_fds=False)
         os.kill(os.getpid(), signal.SIGKILL)

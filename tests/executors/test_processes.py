@@ -156,20 +156,12 @@ def test_a_worker_finds_what_its_driver_finds_and_no_file_of_the_folder_it_runs_
     assert told["descriptors"] <= 6, "more than three streams, the socket, the mapped memory, and what lists them"
 
 
-def broken() -> Any:
-    raise ValueError("no such model")
-
-
-def leaving() -> Any:
-    raise SystemExit("I leave")
-
-
-def dying() -> Any:
-    os._exit(7)
-
-
 def test_what_cannot_be_made_ends_it_with_a_sentence() -> None:
-    makes = {broken: "ValueError: no such model", leaving: "SystemExit: I leave", dying: r"3 times \(exit status 7\)"}
+    makes = {
+        jobs.broken: "ValueError: no such model",
+        jobs.leaving: "SystemExit: I leave",
+        jobs.dying: r"tried 3 times \(exit status 7\)",
+    }
     pools = [started(make) for make in makes]  # all at once: each takes its time to begin
     for pool, said in zip(pools, makes.values(), strict=True):
         with closing(pool), pytest.raises(ExecutorError, match=said):
