@@ -67,10 +67,16 @@ class Blueprint:
     risk: float
 
     def __call__(self) -> Scorer:
-        """The scorer; a worker on another machine does without a bank that is shared in the memory of this one."""
+        """The scorer, with all that its first candidate would have to compute for those that follow.
+
+        A worker on another machine does without a bank that is shared in the memory of this one.
+        """
         cache = self.scoring.cache
         missing = cache is not None and cache.name.startswith(_SHARED) and not cache.is_dir()
-        return Scorer(replace(self.scoring, cache=None if missing else cache).evaluator(), self.risk)
+        evaluator = replace(self.scoring, cache=None if missing else cache).evaluator()
+        with contextlib.suppress(Exception):  # candidates will say what is wrong
+            evaluator.compressor.compress(self.scoring.space.decode(self.scoring.space.smallest))
+        return Scorer(evaluator, self.risk)
 
 
 @contextlib.contextmanager

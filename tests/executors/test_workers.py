@@ -264,6 +264,25 @@ def test_a_bank_that_is_not_on_this_machine_is_not_made_there(task: automc.Task)
     assert not away.exists()
 
 
+def test_a_worker_has_what_all_candidates_need_before_the_first_of_them_is_timed(
+    task: automc.Task, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else a limit of time would end every first candidate, and with it the worker that has to begin anew."""
+    from automc.compression.bank import LayerBank
+    from automc.compression.compress import Compressor
+    from automc.workers import Blueprint
+
+    setting = tiny.setting(task)
+    scorer = Blueprint(setting.scoring, 0.01)()
+
+    def never(*_: object) -> None:
+        raise AssertionError("too late")
+
+    for kind, name in ((LayerBank, "_collect"), (LayerBank, "_eliminate"), (Compressor, "_targets")):
+        monkeypatch.setattr(kind, name, never)
+    assert scorer(Job(tiny.policies(setting, 1)[0], ())).evaluation.ok
+
+
 class Heard(Executor[Job, Outcome]):
     """Says what it was given."""
 

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from automc import loop
+from automc.errors import StudyError
 from automc.evaluation import Evaluation
 from automc.executors.inline import Inline
 from automc.executors.pool import Pool
@@ -105,6 +106,17 @@ def _alone(path: Path, side: Path, trials: int, pause: float) -> None:
         signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
     signal.setitimer(signal.ITIMER_REAL, 0)
     search(path, side, trials, pause)
+
+
+def reopened(path: Path) -> Study:
+    """The study of a driver that was killed; what it was just starting may hold its lock for another moment."""
+    until = time.monotonic() + 10.0
+    while True:
+        try:
+            return lab.study(path)
+        except StudyError as error:
+            assert "is doing so" in str(error) and time.monotonic() < until
+            time.sleep(0.01)
 
 
 def recorded(path: Path) -> int:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.faults.alive import children, gone
-from tests.faults.driver import check_records, driver, kill_worker, recorded, undisturbed, wait_for
+from tests.faults.driver import check_records, driver, kill_worker, recorded, reopened, undisturbed, wait_for
 from tests.study import lab
 
 
@@ -29,9 +29,9 @@ def lives(tmp_path: Path, kills: int, seed: int) -> None:
             process.kill()
             process.join()
             done += 1
-        check_records(side, lab.study(path))
+        check_records(side, reopened(path))
         assert gone(workers, reaped=False)
-    study = lab.study(path)
+    study = reopened(path)
     trials = len(study.evaluations)
     assert trials and all(e.ok for e in study.evaluations)
     whole = undisturbed(tmp_path / "whole.journal", trials + 10)

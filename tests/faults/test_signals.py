@@ -17,7 +17,7 @@ from automc.study import Study
 from automc.workers import Workers
 from tests.cli.tiny import TASK
 from tests.faults.alive import children, gone
-from tests.faults.driver import check_records, driver, recorded, undisturbed, wait_for
+from tests.faults.driver import check_records, driver, recorded, reopened, undisturbed, wait_for
 from tests.study import lab
 
 ROOT = Path(__file__).parents[2]
@@ -40,7 +40,7 @@ def test_a_driver_that_is_told_to_end(tmp_path: Path, signals: Sequence[signal.S
         process.join(5.0)
         assert process.exitcode == status
     assert len(workers) == 2 and gone(workers, reaped=False)
-    study = lab.study(path)
+    study = reopened(path)
     check_records(side, study)
     kept = len(study.evaluations)
     assert kept >= 3 and (status == -9 or not (tmp_path / "lab.journal.lock").is_symlink())
