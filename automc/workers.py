@@ -52,6 +52,8 @@ class Workers:
         for what, number in (("count", self.count), ("threads", self.threads), ("in_flight", self.in_flight)):
             if number is not None and not (isinstance(number, int) and number >= 1):
                 raise ExecutorError(f"Workers' {what} must be 1 or more; it is {number!r}: give a number from 1 up.")
+        if not self.gpus >= 0:
+            raise ExecutorError(f"Workers' gpus must be 0 or more; they are {self.gpus}: give a share, such as 0.5.")
         if self.gpus and self.executor != "ray":
             raise ExecutorError(f"Shares of GPUs are Ray's to give; workers are {self.executor}: take executor='ray'.")
         for what, amount in (("seconds", self.seconds), ("memory_bytes", self.memory_bytes)):

@@ -212,6 +212,7 @@ def test_a_number_of_workers_that_cannot_be_is_refused_before_anything_is_done(t
         ({"seconds": float("nan")}, "seconds must be positive"),
         ({"memory_bytes": -1}, "memory_bytes must be positive"),
         ({"gpus": 0.5}, "Ray's to give"),
+        ({"gpus": -0.5, "executor": "ray"}, "gpus must be 0 or more"),
         ({"executor": "procesess"}, "did you mean 'processes'"),
     ):
         with pytest.raises(automc.errors.AutomcError, match=said):

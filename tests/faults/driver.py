@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from multiprocessing.context import ForkProcess
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -34,11 +33,15 @@ class Lookup:
     """Takes a moment, that of some policies longer than that of others."""
 
     pause: float
+    mark: Path | None = None
+    """Made when the first candidate is begun."""
 
     def __call__(self) -> Callable[[Policy], Evaluation]:
         return self.scored
 
     def scored(self, policy: Policy) -> Evaluation:
+        if self.mark is not None:
+            self.mark.touch()
         time.sleep(self.pause * (0.5 + int(policy.digest[:2], 16) / 255))
         return lab.lookup(policy)
 
@@ -65,8 +68,8 @@ def failed(policy: Policy, reason: str, seconds: float) -> Evaluation:
     return replace(lab.lookup(policy), state="failed", score=None, reason=reason, seconds=seconds)
 
 
-def pool(pause: float, workers: int = 2, **options: Any) -> Pool[Policy, Evaluation]:
-    return processes(Lookup(pause), failed, workers=workers, slots=IN_FLIGHT, **options)
+def pool(pause: float, mark: Path | None = None) -> Pool[Policy, Evaluation]:
+    return processes(Lookup(pause, mark), failed, workers=2, slots=IN_FLIGHT)
 
 
 def search(path: Path, side: Path, trials: int, pause: float) -> None:
@@ -75,7 +78,7 @@ def search(path: Path, side: Path, trials: int, pause: float) -> None:
     assert isinstance(study, Watched)
     study.log = os.open(side, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
     try:
-        with contextlib.closing(pool(pause)) as executor:
+        with contextlib.closing(pool(pause, side.with_name("begun"))) as executor:
             loop.run(lab.problem(), Draws(), executor, study, trials=trials)
     except KeyboardInterrupt:
         os._exit(130)

@@ -48,6 +48,22 @@ def test_a_driver_that_is_told_to_end(tmp_path: Path, signals: Sequence[signal.S
     assert lab.contents(undisturbed(path, kept + 6).evaluations) == lab.contents(whole.evaluations)
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_candidates_that_hang_keep_no_driver_and_no_worker(tmp_path: Path, number: signal.Signals) -> None:
+    path = tmp_path / "lab.journal"
+    with driver(path, tmp_path / "side.log", 10, 1000.0) as process:
+        while not (tmp_path / "begun").exists():
+            assert process.is_alive()
+            time.sleep(0.01)
+        assert process.pid is not None
+        workers = children(process.pid)
+        os.killpg(process.pid, number)
+        process.join(5.0)
+        assert process.exitcode in (130, 143, -9)
+    assert len(workers) == 2 and gone(workers, reaped=False)
+    assert not reopened(path).evaluations
+
+
 SEARCH = ("search", "my_task.py:slow", "--budget", "macs<=60%", "--searcher", "tpe", "--study", "tiny")
 SPREAD = ("--workers", "2", "--in-flight", "3", "--trials", "10")
 SLOW = """
