@@ -97,6 +97,7 @@ def search(
     check_score(score)
     check_stages(stages)
     check_keep(keep)
+    spreading = None if workers == 1 else workers if isinstance(workers, Workers) else Workers(workers)
     shown = [_opened(s) for s in earlier]
     words = chosen if score == "metric" else f"{chosen}-{score}"
 
@@ -121,7 +122,7 @@ def search(
     with _watching(progress, record, trials, seconds) as on_trial:
         slack = {name: SLACK * bound for name, bound in record.meta["limits"].items()}
         runner = Race(setting.evaluator, record.costs, keep, screen=setting.screen if screen else None, slack=slack)
-        with _scored_by(workers, setting, runner) as scores:
+        with _scored_by(spreading, setting, runner) as scores:
             loop.run(
                 setting.problem,
                 proposer,
@@ -136,12 +137,12 @@ def search(
 
 
 def _scored_by(
-    workers: int | Workers, setting: Setting, race: Race
+    workers: Workers | None, setting: Setting, race: Race
 ) -> contextlib.AbstractContextManager[Callable[[Policy], Evaluation] | Executor[Policy, Evaluation]]:
     """What scores a race's policies: this process, or workers."""
-    if workers == 1:
+    if workers is None:
         return contextlib.nullcontext(race.evaluate)
-    return spread(Workers(workers) if isinstance(workers, int) else workers, setting.scoring, race)
+    return spread(workers, setting.scoring, race)
 
 
 def policy_for(

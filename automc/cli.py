@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
-from automc.errors import AutomcError, StudyError, TaskError
+from automc.errors import AutomcError, StudyError, TaskError, told
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -415,8 +415,7 @@ def _explain(error: Exception) -> str:
         return f"{error.filename or 'A file'} must be usable; the system says {said}: mend that and repeat the command."
     if isinstance(error, MemoryError):
         return "Memory must suffice; it did not: use smaller batches, or close other programs."
-    said = f"{type(error).__name__}: {error}"
-    return f"A command must finish; this one stopped with {said}: set AUTOMC_DEBUG=1 to see where."
+    return f"A command must finish; this one stopped with {told(error)}: set AUTOMC_DEBUG=1 to see where."
 
 
 def _say(line: str) -> None:

@@ -50,8 +50,10 @@ class Workers:
     def __post_init__(self) -> None:
         EXECUTORS.check(self.executor)
         for what, number in (("count", self.count), ("threads", self.threads), ("in_flight", self.in_flight)):
-            if number is not None and number < 1:
-                raise ExecutorError(f"Workers' {what} must be 1 or more; it is {number}: give a number from 1 up.")
+            if number is not None and not (isinstance(number, int) and number >= 1):
+                raise ExecutorError(f"Workers' {what} must be 1 or more; it is {number!r}: give a number from 1 up.")
+        if not self.gpus >= 0:
+            raise ExecutorError(f"Workers' gpus must be 0 or more; they are {self.gpus}: give a share, such as 0.5.")
         if self.gpus and self.executor != "ray":
             raise ExecutorError(f"Shares of GPUs are Ray's to give; workers are {self.executor}: take executor='ray'.")
         for what, amount in (("seconds", self.seconds), ("memory_bytes", self.memory_bytes)):
@@ -67,8 +69,16 @@ class Blueprint:
     risk: float
 
     def __call__(self) -> Scorer:
-        """The scorer."""
-        return Scorer(self.scoring.evaluator(), self.risk)
+        """The scorer, with all that its first candidate would have to compute for those that follow.
+
+        A worker on another machine does without a bank that is shared in the memory of this one.
+        """
+        cache = self.scoring.cache
+        missing = cache is not None and cache.name.startswith(_SHARED) and not cache.is_dir()
+        evaluator = replace(self.scoring, cache=None if missing else cache).evaluator()
+        with contextlib.suppress(Exception):  # candidates will say what is wrong
+            evaluator.compressor.compress(self.scoring.space.decode(self.scoring.space.smallest))
+        return Scorer(evaluator, self.risk)
 
 
 @contextlib.contextmanager
@@ -103,7 +113,7 @@ def _bank(cache: Path | None) -> Iterator[Path | None]:
     """
     memory = Path("/dev/shm")
     if cache is not None or not memory.is_dir() or shutil.disk_usage(memory).free < ROOM:
-        yield cache
+        yield None if cache is None else cache.absolute()  # workers may run elsewhere
         return
     _remove_left(memory)
     with tempfile.TemporaryDirectory(prefix=f"{_SHARED}{os.getpid()}-", dir=memory) as folder:
@@ -120,19 +130,28 @@ def _remove_left(memory: Path) -> None:
 
 @contextlib.contextmanager
 def _travelling() -> Iterator[None]:
-    """While modules of a task's file, and those beside it, are sent whole: nobody else could import them."""
-    files = [m for name, m in list(sys.modules.items()) if name.startswith(FILE_MODULE)]
-    folders = {_folder(m) for m in files}
-    found = [m for m in list(sys.modules.values()) if _folder(m) in folders - {None}]
-    for module in found:
+    """While task files and what they import from beside them are sent whole: nobody else could find it.
+
+    What their functions import when they are called is not sent, but looked for where it lies.
+    """
+    known = {name: module for name, module in list(sys.modules.items()) if getattr(module, "__name__", "") == name}
+    files = [module for name, module in known.items() if name.startswith(FILE_MODULE)]
+    folders = {folder for module in files for folder in _folders(module)}
+    beside = [m for name, m in known.items() if "." not in name and name != "automc" and _folders(m) & folders]
+    sent, new = {*files, *beside}, sorted(folders - set(sys.path))
+    for module in sent:
         cloudpickle.register_pickle_by_value(module)
+    sys.path += new
     try:
         yield
     finally:
-        for module in found:
+        sys.path[:] = [folder for folder in sys.path if folder not in new]
+        for module in sent:
             cloudpickle.unregister_pickle_by_value(module)
 
 
-def _folder(module: ModuleType) -> Path | None:
-    file = getattr(module, "__file__", None)
-    return None if file is None else Path(file).parent
+def _folders(module: ModuleType) -> set[str]:
+    """The folders in which a module, or a package with all that it holds, was found."""
+    own = vars(module) if isinstance(module, ModuleType) else {}
+    places = own.get("__path__", [own.get("__file__")])
+    return {str(Path(place).parent) for place in places if isinstance(place, str)}

@@ -18,7 +18,7 @@ import cloudpickle
 import torch
 from torch.storage import TypedStorage, UntypedStorage
 
-from automc.errors import ExecutorError
+from automc.errors import ExecutorError, told
 
 ALIGNMENT = 64
 """Of each tensor's first byte: no vector of any processor lies across."""
@@ -37,7 +37,8 @@ class Parcel:
 
     def read(self) -> bytes:
         """All of it, for other machines."""
-        return os.pread(self.memory, self.size, 0)
+        with mmap.mmap(self.memory, self.size, prot=mmap.PROT_READ) as mapped:  # one read gives 2 GiB at most
+            return mapped[:]
 
     def close(self) -> None:
         """Lets go of the memory, here."""
@@ -47,19 +48,18 @@ class Parcel:
 def packed(thing: Any) -> Parcel:
     """An object's parcel; ExecutorError for what cannot leave its process."""
     memory = _nameless()
-    with open(memory, "wb", closefd=False) as file:
-        buffer = io.BytesIO()
-        packer = _Packer(buffer, file)
-        try:
-            packer.dump(thing)
-        except Exception as error:  # whatever some object raises when it is asked to be packed
-            os.close(memory)
-            raise ExecutorError(
-                "What workers are given must be able to leave this process; packing it stopped with "
-                f"{type(error).__name__}: {error}: keep locks, files and generators out of the task, or use workers=1."
-            ) from error
-        tensors = file.tell()
-        return Parcel(memory, tensors, tensors + file.write(buffer.getvalue()))
+    try:
+        with open(memory, "wb", closefd=False) as file:
+            buffer = io.BytesIO()
+            _Packer(buffer, file).dump(thing)
+            tensors = file.tell()
+            return Parcel(memory, tensors, tensors + file.write(buffer.getvalue()))
+    except Exception as error:  # whatever some object raises when it is asked to be packed
+        os.close(memory)
+        raise ExecutorError(
+            "What workers are given must be able to leave this process; packing it stopped with "
+            f"{told(error)}: keep locks, files and generators out of the task, or use workers=1."
+        ) from error
 
 
 def opened(parcel: Parcel) -> Any:
@@ -87,26 +87,26 @@ class _Packer(cloudpickle.Pickler):  # type: ignore[misc]
     def __init__(self, buffer: io.BytesIO, file: Any) -> None:
         super().__init__(buffer, protocol=pickle.HIGHEST_PROTOCOL)
         self._file = file
-        self._places: dict[int, int] = {}
-        """By address, where a storage's bytes lie in the file."""
+        self._places: dict[tuple[int, int], int] = {}
+        """By address and size, where a storage's bytes lie in the file; those of numpy's arrays may overlap."""
         self._kept: list[UntypedStorage] = []
         """Storages whose addresses are known, so that no other takes one."""
 
     def persistent_id(self, obj: Any) -> Any:
-        storage = obj._untyped_storage if isinstance(obj, TypedStorage) else None
-        if storage is None or storage.device.type != "cpu":
+        storage, dtype = (obj._untyped_storage, obj.dtype) if isinstance(obj, TypedStorage) else (obj, torch.uint8)
+        if not isinstance(storage, UntypedStorage) or storage.device.type != "cpu":
             return None
-        return self._place(storage), storage.nbytes(), obj.dtype
+        return self._place(storage), storage.nbytes(), dtype  # newer dtypes come with untyped storages, read as bytes
 
     def _place(self, storage: UntypedStorage) -> int:
-        address: int = storage.data_ptr()
-        if address and address in self._places:
-            return self._places[address]
+        found = storage.data_ptr(), storage.nbytes()
+        if found in self._places:
+            return self._places[found]
         at: int = -(-self._file.tell() // ALIGNMENT) * ALIGNMENT
         if storage.nbytes():
             self._file.seek(at)
             self._file.write(torch.tensor([], dtype=torch.uint8).set_(storage).numpy().data)
-            self._places[address] = at
+            self._places[found] = at
             self._kept.append(storage)
         return at
 

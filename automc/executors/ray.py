@@ -1,4 +1,4 @@
-"""Workers as Ray actors, on a cluster where there is one, on this machine otherwise.
+"""Workers as Ray actors, on a cluster where there is one, on this machine otherwise (see `_begin`).
 
 Actors with plain calls: a trial costs a few milliseconds that way, and more as one of Ray Tune's. What workers are made
 from goes into the object store once. Ray is not told to try anything again: which candidates are tried again is settled
@@ -6,19 +6,23 @@ in one place, `dispatch`, whatever the workers are.
 """
 
 import contextlib
+import importlib
+import logging
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from automc.errors import ExecutorError
+from automc.errors import ExecutorError, told
 from automc.executors.executor import Lost, Make
 from automc.executors.parcel import opened_in, packed
 from automc.executors.pool import Event, Pool
 from automc.executors.worker import made, worked
 
+_log = logging.getLogger("automc")
 _OFF = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
 """Nothing is reported to anybody; a worker without a GPU sees the devices it saw."""
 
@@ -27,6 +31,7 @@ class _Actor:
     """One worker: made from the parcel, then called with one job after the other."""
 
     def __init__(self, parcel: Any, tensors: int, path: Sequence[str], threads: int, memory_bytes: int | None) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # Ray makes SystemExit of it, which would seem to be a job's
         memory = bytearray(parcel)  # what lies in the object store cannot be written to, and a model may do so
         self.work, self.said = made(lambda: opened_in(memory, tensors), path, threads, memory_bytes)
 
@@ -53,11 +58,11 @@ class RayWorkers:
     ) -> None:
         self.count = count
         self._threads, self._memory_bytes = threads, memory_bytes
-        self._ray, self._ours = _connected(count * threads)
         parcel = packed(make)
-        self._tensors = parcel.tensors
-        self._parcel = self._ray.put(np.frombuffer(parcel.read(), dtype=np.uint8))
+        self._tensors, everything = parcel.tensors, parcel.read()
         parcel.close()
+        self._ray, self._ours = _connected(count * threads)
+        self._parcel = self._ray.put(np.frombuffer(everything, dtype=np.uint8))
         self._class = self._ray.remote(num_cpus=threads, num_gpus=gpus, max_restarts=0, max_task_retries=0)(_Actor)
         self._actors: dict[int, Any] = {}
         self._calls: dict[Any, int] = {}
@@ -93,6 +98,8 @@ class RayWorkers:
         worker = self._calls.pop(call)
         try:
             kind, value = self._ray.get(call)
+        except self._ray.exceptions.RayTaskError as error:  # all that a job raises is caught in the actor
+            return Event(worker, "raised", f"What it gave cannot leave its process: {told(error.cause)}")
         except self._ray.exceptions.RayError as error:
             return Event(worker, "died", _why(error))
         return Event(worker, kind, value)
@@ -125,20 +132,31 @@ def _connected(cpus: int) -> tuple[Any, bool]:
     """Ray, and whether it was begun here; ExecutorError where it cannot be had."""
     for name, value in _OFF.items():
         os.environ.setdefault(name, value)
-    import ray
+    ray: Any = importlib.import_module("ray")
 
-    if ray.is_initialized():
-        return ray, False
+    ours = not ray.is_initialized()
+    try:
+        if ours:
+            _begin(ray, cpus)
+        there = float(ray.cluster_resources().get("CPU", 0.0))
+    except Exception as error:  # Ray raises whatever went wrong in it
+        said = told(error)
+        raise ExecutorError(f"Ray must start, or be reached; it says {said}: mend that, or use processes.") from error
+    if there < cpus:
+        _log.warning("Workers need %d CPUs of Ray, which has %g: some wait until there are more.", cpus, there)
+    return ray, ours
+
+
+def _begin(ray: Any, cpus: int) -> None:
+    """Joins the cluster of RAY_ADDRESS or of `ray start`; where there is none, starts Ray for this process alone.
+
+    Not by address="auto", which would join whatever Ray it finds on this machine, such as that of another search.
+    """
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "error"}
     try:
-        with contextlib.suppress(ConnectionError):
-            ray.init(address="auto", **quiet)
-            return ray, True
         ray.init(num_cpus=cpus, include_dashboard=False, **quiet)
-    except Exception as error:  # Ray raises whatever went wrong in it
-        said = " ".join(str(error).split())[:200]
-        raise ExecutorError(f"Ray must start, or be reached; it says {said}: mend that, or use processes.") from error
-    return ray, True
+    except ValueError:  # a cluster has CPUs of its own
+        ray.init(**quiet)
 
 
 def _why(error: Exception) -> str:

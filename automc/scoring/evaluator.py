@@ -22,7 +22,7 @@ from automc.compression.bank import MEMORY_BYTES
 from automc.compression.compress import Compressor
 from automc.compression.prefix import Chain, PassMemory, keys, sharing_order, worthwhile
 from automc.compression.structure import Structure, interpretable
-from automc.errors import AutomcError, TaskError
+from automc.errors import AutomcError, TaskError, told
 from automc.evaluation import Evaluation
 from automc.graph.runs import copies
 from automc.policy import Policy
@@ -132,7 +132,7 @@ class Evaluator:
         try:
             found = judge(self._candidate(policy), costs)
         except Exception as error:  # a candidate or a metric may raise anything; Ctrl-C is no Exception
-            found = Evaluation(policy, "failed", None, costs, reason=_reason(error))
+            found = Evaluation(policy, "failed", None, costs, reason=told(error))
         return replace(found, seconds=time.perf_counter() - start)
 
     def measure(self, module: nn.Module) -> tuple[float, float]:
@@ -307,14 +307,6 @@ def _number(value: Any) -> float:
     return float(_finite(torch.tensor([float(plain)], dtype=torch.float64)))
 
 
-def _reason(error: Exception) -> str:
-    """An exception in one line; automc's own sentences stand for themselves, others need their type beside them."""
-    said = " ".join(str(error).split())
-    if isinstance(error, AutomcError) and said:
-        return said
-    return f"{type(error).__name__}: {said}"[:300] if said else type(error).__name__
-
-
 @contextlib.contextmanager
 def _scoring_the_dense_model() -> Iterator[None]:
     """What the user's model or metric raises here would fail every candidate: one sentence instead."""
@@ -324,6 +316,6 @@ def _scoring_the_dense_model() -> Iterator[None]:
         raise
     except Exception as error:
         raise TaskError(
-            f"The dense model must be scored before a search begins; that stopped with {_reason(error)}: check the "
+            f"The dense model must be scored before a search begins; that stopped with {told(error)}: check the "
             "model, the metric and the validation batches."
         ) from error

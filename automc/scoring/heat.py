@@ -42,7 +42,11 @@ class Job:
 
     def lost(self, reason: str, seconds: float = 0.0) -> "Outcome":
         """The outcome where no scorer came back with one."""
-        return Outcome(Evaluation(self.policy, "failed", None, self.costs, seconds=seconds, reason=reason))
+        return Outcome(
+            Evaluation(
+                self.policy, "failed", None, self.costs, seconds=seconds, reason=reason, predicted=self.predicted
+            )
+        )
 
 
 @dataclass(frozen=True, eq=False, slots=True)

@@ -166,6 +166,57 @@ def test_the_same_command_again_goes_on(run: Run) -> None:
     assert [(e.policy, e.score) for e in parts] == [(e.policy, e.score) for e in whole]
 
 
+BESIDE = """
+import automc
+from my_task import net, task as plain
+from parts import scores
+from parts.deep import offset
+
+
+def spread():
+    found = plain()
+    return automc.Task(
+        found.model, calibration=found.calibration, validation=found.validation,
+        metric=lambda outputs, targets: scores.right(outputs, targets) + offset.NONE,
+    )
+"""
+
+
+def test_workers_score_a_task_of_a_file_and_what_it_imports_beside_it(run: Run, tmp_path: Path) -> None:
+    """A module, a package in a package, a folder without an __init__, and a metric that has no name."""
+    folder = tmp_path / "elsewhere"
+    (folder / "parts" / "deep").mkdir(parents=True)
+    (folder / "my_task.py").write_text(TASK)
+    (folder / "beside.py").write_text(BESIDE)
+    (folder / "parts" / "scores.py").write_text(
+        "def right(outputs, targets):\n    from parts.deep import offset  # when it is called\n"
+        "    return (outputs.argmax(1) == targets).float() + offset.NONE\n"
+    )
+    (folder / "parts" / "deep" / "__init__.py").write_text("")
+    (folder / "parts" / "deep" / "offset.py").write_text("NONE = 0.0\n")
+    command = (SEARCH[0], "elsewhere/beside.py:spread", *SEARCH[2:], "--trials", "4")
+    try:
+        status, out, err = run(*command, "--workers", "2", "--in-flight", "1", "--trial-time", "5m")
+        assert status == 0, err
+        assert "4 trials: 4 scored in full\n" in out
+        parts = Study.open("runs/tiny.journal").evaluations
+        assert run(*command[:-3], "alone", *command[-2:])[0] == 0
+    finally:
+        for name in ("my_task", "parts", "parts.scores", "parts.deep", "parts.deep.offset"):
+            sys.modules.pop(name, None)
+    whole = Study.open("runs/alone.journal").evaluations
+    assert [(e.policy, e.score, e.state) for e in parts] == [(e.policy, e.score, e.state) for e in whole]
+    assert not any(name.startswith(str(folder)) for name in sys.path)
+
+
+def test_the_embedded_task_is_searched_by_two_workers(run: Run) -> None:
+    command = ("search", "digits", "--budget", "macs<=50%", "--space", "channels", "--searcher", "random")
+    status, out, err = run(*command, "--trials", "3", "--workers", "2", "--trial-memory", "4GiB", "--study", "spread")
+    assert status == 0, err
+    assert "3 trials: 3 scored in full\n" in out and "best: trial" in out and "Traceback" not in err
+    assert len({e.policy for e in Study.open("runs/spread.journal").evaluations}) == 3
+
+
 def test_the_default_name_comes_from_the_search_itself(run: Run) -> None:
     _, _, err = run(*SEARCH[:-2], "--trials", "1", "--seed", "3")
     assert "study my-task-macs60-channels-ranks-stub-3 in runs/" in err

@@ -17,6 +17,7 @@ from automc.evaluation import Evaluation
 from automc.executors.inline import Inline
 from automc.policy import Policy
 from automc.study import Study
+from tests.faults.driver import Draws
 from tests.study import lab
 
 ROOT = Path(__file__).parents[2]
@@ -108,6 +109,74 @@ def test_several_candidates_in_flight_come_back_in_order(tmp_path: Path) -> None
     expected = [lab.draw(np.random.default_rng(i + 1)) for i in range(8)]
     assert [e.policy for e in study.evaluations] == expected
     assert executor.most == 3
+
+
+def in_flight(path: Path, trials: int, slots: int, scored: list[Policy] | None = None, stop: int = -1) -> Study:
+    """A search with several candidates in flight, interrupted once so many are recorded."""
+
+    def evaluate(policy: Policy) -> Evaluation:
+        if scored is not None:
+            scored.append(policy)
+        return lab.lookup(policy)
+
+    def on_trial(evaluation: Evaluation) -> None:
+        if evaluation.number == stop - 1:
+            raise KeyboardInterrupt
+
+    study = lab.study(path)
+    loop.run(lab.problem(), Draws(), Inline(evaluate, slots), study, trials=trials, on_trial=on_trial)
+    return study
+
+
+@pytest.mark.parametrize("slots", [2, 4, 7])
+def test_stopped_after_any_trial_with_several_in_flight_it_goes_on_as_if_it_had_not(tmp_path: Path, slots: int) -> None:
+    whole = lab.contents(in_flight(tmp_path / "whole.journal", 16, slots).evaluations)
+    assert len({policy for _, policy, *_ in whole}) < len(whole)
+    for stop in (1, 2, 4, 7, 13, 16):
+        told, cut = tmp_path / f"{stop} told.journal", tmp_path / f"{stop} cut.journal"
+        in_flight(told, stop, slots)
+        with pytest.raises(KeyboardInterrupt):
+            in_flight(cut, 16, slots, stop=stop)
+        for path in (told, cut):
+            assert len(Study.open(path).evaluations) == stop
+            assert lab.contents(in_flight(path, 16, slots).evaluations) == whole
+
+
+@pytest.mark.parametrize("slots", [2, 4, 7])
+def test_a_policy_asked_for_twice_while_in_flight_is_scored_once(tmp_path: Path, slots: int) -> None:
+    scored: list[Policy] = []
+    study = in_flight(tmp_path / "lab.journal", 30, slots, scored)
+    policies = [e.policy for e in study.evaluations]
+    assert len(policies) == 30 > len(set(policies)) == len(scored) and set(scored) == set(policies)
+    again = [i for i, policy in enumerate(policies) if policy in policies[:i]]
+    assert all(study.evaluations[i].score == lab.lookup(policies[i]).score for i in again)
+
+
+def test_a_policy_recorded_before_the_search_was_stopped_is_not_scored_again(tmp_path: Path) -> None:
+    scored: list[Policy] = []
+    for trials in (3, 6, 13, 30):
+        in_flight(tmp_path / "lab.journal", trials, 4, scored)
+    assert len(scored) == len(set(scored)) == len({e.policy for e in Study.open(tmp_path / "lab.journal").evaluations})
+
+
+def test_what_is_in_flight_when_the_time_is_over_is_recorded_and_nothing_more_is_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 0.0
+
+    def evaluate(policy: Policy) -> Evaluation:
+        nonlocal now
+        now += 1.0
+        return lab.lookup(policy)
+
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    path = tmp_path / "lab.journal"
+    loop.run(lab.problem(), Draws(), Inline(evaluate, 4), lab.study(path), trials=50, seconds=4.5)
+    assert len(Study.open(path).evaluations) == 8  # four more than were begun in time and four that were in flight
+    now = 0.0
+    loop.run(lab.problem(), Draws(), Inline(evaluate, 4), lab.study(path), trials=20, seconds=100.0)
+    whole = in_flight(tmp_path / "whole.journal", 20, 4)
+    assert lab.contents(Study.open(path).evaluations) == lab.contents(whole.evaluations)
 
 
 def test_a_policy_stopped_early_and_asked_for_again_is_not_scored_again(tmp_path: Path) -> None:
