@@ -44,6 +44,7 @@ def run(
     """Searches until the study holds `trials` evaluations or `seconds` have passed; what it holds already counts.
 
     `learn` belongs to what scores: it is told every evaluation before the searcher is, those recorded earlier too.
+    `on_trial` is told each one that is recorded meanwhile, also by others that share the study.
 
     Ctrl-C raises KeyboardInterrupt and SIGTERM raises SystemExit(143), both after the trial being recorded is on disk;
     the candidate being scored is given up. A second Ctrl-C waits for nothing.
@@ -112,16 +113,11 @@ class _Loop:
         self.asked.popleft()
         checked = self._checked(replace(scored, proposer=proposer))
         with self.signals.deferred():
-            recorded = self._record(checked)
-        if self.on_trial is not None:
-            for evaluation in recorded:
-                self.on_trial(evaluation)
+            self._record(checked)
 
-    def _record(self, evaluation: Evaluation) -> Sequence[Evaluation]:
+    def _record(self, evaluation: Evaluation) -> None:
         """Records and tells an evaluation, and whatever has become known besides."""
-        recorded = self.study.record(evaluation)
-        self._learn(recorded)
-        return (recorded,)
+        self._tell(self.study.record(evaluation))
 
     def _checked(self, evaluation: Evaluation) -> Evaluation:
         """The evaluation, infeasible if it breaks a limit whatever its proposer thought."""
@@ -131,6 +127,12 @@ class _Loop:
             return evaluation
         broken = "; ".join(f"{n} is {costs[n]:g}, the limit {b:g}" for n, b in limits.items() if not costs[n] <= b)
         return replace(evaluation, state="infeasible", score=None, metric=None, stages=(), reason=broken)
+
+    def _tell(self, evaluation: Evaluation) -> None:
+        """Tells all of an evaluation that was just recorded."""
+        self._learn(evaluation)
+        if self.on_trial is not None:
+            self.on_trial(evaluation)
 
     def _learn(self, evaluation: Evaluation) -> None:
         self.known.setdefault(evaluation.policy.digest, evaluation)
@@ -173,17 +175,15 @@ class _SharedLoop(_Loop):
             fruitless = 0 if verdict == "won" else fruitless + 1
         return fruitless < FRUITLESS
 
-    def _record(self, evaluation: Evaluation) -> Sequence[Evaluation]:
+    def _record(self, evaluation: Evaluation) -> None:
         self.study.append(evaluation)
         self._claims.done(evaluation.policy.digest)
-        return self._hear()
+        self._hear()
 
-    def _hear(self) -> Sequence[Evaluation]:
+    def _hear(self) -> None:
         """Tells what was recorded meanwhile, by whomever."""
-        found = self.study.news()
-        for evaluation in found:
-            self._learn(evaluation)
-        return found
+        for evaluation in self.study.news():
+            self._tell(evaluation)
 
     def _heard(self) -> Sequence[Evaluation]:
         """All that is recorded by now, told."""
