@@ -10,7 +10,7 @@ import contextlib
 import signal
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from types import FrameType
 
@@ -53,6 +53,15 @@ def run(
     kind = _Loop if study.claims is None else _SharedLoop
     with study.searching(), _Signals() as signals:
         kind(problem, searcher, executor, study, signals, on_trial, learn).run(trials, seconds)
+
+
+def checked(evaluation: Evaluation, limits: Mapping[str, float]) -> Evaluation:
+    """The evaluation, infeasible if it breaks a limit whatever its proposer thought."""
+    costs = dict(evaluation.costs)
+    if not evaluation.scored or within(costs, limits):
+        return evaluation
+    broken = "; ".join(f"{n} is {costs[n]:g}, the limit {b:g}" for n, b in limits.items() if not costs[n] <= b)
+    return replace(evaluation, state="infeasible", score=None, metric=None, stages=(), reason=broken)
 
 
 class _Loop:
@@ -111,22 +120,12 @@ class _Loop:
         before = self.known.get(policy.digest)
         scored = self.executor.next() if before is None else replace(before, number=-1, seconds=0.0)
         self.asked.popleft()
-        checked = self._checked(replace(scored, proposer=proposer))
         with self.signals.deferred():
-            self._record(checked)
+            self._record(checked(replace(scored, proposer=proposer), self.problem.projector.limits))
 
     def _record(self, evaluation: Evaluation) -> None:
         """Records and tells an evaluation, and whatever has become known besides."""
         self._tell(self.study.record(evaluation))
-
-    def _checked(self, evaluation: Evaluation) -> Evaluation:
-        """The evaluation, infeasible if it breaks a limit whatever its proposer thought."""
-        limits = self.problem.projector.limits
-        costs = dict(evaluation.costs)
-        if not evaluation.scored or within(costs, limits):
-            return evaluation
-        broken = "; ".join(f"{n} is {costs[n]:g}, the limit {b:g}" for n, b in limits.items() if not costs[n] <= b)
-        return replace(evaluation, state="infeasible", score=None, metric=None, stages=(), reason=broken)
 
     def _tell(self, evaluation: Evaluation) -> None:
         """Tells all of an evaluation that was just recorded."""
