@@ -64,6 +64,7 @@ ROWS = {
     "automc.report.progress": 6,
     "automc.report.text": 6,
     "automc.tasks": 6,
+    "automc.tuning": 6,
     "automc.testing": 6,
     "automc.cli": 6,
     "automc.__main__": 6,
@@ -107,6 +108,7 @@ SIDEWAYS = {
         "automc.report.progress",
         "automc.workers",
     },
+    "automc.tuning": {"automc.begin", "automc.profiling", "automc.workers"},
     "automc.report": {
         "automc.setting",
         "automc.artifact",
