@@ -54,3 +54,14 @@ class ExecutorError(AutomcError):
 
 class RegistryError(AutomcError):
     """A name nobody registered."""
+
+
+def told(error: BaseException) -> str:
+    """Any exception in one line; automc's own sentences stand for themselves, others need their type beside them."""
+    try:
+        said = " ".join(str(error).split())
+    except Exception:  # what a user's exception says of itself is code as well
+        said = ""
+    if isinstance(error, AutomcError) and said:
+        return said
+    return f"{type(error).__name__}: {said}"[:300] if said else type(error).__name__

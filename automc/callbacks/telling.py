@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 from automc.callbacks.callback import Callback, Ending
 from automc.callbacks.figures import best_of, counts, place
-from automc.errors import AutomcError
+from automc.errors import told
 from automc.evaluation import Evaluation
 from automc.study import Study
 
@@ -25,7 +25,7 @@ def telling(callbacks: Sequence[Callback], study: Study) -> Iterator[Callable[[E
             except Exception as error:  # whatever a stranger's code may raise
                 left.remove(callback)
                 name = type(callback).__name__
-                _log.warning("%s is told no more; it stopped with %s; the search goes on.", name, _said(error))
+                _log.warning("%s is told no more; it stopped with %s; the search goes on.", name, told(error))
 
     def trial(evaluation: Evaluation) -> None:
         _log.info("Study %s, %s", study.name, _line(evaluation))
@@ -40,7 +40,7 @@ def telling(callbacks: Sequence[Callback], study: Study) -> Iterator[Callable[[E
         tell(lambda callback: callback.begin(study))
         yield trial
     except Exception as error:
-        end("failed", _said(error))
+        end("failed", told(error))
         raise
     except BaseException:  # Ctrl-C, or SIGTERM
         end("stopped")
@@ -61,8 +61,3 @@ def _sum(study: Study) -> str:
     best = best_of(study)
     found = ", ".join(f"{count} {state}" for state, count in counts(study).items() if count)
     return f"{found or 'no trials yet'}" + ("" if best is None else f", best is trial {best.number}")
-
-
-def _said(error: Exception) -> str:
-    text = " ".join(str(error).split())
-    return text if isinstance(error, AutomcError) and text else f"{type(error).__name__}: {text}"[:300]

@@ -8,6 +8,7 @@ pickled.
 import json
 import math
 import sys
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,9 +19,8 @@ import torch
 from numpy.typing import NDArray
 from ray import tune
 
-from automc.errors import PolicyError
+from automc.errors import PolicyError, told
 from automc.executors.parcel import opened_in, packed
-from automc.executors.worker import made
 from automc.files import write_atomic
 from automc.policy import Policy
 from automc.scoring.evaluator import Evaluator, SampleScores
@@ -51,9 +51,10 @@ def trainable(search: TuneSearcher, *, threads: int = 1, gpus: float = 0.0) -> t
     scoring = replace(scoring, cache=None if scoring.cache is None else scoring.cache.absolute())  # actors go elsewhere
     with travelling():
         parcel = packed(scoring.evaluator)
-    bytes_ = np.frombuffer(parcel.read(), dtype=np.uint8)
+        path = tuple(sys.path)
+    parts = Parts(np.frombuffer(parcel.read(), dtype=np.uint8), parcel.tensors, path, threads)
     parcel.close()
-    given = tune.with_parameters(PolicyTrainable, parts=Parts(bytes_, parcel.tensors, tuple(sys.path), threads))
+    given = tune.with_parameters(PolicyTrainable, parts=parts)
     made_so: type[tune.Trainable] = tune.with_resources(given, {"cpu": threads, "gpu": gpus})
     return made_so
 
@@ -69,6 +70,15 @@ class Parts:
     """Where modules are found."""
     threads: int
 
+    def evaluator(self) -> Evaluator:
+        """The evaluator, in a process that is set up for it."""
+        sys.path += [folder for folder in self.path if folder not in sys.path]
+        torch.set_num_threads(self.threads)
+        warnings.simplefilter("ignore")  # the driver has said it already
+        memory = bytearray(self.parcel)  # what lies in the object store cannot be written to, and a model may do so
+        made: Evaluator = opened_in(memory, self.tensors)()
+        return made
+
 
 class PolicyTrainable(tune.Trainable):
     """Scores the policy in its config; `automc.trainable` gives it what it needs."""
@@ -76,9 +86,11 @@ class PolicyTrainable(tune.Trainable):
     def setup(self, config: dict[str, Any], parts: Parts | None = None) -> None:
         """Makes the evaluator, once an actor."""
         assert parts is not None  # `trainable` sees to it
-        memory = bytearray(parts.parcel)  # what lies in the object store cannot be written to, and a model may do so
-        found, self._said = made(lambda: opened_in(memory, parts.tensors), parts.path, parts.threads, None)
-        self._evaluator: Evaluator | None = found
+        self._evaluator: Evaluator | None = None
+        try:
+            self._evaluator = parts.evaluator()
+        except Exception as error:  # a model's own code may run here
+            self._said = told(error)
         self.reset_config(config)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:

@@ -2,12 +2,15 @@
 
 import json
 import math
+import sys
 import threading
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from ray.tune.trainable import trainable as ray_trainable
@@ -18,6 +21,16 @@ from automc.tuning.trainable import CHECKPOINT, PolicyTrainable
 from tests.scoring import tiny
 
 STAGES = (64, 700)
+
+
+@pytest.fixture(autouse=True)
+def _own_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """What an actor sets up in its process is put back in this one."""
+    monkeypatch.setattr(ray_trainable, "DEFAULT_STORAGE_PATH", str(tmp_path / "logs"))
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")
@@ -35,9 +48,8 @@ def texts(search: TuneSearcher) -> list[str]:
 
 
 @pytest.fixture
-def make(search, tmp_path, monkeypatch):
+def make(search):
     """Makes a trainable as an actor does."""
-    monkeypatch.setattr(ray_trainable, "DEFAULT_STORAGE_PATH", str(tmp_path / "logs"))
     return lambda text, of=search: automc.trainable(of)({"policy": text})
 
 
@@ -175,8 +187,7 @@ def test_a_candidate_that_goes_wrong_is_a_result_and_no_error(make, texts, monke
     assert found["reason"].startswith("ZeroDivisionError")
 
 
-def test_an_actor_that_cannot_be_set_up_says_so_whatever_it_is_given(search, texts, tmp_path, monkeypatch):
-    monkeypatch.setattr(ray_trainable, "DEFAULT_STORAGE_PATH", str(tmp_path))
+def test_an_actor_that_cannot_be_set_up_says_so_whatever_it_is_given(search, texts, monkeypatch):
     given: dict[str, Any] = {}
 
     class Kept(PolicyTrainable):
