@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from automc.saved import cost, load
     from automc.study import Study
     from automc.task import Task
+    from automc.tuning.searcher import tune_searcher
+    from automc.tuning.trainable import trainable
     from automc.workers import Workers
 
 __version__ = "0.1.0"
@@ -43,6 +45,8 @@ _EXPORTS = {
     "profile": "automc.profiling",
     "save": "automc.artifact",
     "search": "automc.api",
+    "trainable": "automc.tuning.trainable",
+    "tune_searcher": "automc.tuning.searcher",
 }
 
 __all__ = [
@@ -65,6 +69,8 @@ __all__ = [
     "profile",
     "save",
     "search",
+    "trainable",
+    "tune_searcher",
 ]
 
 

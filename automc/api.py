@@ -12,30 +12,30 @@ from typing import Any
 from torch import nn
 
 from automc import loop
-from automc.budget import LATENCY, Budget
+from automc.begin import begin, opened
+from automc.budget import Budget
+from automc.callbacks.callback import Callback
+from automc.callbacks.telling import telling
 from automc.compression import provenance
 from automc.compression.bank import MEMORY_BYTES
 from automc.compression.compress import Compressor
-from automc.costs.latency import LatencyTable
 from automc.earlier import recall
-from automc.errors import AutomcError, StudyError, TaskError
+from automc.errors import StudyError, TaskError
 from automc.evaluation import Evaluation
 from automc.executors.executor import Executor
 from automc.graph.facts import ModelFacts
 from automc.graph.trace import trace_model
 from automc.policy import Policy, Recipe
-from automc.profiling import Given, source, table_of
+from automc.profiling import Given, table_of
 from automc.recovery import distill as recovery
 from automc.recovery.distill import Distillation
 from automc.registry import SEARCHERS
-from automc.scoring.evaluator import check_score
 from automc.scoring.incumbents import check_keep
 from automc.scoring.race import Race
-from automc.scoring.stages import check_stages
 from automc.searcher import ServesBudgets
-from automc.setting import Setting, described, find_space, found_task, prepare, study_name
+from automc.setting import Setting, found_task, prepare
 from automc.space import SpaceBuilder
-from automc.study import Study, default_path
+from automc.study import Study
 from automc.task import Task
 from automc.workers import Workers, spread
 
@@ -68,6 +68,7 @@ def search(
     workers: int | Workers = 1,
     shared: bool = False,
     progress: bool | Callable[[Evaluation], None] = False,
+    callbacks: Sequence[Callback] = (),
     on_start: Callable[[Study], None] | None = None,
 ) -> Study:
     """Searches policies for `task` that meet `budget`, and returns the study of all evaluations.
@@ -88,44 +89,44 @@ def search(
     memory, in each worker. `workers` is how many processes score candidates, by default this one alone; see `Workers`
     for Ray, and for limits of time and memory a candidate. With `shared`, the same search may run in other processes,
     or on other hosts where `storage` is a server: each policy is scored by one of them and told to all, and `trials`
-    counts what they do together. `progress` shows a bar, or is called with each recorded
-    evaluation.
+    counts what they do together. `progress` shows a bar, or is called with each recorded evaluation. `callbacks` are
+    told when the search begins, each recorded evaluation, and how it ended; see `automc.callbacks` for those there are.
     """
-    limits = Budget.parse(budget) if isinstance(budget, str) else budget
-    chosen, build = find_space(space, limits)
-    SEARCHERS.check(searcher)
-    check_score(score)
-    check_stages(stages)
     check_keep(keep)
     spreading = None if workers == 1 else workers if isinstance(workers, Workers) else Workers(workers)
-    shown = [_opened(s) for s in earlier]
-    words = chosen if score == "metric" else f"{chosen}-{score}"
+    begun = begin(
+        task,
+        budget=budget,
+        space=space,
+        searcher=searcher,
+        score=score,
+        stages=stages,
+        race={"keep": keep, "screen": screen},
+        seed=seed,
+        storage=storage,
+        study=study,
+        earlier=earlier,
+        recipe=recipe,
+        latency=latency,
+        batch=batch,
+        cache=cache,
+        memory_bytes=memory_bytes,
+        shared=shared,
+        on_start=on_start,
+    )
+    setting, record = begun.setting, begun.study
+    with _watching(progress, record, trials, seconds) as shown_trial, telling(callbacks, record) as told_trial:
 
-    def named(task_name: str) -> str:
-        return study or study_name(task_name, limits, words, searcher, seed)
+        def on_trial(evaluation: Evaluation) -> None:
+            told_trial(evaluation)
+            shown_trial(evaluation)
 
-    def recorded(task_name: str) -> LatencyTable | None:
-        return _recorded_table(storage, named(task_name))
-
-    timed = source(latency, chosen, batch, recorded) if LATENCY in limits.metrics else None
-    setting = prepare(task, limits, build, recipe, cache, memory_bytes, score, stages=stages, seed=seed, latency=timed)
-    race = {"stages": list(_looks(setting, stages)), "keep": keep, "screen": screen}
-    name = named(setting.task.name)
-    meta = described(setting, limits, chosen, searcher, seed) | {"score": score, "race": race}
-    record = Study.create(storage, name, meta, setting.problem.space.axes, shared=shared)
-    if on_start is not None:
-        on_start(record)
-    proposer = SEARCHERS.load(searcher)(setting.problem, record.seed_of(seed))
-    recall(proposer, searcher, record, shown, setting.problem.space)
-    if "uniform" not in record.meta:
-        record.note("uniform", _uniform(setting, seed))
-    with _watching(progress, record, trials, seconds) as on_trial:
         slack = {name: SLACK * bound for name, bound in record.meta["limits"].items()}
         runner = Race(setting.evaluator, record.costs, keep, screen=setting.screen if screen else None, slack=slack)
         with _scored_by(spreading, setting, runner) as scores:
             loop.run(
                 setting.problem,
-                proposer,
+                begun.searcher,
                 scores,
                 record,
                 trials=trials,
@@ -159,7 +160,7 @@ def policy_for(
     within every limit of the study and has not been scored. `task`, `space` and `earlier` as given to `search`, where
     they were more than registered names. StudyError for a study of another searcher.
     """
-    record = _opened(study)
+    record = opened(study)
     meta = record.meta
     reference = task or meta["task"]
     if reference is None:
@@ -178,7 +179,7 @@ def policy_for(
             f"A study must have an agent that was shown budgets; {record.name!r} was searched by {meta['searcher']}: "
             "search with amc-budgets."
         )
-    shown = [_opened(s) for s in earlier]
+    shown = [opened(s) for s in earlier]
     recall(searcher, meta["searcher"], record, shown, setting.problem.space)
     for evaluation in record.evaluations:
         searcher.tell(evaluation)
@@ -219,54 +220,12 @@ def inspect(task: Task | str) -> ModelFacts:
     return trace_model(found.model, found.example_inputs).facts
 
 
-def _opened(study: Study | str | Path) -> Study:
-    """A study, or what lies where it is said to be."""
-    return study if isinstance(study, Study) else Study.open(study)
-
-
-def _recorded_table(storage: str | Path | None, name: str) -> LatencyTable | None:
-    """The latency table that a study was begun with, if it was."""
-    try:
-        return table_of(Study.open(default_path(name) if storage is None else storage, name))
-    except StudyError:
-        return None  # it is yet to be made; what else is wrong is said when that is tried
-
-
-def _looks(setting: Setting, stages: Sequence[int]) -> tuple[int, ...]:
-    """After how many samples candidates may be stopped; that all of `stages` do nothing is said, and is no error."""
-    found = setting.evaluator.looks
-    if stages and not found:
-        needed = "must leave validation samples unseen"
-        if setting.task.evaluate is not None:
-            needed = "need scores by sample, which a task with an evaluate of its own has not"
-        numbers = ", ".join(map(str, stages))
-        _log.warning("Stages %s; %s stop nobody here, and every candidate is scored in full.", needed, numbers)
-    return found
-
-
-def _uniform(setting: Setting, seed: int) -> dict[str, Any] | None:
-    """The uniform policy at the budget, the baseline of every plot; None where there is none."""
-    try:
-        policy = SEARCHERS.load("uniform")(setting.problem, seed).ask()
-        scored = setting.evaluator.evaluate(policy)
-    except AutomcError:
-        return None
-    if not scored.ok:
-        return None
-    return {
-        "score": scored.score,
-        "metric": scored.metric,
-        "costs": dict(scored.costs),
-        "policy": policy.to_dict(),
-    }
-
-
 def _watching(progress: bool | Callable[[Evaluation], None], study: Study, trials: int, seconds: float | None) -> Any:
     """A context that gives what is called with each evaluation."""
     from contextlib import nullcontext
 
     if callable(progress) or not progress:
-        return nullcontext(progress or None)
+        return nullcontext(progress or (lambda _: None))
     from automc.report.progress import Bar
 
     return Bar(study, trials, seconds)

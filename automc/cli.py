@@ -4,6 +4,7 @@ An error is one line on standard error and exit status 2; Ctrl-C gives 130, SIGT
 inside the commands, so that help and typing errors answer at once.
 """
 
+import logging
 import os
 import re
 import shlex
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from torch import nn
 
+    from automc.callbacks.callback import Callback
     from automc.evaluation import Evaluation
     from automc.leaving.export import Exported
     from automc.study import Study
@@ -165,6 +167,18 @@ def search(
     trial_memory: Annotated[
         str | None, typer.Option(metavar="SIZE", help="Give a candidate up that takes so much more: 2GiB.")
     ] = None,
+    events: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Append what happens to this file, one JSON object a line.")
+    ] = None,
+    tensorboard: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Write curves for TensorBoard: needs automc[tensorboard].")
+    ] = None,
+    mlflow: Annotated[
+        str | None, typer.Option(metavar="URI", help="Log a run, as to sqlite:///mlflow.db: needs automc[mlflow].")
+    ] = None,
+    log: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Append what happens to this file, for people.")
+    ] = None,
 ) -> None:
     """Search policies within a budget; the same command again goes on where it stopped."""
     from automc.budget import parse_bytes
@@ -179,6 +193,9 @@ def search(
         SPACES.check(space)
     if ":" not in task and not task.endswith(".py"):
         TASKS.check(task)
+    if log is not None:
+        _log_to(log)
+    callbacks = _callbacks(events=events, tensorboard=tensorboard, mlflow=mlflow)
     from automc import api
 
     begun: list[Study] = []
@@ -205,6 +222,7 @@ def search(
             workers=spread,
             shared=shared,
             progress=True,
+            callbacks=callbacks,
             on_start=lambda s: _announce(s, begun, trials),
         )
     except (KeyboardInterrupt, SystemExit):
@@ -466,6 +484,24 @@ def _workers(
         None if time is None else duration(time),
         None if memory is None else parse_bytes(memory),
     )
+
+
+def _callbacks(**given: "Path | str | None") -> "list[Callback]":
+    """The callbacks that were asked for, by name, each with the place it writes to."""
+    from automc.registry import CALLBACKS
+
+    return [CALLBACKS.load(name)(where) for name, where in given.items() if where is not None]
+
+
+def _log_to(path: Path) -> None:
+    """Has automc's log go to a file; warnings go to standard error as well."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    file, errors = logging.FileHandler(path), logging.StreamHandler()
+    file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    errors.setLevel(logging.WARNING)
+    log = logging.getLogger("automc")
+    log.setLevel(logging.INFO)
+    log.handlers = [file, errors]
 
 
 def _chosen(study: "Study", trial: str, max_drop: float | None) -> "Evaluation":

@@ -37,7 +37,7 @@ class Evaluation:
     """The task's metric, whatever is searched; where state is pruned, its mean over the samples seen. None where state
     is neither."""
     stages: tuple[tuple[int, float], ...] = ()
-    """(Samples seen, estimated score by then), rising, where a race against an earlier evaluation was run."""
+    """(Samples seen, estimated score by then), rising, where somebody looked on the way: a race, or Ray Tune."""
     predicted: float | None = None
     """What the surrogate said of the score beforehand; None where it was not asked or knew too little."""
 

@@ -10,7 +10,7 @@ import contextlib
 import signal
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from types import FrameType
 
@@ -44,6 +44,7 @@ def run(
     """Searches until the study holds `trials` evaluations or `seconds` have passed; what it holds already counts.
 
     `learn` belongs to what scores: it is told every evaluation before the searcher is, those recorded earlier too.
+    `on_trial` is told each one that is recorded meanwhile, also by others that share the study.
 
     Ctrl-C raises KeyboardInterrupt and SIGTERM raises SystemExit(143), both after the trial being recorded is on disk;
     the candidate being scored is given up. A second Ctrl-C waits for nothing.
@@ -52,6 +53,15 @@ def run(
     kind = _Loop if study.claims is None else _SharedLoop
     with study.searching(), _Signals() as signals:
         kind(problem, searcher, executor, study, signals, on_trial, learn).run(trials, seconds)
+
+
+def checked(evaluation: Evaluation, limits: Mapping[str, float]) -> Evaluation:
+    """The evaluation, infeasible if it breaks a limit whatever its proposer thought."""
+    costs = dict(evaluation.costs)
+    if not evaluation.scored or within(costs, limits):
+        return evaluation
+    broken = "; ".join(f"{n} is {costs[n]:g}, the limit {b:g}" for n, b in limits.items() if not costs[n] <= b)
+    return replace(evaluation, state="infeasible", score=None, metric=None, stages=(), reason=broken)
 
 
 class _Loop:
@@ -110,27 +120,18 @@ class _Loop:
         before = self.known.get(policy.digest)
         scored = self.executor.next() if before is None else replace(before, number=-1, seconds=0.0)
         self.asked.popleft()
-        checked = self._checked(replace(scored, proposer=proposer))
         with self.signals.deferred():
-            recorded = self._record(checked)
-        if self.on_trial is not None:
-            for evaluation in recorded:
-                self.on_trial(evaluation)
+            self._record(checked(replace(scored, proposer=proposer), self.problem.projector.limits))
 
-    def _record(self, evaluation: Evaluation) -> Sequence[Evaluation]:
+    def _record(self, evaluation: Evaluation) -> None:
         """Records and tells an evaluation, and whatever has become known besides."""
-        recorded = self.study.record(evaluation)
-        self._learn(recorded)
-        return (recorded,)
+        self._tell(self.study.record(evaluation))
 
-    def _checked(self, evaluation: Evaluation) -> Evaluation:
-        """The evaluation, infeasible if it breaks a limit whatever its proposer thought."""
-        limits = self.problem.projector.limits
-        costs = dict(evaluation.costs)
-        if not evaluation.scored or within(costs, limits):
-            return evaluation
-        broken = "; ".join(f"{n} is {costs[n]:g}, the limit {b:g}" for n, b in limits.items() if not costs[n] <= b)
-        return replace(evaluation, state="infeasible", score=None, metric=None, stages=(), reason=broken)
+    def _tell(self, evaluation: Evaluation) -> None:
+        """Tells all of an evaluation that was just recorded."""
+        self._learn(evaluation)
+        if self.on_trial is not None:
+            self.on_trial(evaluation)
 
     def _learn(self, evaluation: Evaluation) -> None:
         self.known.setdefault(evaluation.policy.digest, evaluation)
@@ -173,17 +174,15 @@ class _SharedLoop(_Loop):
             fruitless = 0 if verdict == "won" else fruitless + 1
         return fruitless < FRUITLESS
 
-    def _record(self, evaluation: Evaluation) -> Sequence[Evaluation]:
+    def _record(self, evaluation: Evaluation) -> None:
         self.study.append(evaluation)
         self._claims.done(evaluation.policy.digest)
-        return self._hear()
+        self._hear()
 
-    def _hear(self) -> Sequence[Evaluation]:
+    def _hear(self) -> None:
         """Tells what was recorded meanwhile, by whomever."""
-        found = self.study.news()
-        for evaluation in found:
-            self._learn(evaluation)
-        return found
+        for evaluation in self.study.news():
+            self._tell(evaluation)
 
     def _heard(self) -> Sequence[Evaluation]:
         """All that is recorded by now, told."""

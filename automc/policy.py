@@ -174,6 +174,10 @@ class Policy:
         """The JSON form as text, indented for people."""
         return json.dumps(self.to_dict(), indent=1)
 
+    def to_line(self) -> str:
+        """The JSON form as text, on one line."""
+        return json.dumps(self.to_dict())
+
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> "Policy":
         """Reads the form `to_dict` writes; anything else raises PolicyError."""
@@ -193,7 +197,7 @@ class Policy:
 
     @classmethod
     def from_json(cls, text: str) -> "Policy":
-        """Reads the form `to_json` writes; anything else raises PolicyError."""
+        """Reads the form `to_json` or `to_line` writes; anything else raises PolicyError."""
         try:
             data = json.loads(text)
         except json.JSONDecodeError as error:

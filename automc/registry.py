@@ -1,7 +1,7 @@
 """Names to implementations: one table of strings a kind, resolved on first use.
 
-A new criterion, cost, agent, search space, searcher or file format is one new file and one line here (or one call of
-`Registry.add` from a plug-in). Strings keep importing automc cheap, as Gymnasium's registry does.
+A new criterion, cost, agent, search space, searcher, callback or file format is one new file and one line here (or one
+call of `Registry.add` from a plug-in). Strings keep importing automc cheap, as Gymnasium's registry does.
 """
 
 import difflib
@@ -186,6 +186,15 @@ EXECUTORS = Registry(
     {
         "processes": "automc.executors.processes:processes",
         "ray": "automc.executors.ray:on_ray",
+    },
+)
+
+CALLBACKS = Registry(
+    "callback",
+    {
+        "events": "automc.callbacks.events:Events",
+        "tensorboard": "automc.callbacks.tensorboard:TensorBoard",
+        "mlflow": "automc.callbacks.mlflow:MLflow",
     },
 )
 

@@ -84,9 +84,8 @@ class Blueprint:
 @contextlib.contextmanager
 def spread(workers: Workers, scoring: Scoring, race: Race) -> Iterator[Executor[Policy, Evaluation]]:
     """An executor that scores a race's policies by workers; they are gone when the block is left, however it is."""
-    with _bank(scoring.cache) as folder, _travelling():
-        task = replace(scoring.task, train=None, test=None, augment=None, factory=None)
-        blueprint = Blueprint(replace(scoring, task=task, cache=folder), race.scorer.risk)
+    with _bank(scoring.cache) as folder, travelling():
+        blueprint = Blueprint(replace(lean(scoring), cache=folder), race.scorer.risk)
         own = {"gpus": workers.gpus} if workers.gpus else {}
         pool = EXECUTORS.load(workers.executor)(
             blueprint,
@@ -128,8 +127,13 @@ def _remove_left(memory: Path) -> None:
             shutil.rmtree(folder, ignore_errors=True)
 
 
+def lean(scoring: Scoring) -> Scoring:
+    """Without what no scorer needs."""
+    return replace(scoring, task=replace(scoring.task, train=None, test=None, augment=None, factory=None))
+
+
 @contextlib.contextmanager
-def _travelling() -> Iterator[None]:
+def travelling() -> Iterator[None]:
     """While task files and what they import from beside them are sent whole: nobody else could find it.
 
     What their functions import when they are called is not sent, but looked for where it lies.

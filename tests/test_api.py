@@ -17,6 +17,7 @@ from automc.registry import SEARCHERS
 from automc.setting import evaluator_of
 from automc.space import Axis
 from automc.tasks import load_task
+from tests.callbacks.searching import Heard
 
 
 def net() -> nn.Module:
@@ -107,6 +108,14 @@ def test_trials_may_be_added_and_seen() -> None:
     study = search(trials=5, progress=seen.append)
     assert [e.number for e in seen] == [2, 3, 4]
     assert len(study.evaluations) == 5
+
+
+def test_callbacks_are_told_of_a_search_and_of_one_that_goes_on() -> None:
+    heard = Heard()
+    search(trials=2, callbacks=[heard])
+    study = search(trials=5, callbacks=[heard], progress=lambda _: None)
+    assert heard.begun == [0, 2] and heard.ended == [("done", "")] * 2
+    assert tuple(heard.trials) == study.evaluations
 
 
 def test_a_space_may_be_a_function() -> None:

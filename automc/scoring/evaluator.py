@@ -125,12 +125,16 @@ class Evaluator:
                 found[index] = self.evaluate(policies[index])
         return [found[index] for index in range(len(policies))]
 
-    def attempt(self, policy: Policy, judge: Callable[[Forward, Costs], Evaluation]) -> Evaluation:
-        """What `judge` makes of the compressed model; a failed evaluation where it or the compression raises."""
+    def attempt(
+        self, policy: Policy, judge: Callable[[Forward, Costs], Evaluation], forward: Forward | None = None
+    ) -> Evaluation:
+        """What `judge` makes of the compressed model, `forward` where that is there already; a failed evaluation where
+        it or the compression raises.
+        """
         start = time.perf_counter()
         costs = self.costs(policy)
         try:
-            found = judge(self._candidate(policy), costs)
+            found = judge(self._candidate(policy) if forward is None else forward, costs)
         except Exception as error:  # a candidate or a metric may raise anything; Ctrl-C is no Exception
             found = Evaluation(policy, "failed", None, costs, reason=told(error))
         return replace(found, seconds=time.perf_counter() - start)

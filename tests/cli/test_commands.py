@@ -1,6 +1,7 @@
 """The command line end to end: a search, its front, one trial, the compressed model on disk and back."""
 
 import json
+import logging
 import os
 import random
 import re
@@ -215,6 +216,32 @@ def test_the_embedded_task_is_searched_by_two_workers(run: Run) -> None:
     assert status == 0, err
     assert "3 trials: 3 scored in full\n" in out and "best: trial" in out and "Traceback" not in err
     assert len({e.policy for e in Study.open("runs/spread.journal").evaluations}) == 3
+
+
+def test_a_search_is_told_to_files_of_its_users_choice(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    automc_log = logging.getLogger("automc")
+    for name in ("handlers", "level"):
+        monkeypatch.setattr(automc_log, name, getattr(automc_log, name))
+    told = ("--events", "told/events.jsonl", "--tensorboard", "board", "--log", "told/log.txt")
+    for trials in ("2", "4"):
+        status, _, err = run(*SEARCH, "--trials", trials, *told)
+        assert status == 0, err
+    events = [json.loads(line) for line in (tmp_path / "told" / "events.jsonl").read_text().splitlines()]
+    assert [e["type"] for e in events] == ["begin", "trial", "trial", "end"] * 2
+    assert events[0]["task"] == str(tmp_path / "my_task.py") + ":task" and events[0]["budget"] == "macs<=60%"
+    assert events[0]["searcher"] == "stub" and events[0]["seed"] == 0 and events[0]["dense"]["costs"]["macs"] > 0
+    assert list((tmp_path / "board" / "tiny").iterdir())
+    log = (tmp_path / "told" / "log.txt").read_text()
+    assert log.count("trial 3 by") == 1 and log.count("INFO Study tiny: done") == 2
+
+
+def test_a_place_that_cannot_be_written_to_is_refused_before_a_search(run: Run, tmp_path: Path) -> None:
+    for option in ("--events", "--log"):
+        status, out, err = run(*SEARCH, option, str(tmp_path))
+        assert status == 2 and str(tmp_path) in err and "Traceback" not in err and not out
+    assert not (tmp_path / "runs").exists()
 
 
 def test_the_default_name_comes_from_the_search_itself(run: Run) -> None:
