@@ -54,7 +54,7 @@ def same(first: Tensor, second: Tensor) -> bool:
 
 
 def bits(tensor: Tensor) -> Tensor:
-    return tensor.detach().contiguous().reshape(-1).view(torch.uint8)
+    return tensor.detach().reshape(-1).clone(memory_format=torch.contiguous_format).view(torch.uint8)
 
 
 def filled(dtype: torch.dtype, count: int) -> Tensor:
