@@ -93,7 +93,7 @@ def echo(value: Any, seconds: float = 0.0) -> tuple[Any, int]:
     return value, os.getpid()
 
 
-def die(how: str) -> None:
+def die(how: str, marks: str = "") -> None:
     if how == "kill":
         os.kill(os.getpid(), signal.SIGKILL)
     elif how == "exit":
@@ -104,7 +104,8 @@ def die(how: str) -> None:
         os.kill(os.getpid(), signal.SIGTERM)
         time.sleep(30)
     elif how == "deaf":  # a child holds the socket
-        subprocess.Popen(["sleep", "30"], close_fds=False)
+        child = subprocess.Popen(["sleep", "60"], close_fds=False)
+        Path(marks).with_suffix(".child").write_text(str(child.pid))
         os.kill(os.getpid(), signal.SIGKILL)
     elif how == "mute":  # lives on without its socket
         os.closerange(3, 100)
@@ -123,7 +124,7 @@ def die_first(how: str, marks: str) -> int:
     path = Path(marks)
     path.write_text(path.read_text() + "x" if path.exists() else "x")
     if len(path.read_text()) == 1:
-        die(how)
+        die(how, marks)
     return len(path.read_text())
 
 

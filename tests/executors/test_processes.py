@@ -17,7 +17,7 @@ from automc.errors import ExecutorError
 from automc.executors.pool import Pool
 from automc.executors.processes import processes
 from tests.executors import jobs
-from tests.faults.alive import children, gone
+from tests.faults.alive import alive, children, gone
 
 ROOT = Path(__file__).parents[2]
 
@@ -107,6 +107,9 @@ def test_every_death_costs_a_worker_and_no_job_but_the_third_of_one(pool: Served
     for way in ways:
         asked += [("die_first", way, str(tmp_path / way)), ("echo", way)]
     found = served(pool, *asked)
+    child = int((tmp_path / "deaf.child").read_text())
+    assert alive([child]), "the end of its worker was heard when the child's was"
+    os.kill(child, signal.SIGKILL)
     assert found[0][0] == 0
     why = "exit status 9; SIGSEGV; SIGKILL, as when memory runs out"
     assert found[1] == ("lost", f"It took 3 workers down with it ({why}).")

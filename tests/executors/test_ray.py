@@ -66,11 +66,11 @@ def test_results_come_in_order_and_whatever_an_actor_dies_of_costs_no_other_job(
     with closing(started(seconds=5.0)) as pool:
         echoes = served(pool, *(("echo", number, 0.01) for number in range(12)))
         told, *failures = served(pool, ("environment",), *(("fail", how) for how in raising))
-        generator, tensor, killed, first, hung, last = served(
+        generator, tensor, killed, ended, hung, last = served(
             pool,
             ("give", "generator"),
             ("give", "tensor"),
-            ("die_in_turn", ("exit", "segfault", "kill"), str(tmp_path / "turns")),
+            ("die_first", "kill", str(tmp_path / "kill")),
             ("die_first", "term", str(tmp_path / "term")),
             ("hang", str(tmp_path / "marks")),
             ("echo", 99),
@@ -80,8 +80,7 @@ def test_results_come_in_order_and_whatever_an_actor_dies_of_costs_no_other_job(
     assert failures == [("lost", reason) for reason in raising.values()]
     assert generator[0] == "lost" and generator[1].startswith("What it gave cannot leave its process: TypeError")
     assert torch.equal(tensor, torch.arange(3.0))
-    assert killed == ("lost", "It took 3 workers down with it (its process died).")
-    assert first == 2 and last[0] == 99
+    assert killed == ended == 2 and last[0] == 99
     assert hung == ("lost", "It took longer than 5 s and was stopped.")
     assert gone([int((tmp_path / "marks").read_text().split()[0])], reaped=False)
     assert ray.is_initialized()  # it was not begun here
@@ -113,7 +112,10 @@ def test_actors_find_what_workers_in_this_process_find(tmp_path: Path, monkeypat
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("cluster")
-def test_what_cannot_be_made_ends_it_with_a_sentence() -> None:
+def test_what_cannot_be_made_and_what_kills_every_actor_is_said_in_a_sentence() -> None:
+    said = "It took 3 workers down with it (its process died)."
+    with closing(started(workers=1)) as pool:
+        assert served(pool, ("die", "exit"), ("echo", 1))[0] == ("lost", said)
     said = "one says ValueError: no such model"
     with closing(started(jobs.broken)) as pool, pytest.raises(ExecutorError, match=said):
         served(pool, ("echo", 1))
