@@ -2,27 +2,34 @@
 
 The compiled file's name holds a digest of source, flags, compiler and processor, so that a folder shared between
 machines never hands out the wrong one. A file is loaded only if it is whole: its own digest lies beside it, since a
-torn library kills the process that runs it. The folder is $AUTOMC_KERNELS, by default ~/.cache/automc/kernels; "off"
-turns compiled kernels off. Where there is no compiler, or it fails, there is no library, and torch does the work.
+torn library kills the process that runs it. What lies there is code: a folder, or a file in it, that belongs to
+another user, or that everybody may write to, is not used. The folder is $AUTOMC_KERNELS, by default
+~/.cache/automc/kernels; "off" turns compiled kernels off. Where there is no compiler, or it fails, there is no library,
+and torch does the work.
 """
 
 import contextlib
 import ctypes
+import logging
 import os
 import platform
 import shutil
+import stat
 import subprocess
 import tempfile
 from functools import cache
 from pathlib import Path
 
 from automc.errors import ArtifactError
-from automc.files import sha256, write_atomic
+from automc.files import read_file, sha256, write_atomic
 
+_log = logging.getLogger("automc")
 SOURCES = Path(__file__).parent / "csrc"
 FLAGS = ("-O3", "-march=native", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math", "-shared", "-fPIC")
 SECONDS = 120
 """How long a compiler may take."""
+MOST_BYTES = 2**26
+"""That a compiled file may have."""
 
 
 @cache
@@ -34,6 +41,9 @@ def compiled(name: str) -> ctypes.CDLL | None:
         return None
     source = SOURCES / f"{name}.c"
     try:
+        if folder.exists() and not _ours(folder):
+            _log.warning("%s may be written to by others: compiled kernels are done without; name another one.", folder)
+            return None
         path = folder / f"{name}-{_digest(source, compiler)}.so"
         if _whole(path):
             with contextlib.suppress(OSError):  # a broken file is made anew
@@ -96,11 +106,19 @@ def _compile(compiler: str, source: Path, path: Path) -> None:
 
 
 def _whole(path: Path) -> bool:
-    """Whether a compiled file is as it was written."""
+    """Whether a compiled file is as it was written, by this user."""
     try:
-        return _seal(path).read_text() == sha256(path.read_bytes())
+        return _ours(path) and read_file(_seal(path), 64).decode() == sha256(read_file(path, MOST_BYTES))
     except (OSError, ValueError):
         return False
+
+
+def _ours(path: Path) -> bool:
+    """Whether nobody but this user, and the administrator, can have put there what is there."""
+    if not hasattr(os, "getuid"):
+        return True
+    found = path.stat()
+    return found.st_uid in (os.getuid(), 0) and not found.st_mode & stat.S_IWOTH
 
 
 def _seal(path: Path) -> Path:
