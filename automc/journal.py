@@ -23,14 +23,17 @@ from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
 
 from automc.errors import StudyError
 from automc.files import write_atomic
+from automc.visible import visible
 
 _START = b'{"op_code":'
 _log = logging.getLogger("automc")
 PATIENCE = 5.0
 """Seconds that searches which share a file wait for each other's first look at it."""
 
-BROKEN = (ValueError, KeyError, TypeError, AttributeError, AssertionError)
+BROKEN = (ValueError, LookupError, TypeError, AttributeError, AssertionError, ArithmeticError, RecursionError)
 """What Optuna raises while it reads a damaged journal."""
+NO_LINK = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
+"""How files beside a journal are opened: a folder from elsewhere may have links there, or pipes."""
 
 
 class Journal(JournalFileBackend):
@@ -97,7 +100,7 @@ def owned(path: Path, *, shared: bool = False) -> Iterator[None]:
         yield
         return
     owner = path.with_name(f".{path.name}.owner")
-    descriptor = os.open(owner, os.O_RDWR | os.O_CREAT, 0o644)
+    descriptor = os.open(owner, os.O_RDWR | os.O_CREAT | NO_LINK, 0o644)
     try:
         alone = _lock_or_refuse(fcntl, descriptor, path, shared=shared)
         if alone:
@@ -125,7 +128,7 @@ def making(path: Path) -> Iterator[None]:
     except ImportError:
         yield
         return
-    descriptor = os.open(path.with_name(f".{path.name}.making"), os.O_RDWR | os.O_CREAT, 0o644)
+    descriptor = os.open(path.with_name(f".{path.name}.making"), os.O_RDWR | os.O_CREAT | NO_LINK, 0o644)
     try:
         with contextlib.suppress(OSError):  # a file system without locks
             fcntl.flock(descriptor, fcntl.LOCK_EX)
@@ -163,7 +166,7 @@ def _lock_or_refuse(fcntl: Any, descriptor: int, path: Path, *, shared: bool) ->
         if _locked(fcntl, descriptor, fcntl.LOCK_SH):
             return False
         time.sleep(PATIENCE / 100)
-    holder = os.read(descriptor, 200).decode(errors="replace") or "another process"
+    holder = visible(os.read(descriptor, 200).decode(errors="replace")) or "another process"
     raise StudyError(
         f"One search at a time may write {path}, unless all are told to share it; {holder} is doing so: wait for it, "
         "or give another --study name."
@@ -194,9 +197,9 @@ def _held(lock: JournalFileSymlinkLock) -> Iterator[None]:
         lock.release()
 
 
-def _append(path: Path, data: bytes) -> None:
+def _append(path: Path, data: bytes, how: int = 0) -> None:
     """Writes at the end and syncs; on any failure cuts the file back to what it was."""
-    descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+    descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | how, 0o644)
     try:
         size = os.fstat(descriptor).st_size
         try:
@@ -244,18 +247,16 @@ def _whole_record(line: bytes) -> bytes:
     """The line if it is a record, the record at its end if something torn is glued before it, or nothing."""
     if not line.endswith(b"\n"):
         return b""
-    start = 0
-    while start >= 0:
+    for start in (0, line.rfind(_START)):
         try:
-            json.loads(line[start:])
-        except ValueError:
-            start = line.find(_START, start + 1)
-        else:
-            return line[start:] if line[start:].startswith(_START) else b""
+            json.loads(line[max(start, 0) :])
+        except (ValueError, RecursionError):
+            continue
+        return line[start:] if line.startswith(_START, start) else b""
     return b""
 
 
 def _keep_aside(path: Path, removed: bytes) -> None:
     aside = path.with_name(path.name + ".corrupt")
-    _append(aside, removed + b"\n" * (not removed.endswith(b"\n")))
+    _append(aside, removed + b"\n" * (not removed.endswith(b"\n")), NO_LINK)
     _log.warning("%s: removed %d bytes of a torn record; they are kept in %s.", path, len(removed), aside)
