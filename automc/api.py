@@ -37,6 +37,7 @@ from automc.setting import Setting, described, find_space, found_task, prepare, 
 from automc.space import SpaceBuilder
 from automc.study import Study, default_path
 from automc.task import Task
+from automc.tasks import named as named_tasks
 from automc.workers import Workers, spread
 
 _log = logging.getLogger("automc")
@@ -108,6 +109,8 @@ def search(
 
     timed = source(latency, chosen, batch, recorded) if LATENCY in limits.metrics else None
     setting = prepare(task, limits, build, recipe, cache, memory_bytes, score, stages=stages, seed=seed, latency=timed)
+    if setting.reference is not None:
+        named_tasks.note(setting.reference)
     race = {"stages": list(_looks(setting, stages)), "keep": keep, "screen": screen}
     name = named(setting.task.name)
     meta = described(setting, limits, chosen, searcher, seed) | {"score": score, "race": race}
@@ -163,6 +166,8 @@ def policy_for(
     reference = task or meta["task"]
     if reference is None:
         raise TaskError(f"Study {record.name!r} was searched on a task object; it must be given again: pass task=.")
+    if task is None:
+        named_tasks.check(str(reference), record.storage)
     setting = prepare(
         reference,
         Budget.parse(meta["budget"]),
