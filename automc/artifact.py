@@ -27,6 +27,7 @@ from automc.compression.quantize import dequantize, quantized_layers
 from automc.compression.structure import Bits, Structure, build
 from automc.errors import ArtifactError, PolicyError
 from automc.files import parsed_json, read_file, sha256, write_together
+from automc.graph.describe import check_finite
 from automc.graph.trace import trace_model
 from automc.policy import FULL_BITS, Codebooks, Policy
 from automc.visible import brief, visible
@@ -77,6 +78,7 @@ def load(directory: str | Path, factory: Callable[[], nn.Module]) -> nn.Module:
         small = build(graph, model, structure)
         state = _unpack(tensors, metadata["stored"], small)
         small.load_state_dict(state | {alias: state[name] for alias, name in metadata["aliases"].items()})
+        check_finite(small)
     except Exception as error:  # whatever a claim of the file that does not fit the model leads to
         reason = " ".join(visible(str(error)).split())[:200]
         raise ArtifactError(

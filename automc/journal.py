@@ -32,6 +32,8 @@ PATIENCE = 5.0
 
 BROKEN = (ValueError, LookupError, TypeError, AttributeError, AssertionError, ArithmeticError, RecursionError)
 """What Optuna raises while it reads a damaged journal."""
+MOST_BYTES = 2**31
+"""That a journal may have."""
 NO_LINK = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
 """How files beside a journal are opened: a folder from elsewhere may have links there, or pipes."""
 
@@ -139,9 +141,14 @@ def making(path: Path) -> Iterator[None]:
 
 def _refuse_other_kinds(path: Path) -> None:
     with path.open("rb") as file:
-        begin = file.read(len(_START))
+        begin, size = file.read(len(_START)), file.seek(0, os.SEEK_END)
     if not _START.startswith(begin):
         raise StudyError(f"A study must be an automc journal; {path} is another kind of file: give a .journal file.")
+    if size > MOST_BYTES:
+        raise StudyError(
+            f"A journal must have at most {MOST_BYTES} bytes, since all of it is read; {path} has {size}: search anew, "
+            "and keep what is larger in a database."
+        )
 
 
 def _ends_well(path: Path) -> bool:

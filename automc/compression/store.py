@@ -74,7 +74,7 @@ def _read(path: Path, key: str) -> Tensors | None:
             expected = (file.metadata() or {}).get("sha256")
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (no mapping)
         return tensors if _digest(key, tensors) == expected else None
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError, safetensors.SafetensorError):
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError, MemoryError, safetensors.SafetensorError):
         return None
 
 

@@ -23,7 +23,7 @@ from automc.errors import ArtifactError
 from automc.files import parsed_json, read_file, sha256, write_atomic
 
 FORMAT = "automc agent 1"
-MOST_BYTES = 2**32
+MOST_BYTES = 2**30
 """That a checkpoint may have; off-policy agents keep their replay buffer in it."""
 
 

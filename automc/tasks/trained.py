@@ -57,7 +57,7 @@ def _read(path: Path) -> State | None:
             state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
             digest = (file.metadata() or {}).get("sha256")
         return state if digest == _digest(state) else None
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError):
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError, MemoryError, SafetensorError):
         return None
 
 
