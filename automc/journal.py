@@ -29,6 +29,8 @@ _START = b'{"op_code":'
 _log = logging.getLogger("automc")
 PATIENCE = 5.0
 """Seconds that searches which share a file wait for each other's first look at it."""
+GRACE = 30.0
+"""Seconds after which the lock of an append, which takes milliseconds, is that of somebody who is no longer there."""
 
 BROKEN = (ValueError, LookupError, TypeError, AttributeError, AssertionError, ArithmeticError, RecursionError)
 """What Optuna raises while it reads a damaged journal."""
@@ -38,12 +40,46 @@ NO_LINK = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
 """How files beside a journal are opened: a folder from elsewhere may have links there, or pipes."""
 
 
+class Lock(JournalFileSymlinkLock):
+    """The lock of a journal's appends, a link beside it, as Optuna has it.
+
+    Optuna looks at the file that the link leads to, to see how old the lock is, and where there is none, never ends:
+    that of a search that was killed, begun in another folder, or a link from elsewhere. Here the link itself is looked
+    at.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._target, self._link = str(path.absolute()), path.with_name(f"{path.name}.lock")
+        super().__init__(self._target)
+
+    def acquire(self) -> bool:
+        """Waits for the lock; one that has not changed hands for `GRACE` seconds is nobody's any more."""
+        pause, since, holder = 0.001, time.monotonic(), (0, 0)
+        while True:
+            with contextlib.suppress(FileExistsError):
+                os.symlink(self._target, self._link)
+                return True
+            with contextlib.suppress(FileNotFoundError):  # it has just been released
+                found = os.lstat(self._link)
+                if holder != (found.st_ino, found.st_mtime_ns):
+                    since, holder = time.monotonic(), (found.st_ino, found.st_mtime_ns)
+                elif time.monotonic() - since > GRACE:
+                    _log.warning("%s: removed a lock that was held for more than %g s.", self._link, GRACE)
+                    self.release()
+            time.sleep(pause)
+            pause = min(2 * pause, 0.5)
+
+    def release(self) -> None:
+        """Removes the link."""
+        self._link.unlink(missing_ok=True)
+
+
 class Journal(JournalFileBackend):
     """Optuna's journal file, except that an append happens wholly or not at all."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._append_lock = JournalFileSymlinkLock(str(path))
+        self._append_lock = Lock(path)
         super().__init__(str(path), self._append_lock)
 
     def append_logs(self, logs: list[dict[str, Any]]) -> None:
@@ -76,7 +112,7 @@ def repair(path: Path) -> int:
 
     Removed bytes are appended to `<path>.corrupt` first. A record glued to the end of a torn one is saved.
     """
-    with _held(JournalFileSymlinkLock(str(path))):
+    with _held(Lock(path)):
         data = path.read_bytes()
         kept, removed = _split(data)
         if removed:
@@ -106,7 +142,7 @@ def owned(path: Path, *, shared: bool = False) -> Iterator[None]:
     try:
         alone = _lock_or_refuse(fcntl, descriptor, path, shared=shared)
         if alone:
-            previous = os.read(descriptor, 200).decode(errors="replace")
+            previous = visible(os.read(descriptor, 200).decode(errors="replace"))
             if previous:
                 _remove_dead_lock(path, previous)
             os.ftruncate(descriptor, 0)
@@ -196,7 +232,7 @@ def _remove_dead_lock(path: Path, previous: str) -> None:
 
 
 @contextlib.contextmanager
-def _held(lock: JournalFileSymlinkLock) -> Iterator[None]:
+def _held(lock: Lock) -> Iterator[None]:
     lock.acquire()
     try:
         yield
