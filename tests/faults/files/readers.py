@@ -132,12 +132,12 @@ def _policy_file(folder: Path) -> Path:
     return path
 
 
-def _agent() -> DDPGAgent:
+def fresh_agent() -> DDPGAgent:
     return DDPGAgent(AgentSetting(WALK.state_size, WALK.action_size, len(WALK.steps), knobs={"hidden": 4, "replay": 3}))
 
 
 def _checkpoint(folder: Path) -> Path:
-    agent, rng = _agent(), np.random.default_rng(0)
+    agent, rng = fresh_agent(), np.random.default_rng(0)
     for reward in (0.5, 0.7):
         walked = run_episode(WALK, WALK.space.largest, lambda state: agent.act(state, rng))
         agent.observe(transitions(WALK, walked, reward), rng)
@@ -146,7 +146,7 @@ def _checkpoint(folder: Path) -> Path:
 
 
 def _restored(path: Path) -> Any:
-    agent, rng = _agent(), np.random.default_rng(0)
+    agent, rng = fresh_agent(), np.random.default_rng(0)
     before = agent.state_dict()
     try:
         checkpoint.load(path, agent, WALK)
