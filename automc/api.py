@@ -37,6 +37,7 @@ from automc.setting import Setting, found_task, prepare
 from automc.space import SpaceBuilder
 from automc.study import Study
 from automc.task import Task
+from automc.tasks import named as named_tasks
 from automc.workers import Workers, spread
 
 _log = logging.getLogger("automc")
@@ -165,6 +166,8 @@ def policy_for(
     reference = task or meta["task"]
     if reference is None:
         raise TaskError(f"Study {record.name!r} was searched on a task object; it must be given again: pass task=.")
+    if task is None:
+        named_tasks.check(str(reference), record.storage)
     setting = prepare(
         reference,
         Budget.parse(meta["budget"]),

@@ -20,6 +20,7 @@ from automc.setting import Setting, described, find_space, prepare, study_name
 from automc.space import SpaceBuilder
 from automc.study import Study, default_path
 from automc.task import Task
+from automc.tasks import named as named_tasks
 
 _log = logging.getLogger("automc")
 
@@ -71,6 +72,8 @@ def begin(
 
     timed = source(latency, chosen, batch, recorded) if LATENCY in limits.metrics else None
     setting = prepare(task, limits, build, recipe, cache, memory_bytes, score, stages=stages, seed=seed, latency=timed)
+    if setting.reference is not None:
+        named_tasks.note(setting.reference)
     race = {"stages": list(_looks(setting, stages))} | race
     meta = described(setting, limits, chosen, searcher, seed) | {"score": score, "race": race}
     record = Study.create(storage, named(setting.task.name), meta, setting.problem.space.axes, shared=shared)

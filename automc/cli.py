@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 
 from automc.errors import AutomcError, StudyError, TaskError, told
+from automc.visible import visible
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -75,7 +76,7 @@ def tasks() -> None:
     from automc.registry import TASKS
 
     for name in TASKS:
-        print(name)
+        _tell(name)
 
 
 @app.command()
@@ -88,7 +89,7 @@ def inspect(task: TaskArgument) -> None:
     for table in facts.tables(found):
         _console().print(table)
     for line in facts.lines(found):
-        print(line)
+        _tell(line)
 
 
 @app.command()
@@ -113,8 +114,8 @@ def profile(
         task, space=space, batch=batch, out=out, progress=lambda what: _say(f"timing {what}")
     )
     for line in text.latency_lines(found):
-        print(line)
-    print(f"{path}: search with --latency {shlex.quote(str(path))}" if out or threads else f"{path}: searches find it")
+        _tell(line)
+    _tell(f"{path}: search with --latency {shlex.quote(str(path))}" if out or threads else f"{path}: searches find it")
 
 
 @app.command()
@@ -274,9 +275,9 @@ def show(
         return
     dense = found.meta["dense"]
     by = chosen.proposer or "unknown"
-    print(f"trial {chosen.number} ({chosen.state}), proposed by {by} {chosen.reason}".rstrip())
-    print(text.scores_line(chosen, found.meta))
-    print(text.costs_line(chosen, dense["costs"], tuple(n for n, _ in chosen.costs)))
+    _tell(f"trial {chosen.number} ({chosen.state}), proposed by {by} {chosen.reason}".rstrip())
+    _tell(text.scores_line(chosen, found.meta))
+    _tell(text.costs_line(chosen, dense["costs"], tuple(n for n, _ in chosen.costs)))
     for table in decisions.tables(chosen.policy):
         _console().print(table)
 
@@ -297,7 +298,7 @@ def apply(
     """Compress the model by one trial's policy, measure it, and save it."""
     found = open_study(study, name)
     chosen = _chosen(found, trial, max_drop)
-    reference = _reference(task or found.meta.get("task"))
+    reference = _reference(task, found.meta.get("task"), found.storage)
     from automc.files import check_folder
 
     check_folder(out)  # before minutes of work that could not be kept
@@ -316,8 +317,8 @@ def apply(
     report = summary.report(loaded, small, origin)
     size = artifact.save(small, out, report=report)
     for line in summary.lines(report):
-        print(line)
-    print(f"{out}: model.safetensors ({size} bytes), policy.json, report.json; check it with: automc evaluate {out}")
+        _tell(line)
+    _tell(f"{out}: model.safetensors ({size} bytes), policy.json, report.json; check it with: automc evaluate {out}")
 
 
 @app.command()
@@ -334,10 +335,10 @@ def evaluate(
 
     split = summary.split_of(loaded)
     score = evaluator_of(loaded).score(module, split)
-    before = saved.get("compressed", {}).get("score")
-    print(f"score on {split}: {text.score(score)} (when saved: {text.score(before)})")
+    before = summary.score_of(saved)
+    _tell(f"score on {split}: {text.score(score)} (when saved: {text.score(before)})")
     for metric, value in cost(module, loaded.example_inputs).items():
-        print(f"{metric}: {text.amount(metric, value)}")
+        _tell(f"{metric}: {text.amount(metric, value)}")
 
 
 @app.command()
@@ -367,7 +368,7 @@ def export(
         _say(f"It takes batches of {len(inputs[0])} only, since its forward computes with the size of a batch.")
     if not made.checked:
         _say("Nothing was checked, since onnxruntime is not installed: pip install automc[onnx].")
-    print(f"{made.path}: {made.bytes} bytes" + f", checked: it computes what {directory} does" * made.checked)
+    _tell(f"{made.path}: {made.bytes} bytes" + f", checked: it computes what {directory} does" * made.checked)
     if kernels:
         _tell_of_kernels(made, directory)
 
@@ -398,7 +399,7 @@ def bench(
         return
     _console().print(side_by_side.table(found))
     for line in side_by_side.lines(found):
-        print(line)
+        _tell(line)
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
@@ -437,7 +438,12 @@ def _explain(error: Exception) -> str:
 
 
 def _say(line: str) -> None:
-    print(line, file=sys.stderr)
+    print(visible(line), file=sys.stderr)
+
+
+def _tell(line: str) -> None:
+    """A line of what was asked for; whatever names stand in it, the terminal only shows it."""
+    print(visible(line))
 
 
 def duration(text: str) -> float:
@@ -550,7 +556,7 @@ def _report(directory: Path) -> dict[str, Any]:
 
 def _loaded(directory: Path, task: str | None, saved: dict[str, Any]) -> tuple["Task", "nn.Module"]:
     """The task of a saved model, and the model."""
-    reference = _reference(task or saved.get("reference"))
+    reference = _reference(task, saved.get("reference"), str(directory))
     from automc.saved import load
     from automc.tasks import load_task
 
@@ -569,14 +575,21 @@ def _tell_of_kernels(made: "Exported", directory: Path) -> None:
         return
     saved = (directory / "model.safetensors").stat().st_size
     plans = f"plans run on vectors of {lanes()} floats, as here, and say so elsewhere"
-    print(f"form: {made.form}; {plans}; model.safetensors takes {saved} bytes")
-    print(f"to load, where automc is installed: {loading(made.path)}")
+    _tell(f"form: {made.form}; {plans}; model.safetensors takes {saved} bytes")
+    _tell(f"to load, where automc is installed: {loading(made.path)}")
 
 
-def _reference(found: str | None) -> str:
-    if not found:
+def _reference(given: str | None, recorded: Any, where: str) -> str:
+    """The task that was named now, or in an earlier command: what a file says alone has no code run."""
+    from automc.tasks import named
+
+    if given:
+        named.note(given)
+        return given
+    if not recorded or not isinstance(recorded, str):
         raise TaskError("A task must be known by a reference; this one was an object: add --task file.py:attribute.")
-    return found
+    named.check(recorded, where)
+    return recorded
 
 
 def _announce(study: "Study", begun: list["Study"], trials: int) -> None:
@@ -590,18 +603,20 @@ def _conclude(study: "Study", task: str) -> None:
     from automc.report import text
 
     dense = study.meta["dense"]
-    print(text.counts_line(study.evaluations))
+    _tell(text.counts_line(study.evaluations))
     said = text.surrogate_line(study.evaluations)
     if said:
-        print(said)
+        _tell(said)
     best = study.best
     costs = text.costs_line(best, dense["costs"], study.costs)
-    print(f"best: trial {best.number}, {text.scores_line(best, study.meta)} at {costs}")
+    _tell(f"best: trial {best.number}, {text.scores_line(best, study.meta)} at {costs}")
     _compare_latency(study, task)
     usual = Path("runs", f"{study.name}.journal") == Path(study.storage)
     reference = shlex.join([study.name] if usual else [study.storage, "--study", study.name])
-    print(f"results: {study.storage}\nnext:\n  automc pareto {reference} --html front.html\n  automc show {reference}")
-    print(f"  automc apply {reference} --out compressed/\n  optuna-dashboard {shlex.quote(study.storage)}")
+    commands = (f"pareto {reference} --html front.html", f"show {reference}", f"apply {reference} --out compressed/")
+    later = [f"  automc {command}" for command in commands]
+    for line in (f"results: {study.storage}", "next:", *later, f"  optuna-dashboard {shlex.quote(study.storage)}"):
+        _tell(line)
 
 
 def _compare_latency(study: "Study", task: str) -> None:
@@ -617,7 +632,7 @@ def _compare_latency(study: "Study", task: str) -> None:
     loaded = load_task(task)
     took = profiling.latency_of(api.apply(loaded, study.best.policy), loaded, table)
     foretold = study.best.cost("latency")
-    print(text.latency_line(foretold, took, table))
+    _tell(text.latency_line(foretold, took, table))
     late = text.late_line(foretold, took, study.meta["limits"]["latency"])
     if late:
         _say(late)

@@ -1,12 +1,14 @@
 """One scored policy, as frozen data with a JSON form."""
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from automc.errors import StudyError
 from automc.policy import Policy
+from automc.visible import brief
 
 State = Literal["ok", "pruned", "infeasible", "failed"]
 """`pruned`: scored on some of the samples only, and stopped as a clear loser."""
@@ -57,7 +59,7 @@ class Evaluation:
             if known == name:
                 return value
         raise StudyError(
-            f"A recorded cost must be one of {[n for n, _ in self.costs]}; {name!r} is not: name one of them."
+            f"A recorded cost must be one of {[n for n, _ in self.costs]}; {brief(name)} is not: name one of them."
         )
 
     def to_json(self) -> str:
@@ -80,18 +82,46 @@ class Evaluation:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any], number: int = -1) -> "Evaluation":
-        """Reads the form `to_json` writes."""
-        return cls(
-            policy=Policy.from_dict(data["policy"]),
-            state=data["state"],
-            score=data["score"],
-            costs=tuple((str(n), float(v)) for n, v in data["costs"].items()),
-            share=float(data.get("share", 1.0)),
-            seconds=float(data.get("seconds", 0.0)),
-            proposer=str(data.get("proposer", "")),
-            reason=str(data.get("reason", "")),
-            number=number,
-            metric=data.get("metric"),
-            stages=tuple((int(seen), float(score)) for seen, score in data.get("stages", ())),
-            predicted=data.get("predicted"),
-        )
+        """Reads the form `to_json` writes; anything else raises StudyError or PolicyError."""
+        try:
+            found = cls(
+                policy=Policy.from_dict(data["policy"]),
+                state=data["state"],
+                score=data["score"],
+                costs=tuple((str(n), float(v)) for n, v in data["costs"].items()),
+                share=float(data.get("share", 1.0)),
+                seconds=float(data.get("seconds", 0.0)),
+                proposer=str(data.get("proposer", "")),
+                reason=str(data.get("reason", "")),
+                number=number,
+                metric=data.get("metric"),
+                stages=tuple((int(seen), float(score)) for seen, score in data.get("stages", ())),
+                predicted=data.get("predicted"),
+            )
+        except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
+            raise StudyError(
+                f"An evaluation must be as automc writes it; this one is not ({brief(error)}): take an unchanged one."
+            ) from error
+        _check(found)
+        return found
+
+
+def _check(found: Evaluation) -> None:
+    """StudyError for a state there is none of, and for what is no number where one is compared."""
+    if found.state not in get_args(State):
+        raise StudyError(f"A state must be one of {get_args(State)}; it is {brief(found.state)}: mend the record.")
+    for name in ("score", "metric", "predicted"):
+        value = getattr(found, name)
+        if value is not None and type(value) not in (int, float):
+            raise StudyError(f"A {name} must be a number; it is {brief(value)}: mend the record.")
+    numbers = [found.share, *(() if found.score is None else (found.score,))]
+    numbers += [cost for _, cost in found.costs] if found.ok else []
+    if (found.ok and found.score is None) or not all(map(_finite, numbers)):
+        raise StudyError("Score, share and costs of a trial must be finite; they are not: mend the record.")
+
+
+def _finite(value: float) -> bool:
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # a whole number that is no float
+        return False

@@ -23,14 +23,55 @@ from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
 
 from automc.errors import StudyError
 from automc.files import write_atomic
+from automc.visible import visible
 
 _START = b'{"op_code":'
 _log = logging.getLogger("automc")
 PATIENCE = 5.0
 """Seconds that searches which share a file wait for each other's first look at it."""
+GRACE = 30.0
+"""Seconds after which the lock of an append, which takes milliseconds, is that of somebody who is no longer there."""
 
-BROKEN = (ValueError, KeyError, TypeError, AttributeError, AssertionError)
+BROKEN = (ValueError, LookupError, TypeError, AttributeError, AssertionError, ArithmeticError, RecursionError)
 """What Optuna raises while it reads a damaged journal."""
+MOST_BYTES = 2**31
+"""That a journal may have."""
+NO_LINK = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
+"""How files beside a journal are opened: a folder from elsewhere may have links there, or pipes."""
+
+
+class Lock(JournalFileSymlinkLock):
+    """The lock of a journal's appends, a link beside it, as Optuna has it.
+
+    Optuna looks at the file that the link leads to, to see how old the lock is, and where there is none, never ends:
+    that of a search that was killed, begun in another folder, or a link from elsewhere. Here the link itself is looked
+    at.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._target, self._link = str(path.absolute()), path.with_name(f"{path.name}.lock")
+        super().__init__(self._target)
+
+    def acquire(self) -> bool:
+        """Waits for the lock; one that has not changed hands for `GRACE` seconds is nobody's any more."""
+        pause, since, holder = 0.001, time.monotonic(), (0, 0)
+        while True:
+            with contextlib.suppress(FileExistsError):
+                os.symlink(self._target, self._link)
+                return True
+            with contextlib.suppress(FileNotFoundError):  # it has just been released
+                found = os.lstat(self._link)
+                if holder != (found.st_ino, found.st_mtime_ns):
+                    since, holder = time.monotonic(), (found.st_ino, found.st_mtime_ns)
+                elif time.monotonic() - since > GRACE:
+                    _log.warning("%s: removed a lock that was held for more than %g s.", self._link, GRACE)
+                    self.release()
+            time.sleep(pause)
+            pause = min(2 * pause, 0.5)
+
+    def release(self) -> None:
+        """Removes the link."""
+        self._link.unlink(missing_ok=True)
 
 
 class Journal(JournalFileBackend):
@@ -38,7 +79,7 @@ class Journal(JournalFileBackend):
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._append_lock = JournalFileSymlinkLock(str(path))
+        self._append_lock = Lock(path)
         super().__init__(str(path), self._append_lock)
 
     def append_logs(self, logs: list[dict[str, Any]]) -> None:
@@ -71,7 +112,7 @@ def repair(path: Path) -> int:
 
     Removed bytes are appended to `<path>.corrupt` first. A record glued to the end of a torn one is saved.
     """
-    with _held(JournalFileSymlinkLock(str(path))):
+    with _held(Lock(path)):
         data = path.read_bytes()
         kept, removed = _split(data)
         if removed:
@@ -97,11 +138,11 @@ def owned(path: Path, *, shared: bool = False) -> Iterator[None]:
         yield
         return
     owner = path.with_name(f".{path.name}.owner")
-    descriptor = os.open(owner, os.O_RDWR | os.O_CREAT, 0o644)
+    descriptor = os.open(owner, os.O_RDWR | os.O_CREAT | NO_LINK, 0o644)
     try:
         alone = _lock_or_refuse(fcntl, descriptor, path, shared=shared)
         if alone:
-            previous = os.read(descriptor, 200).decode(errors="replace")
+            previous = visible(os.read(descriptor, 200).decode(errors="replace"))
             if previous:
                 _remove_dead_lock(path, previous)
             os.ftruncate(descriptor, 0)
@@ -125,7 +166,7 @@ def making(path: Path) -> Iterator[None]:
     except ImportError:
         yield
         return
-    descriptor = os.open(path.with_name(f".{path.name}.making"), os.O_RDWR | os.O_CREAT, 0o644)
+    descriptor = os.open(path.with_name(f".{path.name}.making"), os.O_RDWR | os.O_CREAT | NO_LINK, 0o644)
     try:
         with contextlib.suppress(OSError):  # a file system without locks
             fcntl.flock(descriptor, fcntl.LOCK_EX)
@@ -136,9 +177,14 @@ def making(path: Path) -> Iterator[None]:
 
 def _refuse_other_kinds(path: Path) -> None:
     with path.open("rb") as file:
-        begin = file.read(len(_START))
+        begin, size = file.read(len(_START)), file.seek(0, os.SEEK_END)
     if not _START.startswith(begin):
         raise StudyError(f"A study must be an automc journal; {path} is another kind of file: give a .journal file.")
+    if size > MOST_BYTES:
+        raise StudyError(
+            f"A journal must have at most {MOST_BYTES} bytes, since all of it is read; {path} has {size}: search anew, "
+            "and keep what is larger in a database."
+        )
 
 
 def _ends_well(path: Path) -> bool:
@@ -163,7 +209,7 @@ def _lock_or_refuse(fcntl: Any, descriptor: int, path: Path, *, shared: bool) ->
         if _locked(fcntl, descriptor, fcntl.LOCK_SH):
             return False
         time.sleep(PATIENCE / 100)
-    holder = os.read(descriptor, 200).decode(errors="replace") or "another process"
+    holder = visible(os.read(descriptor, 200).decode(errors="replace")) or "another process"
     raise StudyError(
         f"One search at a time may write {path}, unless all are told to share it; {holder} is doing so: wait for it, "
         "or give another --study name."
@@ -186,7 +232,7 @@ def _remove_dead_lock(path: Path, previous: str) -> None:
 
 
 @contextlib.contextmanager
-def _held(lock: JournalFileSymlinkLock) -> Iterator[None]:
+def _held(lock: Lock) -> Iterator[None]:
     lock.acquire()
     try:
         yield
@@ -194,9 +240,9 @@ def _held(lock: JournalFileSymlinkLock) -> Iterator[None]:
         lock.release()
 
 
-def _append(path: Path, data: bytes) -> None:
+def _append(path: Path, data: bytes, how: int = 0) -> None:
     """Writes at the end and syncs; on any failure cuts the file back to what it was."""
-    descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+    descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | how, 0o644)
     try:
         size = os.fstat(descriptor).st_size
         try:
@@ -244,18 +290,16 @@ def _whole_record(line: bytes) -> bytes:
     """The line if it is a record, the record at its end if something torn is glued before it, or nothing."""
     if not line.endswith(b"\n"):
         return b""
-    start = 0
-    while start >= 0:
+    for start in (0, line.rfind(_START)):
         try:
-            json.loads(line[start:])
-        except ValueError:
-            start = line.find(_START, start + 1)
-        else:
-            return line[start:] if line[start:].startswith(_START) else b""
+            json.loads(line[max(start, 0) :])
+        except (ValueError, RecursionError):
+            continue
+        return line[start:] if line.startswith(_START, start) else b""
     return b""
 
 
 def _keep_aside(path: Path, removed: bytes) -> None:
     aside = path.with_name(path.name + ".corrupt")
-    _append(aside, removed + b"\n" * (not removed.endswith(b"\n")))
+    _append(aside, removed + b"\n" * (not removed.endswith(b"\n")), NO_LINK)
     _log.warning("%s: removed %d bytes of a torn record; they are kept in %s.", path, len(removed), aside)

@@ -15,9 +15,12 @@ import re
 from dataclasses import dataclass
 
 from automc.errors import PolicyError
+from automc.visible import brief
 
-_FAMILY = re.compile(r"N:(?P<m>[1-9]\d*)")
-_NAME = re.compile(r"(?P<n>[1-9]\d*):(?P<m>[1-9]\d*)|(?P<rows>[1-9]\d*)x(?P<columns>[1-9]\d*)")
+_FAMILY = re.compile(r"N:(?P<m>[1-9][0-9]{0,5})")
+_NAME = re.compile(
+    r"(?P<n>[1-9][0-9]{0,5}):(?P<m>[1-9][0-9]{0,5})|(?P<rows>[1-9][0-9]{0,5})x(?P<columns>[1-9][0-9]{0,5})"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +77,7 @@ def parse(name: str) -> Pattern:
         return Pattern(name)
     match = _NAME.fullmatch(name)
     if match is None:
-        raise PolicyError(f"A pattern must be element, N:M as 2:4, or RxC as 1x4; it is {name!r}: choose one of them.")
+        raise PolicyError(f"A pattern must be element, N:M as 2:4, or RxC as 1x4; it is {brief(name)}: choose one.")
     if match["n"] is None:
         return Pattern(name, int(match["rows"]), int(match["columns"]))
     n, m = int(match["n"]), int(match["m"])

@@ -6,12 +6,15 @@ data gives the same compressed model.
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal, TypeVar, get_args, get_type_hints
 
 from automc.errors import PolicyError
+from automc.files import parsed_json
 from automc.pattern import parse
+from automc.visible import brief
 
 FORMAT = "automc-policy"
 VERSION = 1
@@ -100,10 +103,15 @@ class Recipe:
         for name, kind in get_type_hints(Recipe).items():
             choices, value = get_args(kind), getattr(self, name)
             if choices and value not in choices:
-                raise PolicyError(f"A recipe's {name} must be one of {choices}; it is {value!r}: choose one of them.")
-        for name in ("images", "rows"):
-            if getattr(self, name) < 1:
-                raise PolicyError(f"A recipe's {name} must be at least 1; it is {getattr(self, name)}: raise it.")
+                raise PolicyError(
+                    f"A recipe's {name} must be one of {choices}; it is {brief(value)}: choose one of them."
+                )
+        for name, least, bound in (("images", 1, 2**31), ("rows", 1, 2**31), ("seed", 0, 2**63)):
+            value = getattr(self, name)
+            if not least <= value < bound:
+                raise PolicyError(
+                    f"A recipe's {name} must be at least {least} and below {bound}; it is {brief(value)}: change it."
+                )
         if not 0 <= self.ridge < float("inf"):
             raise PolicyError(f"A recipe's ridge must be finite and not negative; it is {self.ridge}: try 0.001.")
 
@@ -126,11 +134,15 @@ class Policy:
             _check_layer(name, layer)
         for name, block in self.blocks:
             if block.keep not in (0.0, 1.0):
-                raise PolicyError(f"keep of a block must be 0 or 1; block {name!r} has {block.keep}: choose one.")
+                raise PolicyError(
+                    f"keep of a block must be 0 or 1; block {brief(name)} has {brief(block.keep)}: choose one."
+                )
         for kind, pairs in (("group", self.groups), ("layer", self.layers), ("block", self.blocks)):
-            names = [name for name, _ in pairs]
-            if len(set(names)) != len(names):
-                raise PolicyError(f"Each {kind} must stand once in a policy; {names} repeats one: remove it.")
+            twice = [name for name, count in Counter(name for name, _ in pairs).items() if count > 1]
+            if twice:
+                raise PolicyError(
+                    f"Each {kind} must stand once in a policy; {brief(twice[0])} stands twice: remove one."
+                )
 
     def group(self, name: str) -> GroupDecision:
         """The decision for group `name`; all channels kept where the policy says nothing."""
@@ -185,10 +197,15 @@ class Policy:
             raise PolicyError(f'A policy file must have "format": "{FORMAT}"; this one has not: give a policy.json.')
         if data.get("version") != VERSION:
             raise PolicyError(
-                f"This automc reads policy version {VERSION}; the file has {data.get('version')!r}: update automc."
+                f"This automc reads policy version {VERSION}; the file has {brief(data.get('version'))}: update automc."
             )
+        unknown = [name for name in data if name not in _KEYS]
+        fingerprint = data.get("fingerprint", "")
+        if unknown or not isinstance(fingerprint, str):
+            what = f"{brief(unknown[0])} is none of them" if unknown else f"its fingerprint is {brief(fingerprint)}"
+            raise PolicyError(f"A policy must hold {', '.join(_KEYS)}; {what}: mend the file.")
         return cls(
-            fingerprint=str(data.get("fingerprint", "")),
+            fingerprint=fingerprint,
             groups=tuple((n, _read(GroupDecision, d, n)) for n, d in _section(data, "groups").items()),
             layers=tuple((n, _read(LayerDecision, d, n)) for n, d in _section(data, "layers").items()),
             recipe=_read(Recipe, data.get("recipe", {}), "recipe"),
@@ -196,17 +213,18 @@ class Policy:
         )
 
     @classmethod
-    def from_json(cls, text: str) -> "Policy":
+    def from_json(cls, text: str | bytes) -> "Policy":
         """Reads the form `to_json` or `to_line` writes; anything else raises PolicyError."""
         try:
-            data = json.loads(text)
-        except json.JSONDecodeError as error:
+            data = parsed_json(text)
+        except ValueError as error:
             raise PolicyError(
                 f"A policy must be JSON; this text is not ({error}): give an unbroken policy.json."
             ) from error
         return cls.from_dict(data)
 
 
+_KEYS = ("format", "version", "fingerprint", "recipe", "groups", "layers", "blocks")
 _Decision = TypeVar("_Decision", GroupDecision, LayerDecision, BlockDecision, Recipe)
 
 
@@ -225,47 +243,57 @@ def _read(kind: type[_Decision], data: Any, where: str) -> _Decision:
     """Builds a decision from its JSON object, with every value checked against the field's type."""
     known = {f.name for f in fields(kind)}
     if not isinstance(data, Mapping) or not set(data) <= known:
-        raise PolicyError(f"{where} of a policy may hold {sorted(known)}; it holds {data!r}: mend the file.")
+        raise PolicyError(
+            f"{brief(where)} of a policy may hold {sorted(known)}; it holds {brief(data)}: mend the file."
+        )
     defaults, numbers = kind(), dict[str, Any]()
     for name, value in data.items():
         expected = type(getattr(defaults, name))
         fits = isinstance(value, expected) or (expected is float and isinstance(value, int))
         if not fits or isinstance(value, bool):
-            raise PolicyError(f"{where}.{name} must be a {expected.__name__}; it is {value!r}: mend the file.")
-        numbers[name] = float(value) if expected is float else value  # 1 and 1.0 are one policy, with one digest
+            raise PolicyError(
+                f"{name} of {brief(where)} must be a {expected.__name__}; it is {brief(value)}: mend the file."
+            )
+        numbers[name] = _float(value) if expected is float else value  # 1 and 1.0 are one policy, with one digest
     return kind(**numbers)
+
+
+def _float(value: float) -> float:
+    """A number of any size as one of the usual precision, which may be infinite."""
+    try:
+        return float(value)
+    except OverflowError:
+        return float("inf")
 
 
 def _check_group(name: str, decision: GroupDecision) -> None:
     if not 0.0 < decision.keep <= 1.0:
-        raise PolicyError(f"keep must lie in (0, 1]; group {name!r} has {decision.keep}: keep at least one channel.")
+        raise PolicyError(
+            f"keep must lie in (0, 1]; group {brief(name)} has {brief(decision.keep)}: keep at least one channel."
+        )
 
 
 def _check_layer(name: str, decision: LayerDecision) -> None:
-    if decision.weight_bits != FULL_BITS and not 2 <= decision.weight_bits <= 8:
-        raise PolicyError(
-            f"weight_bits must be 2-8 or 32; layer {name!r} has {decision.weight_bits}: choose one of them."
-        )
-    if decision.activation_bits != FULL_BITS and not 2 <= decision.activation_bits <= 8:
-        raise PolicyError(
-            f"activation_bits must be 2-8 or 32; layer {name!r} has {decision.activation_bits}: choose one of them."
-        )
+    here = f"layer {brief(name)}"
+    for what, bits in (("weight_bits", decision.weight_bits), ("activation_bits", decision.activation_bits)):
+        if bits != FULL_BITS and not 2 <= bits <= 8:
+            raise PolicyError(f"{what} must be 2-8 or 32; {here} has {brief(bits)}: choose one of them.")
     if decision.codebook not in get_args(Codebooks):
         raise PolicyError(
-            f"codebook must be one of {get_args(Codebooks)}; layer {name!r} has {decision.codebook!r}: choose one."
+            f"codebook must be one of {get_args(Codebooks)}; {here} has {brief(decision.codebook)}: choose one."
         )
     if not 0.0 < decision.rank <= 1.0:
-        raise PolicyError(f"rank must lie in (0, 1]; layer {name!r} has {decision.rank}: keep at least rank one.")
+        raise PolicyError(f"rank must lie in (0, 1]; {here} has {brief(decision.rank)}: keep at least rank one.")
     few = min(decision.weight_bits, decision.activation_bits) < FULL_BITS
     if decision.rank < 1.0 and decision.factorization not in PAIRS and (few or decision.sparsity > 0):
         raise PolicyError(
-            f"Factors by {decision.factorization} must be dense and float; layer {name!r} has other decisions, too: "
+            f"Factors by {brief(decision.factorization)} must be dense and float; {here} has other decisions, too: "
             f"take {' or '.join(PAIRS)}, or drop them."
         )
     if not 0.0 <= decision.sparsity < 1.0:
-        raise PolicyError(f"sparsity must lie in [0, 1); layer {name!r} has {decision.sparsity}: keep some weights.")
+        raise PolicyError(f"sparsity must lie in [0, 1); {here} has {brief(decision.sparsity)}: keep some weights.")
     share = parse(decision.pattern).share
     if share is not None and decision.sparsity not in (0.0, share):
         raise PolicyError(
-            f"Pattern {decision.pattern} makes sparsity {share}; layer {name!r} has {decision.sparsity}: write {share}."
+            f"Pattern {decision.pattern} makes sparsity {share}; {here} has {decision.sparsity}: write {share}."
         )

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from automc.errors import RegistryError
+from automc.visible import brief
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +41,7 @@ class Registry:
             return
         near = difflib.get_close_matches(name, self.table, n=1)
         hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(sorted(self.table))}."
-        raise RegistryError(f"A {self.kind} must be registered; {name!r} is not: {hint}")
+        raise RegistryError(f"A {self.kind} must be registered; {brief(name)} is not: {hint}")
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.table)

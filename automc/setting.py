@@ -27,6 +27,7 @@ from automc.searcher import Problem
 from automc.space import SearchSpace, SpaceBuilder
 from automc.task import Task
 from automc.tasks import load_task
+from automc.tasks.named import portable
 
 LatencySource: TypeAlias = LatencyTable | Callable[[Compressor, SearchSpace], LatencyTable | None]
 _AUTO = {"bops": "zeros-bits", "size": "channels-bits"}
@@ -137,7 +138,9 @@ def prepare(
     kept = None if cache is None else Path(cache)
     scoring = Scoring(found, opened, table, kept, half, score, tuple(stages), seed)
     evaluator = scoring.evaluator_of(compressor, projector.costing)
-    return Setting(found, _portable(task), graph, scoring, evaluator, (opened, projector))
+    return Setting(
+        found, portable(task) if isinstance(task, str) else None, graph, scoring, evaluator, (opened, projector)
+    )
 
 
 def _outline(facts: ModelFacts) -> tuple[object, ...]:
@@ -199,14 +202,6 @@ def metric_name(task: Task) -> str:
 def found_task(task: Task | str) -> Task:
     """A task, looked up where it is named."""
     return load_task(task) if isinstance(task, str) else task
-
-
-def _portable(task: Task | str) -> str | None:
-    """A reference that means the same from another directory."""
-    if not isinstance(task, str) or ".py:" not in task:
-        return task if isinstance(task, str) else None
-    path, _, attribute = task.rpartition(":")
-    return f"{Path(path).resolve()}:{attribute}"
 
 
 def described(setting: Setting, budget: Budget, space: str, searcher: str, seed: int) -> dict[str, Any]:

@@ -4,7 +4,7 @@ import contextlib
 import logging
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -13,6 +13,7 @@ from optuna.storages import BaseStorage
 
 from automc import journal
 from automc.errors import AutomcError, StudyError
+from automc.visible import brief, visible
 
 CLAIMS = " claims"
 """What the study of claims is called after the name of the one it belongs to (see `automc.claims`)."""
@@ -29,6 +30,8 @@ def open_storage(where: str, *, create: bool) -> BaseStorage:
     path = _file(where)
     if path is not None and not create and not path.is_file():
         raise StudyError(f"A study must exist; there is no {path}: run `automc search` first, or give its path.")
+    if path is not None and path.exists() and not path.is_file():
+        raise StudyError(f"A study must be kept in a file; {path} is something else: name a file, runs/name.journal.")
     if "://" in where:
         return _database(where)
     return journal.open_storage(Path(where), writing=create)
@@ -88,14 +91,14 @@ def _connected(url: str) -> optuna.storages.RDBStorage:
     """Optuna's storage on a server; of several that make its tables at once, all but one have to look again."""
     from sqlalchemy.exc import SQLAlchemyError
 
-    for attempt in range(CONNECTING):
+    for attempt in range(CONNECTING if _is_server(url) else 1):
+        if attempt:
+            time.sleep(0.2 * attempt)
         try:
             return optuna.storages.RDBStorage(url, engine_kwargs={"pool_pre_ping": True})
-        except SQLAlchemyError:
-            if attempt + 1 == CONNECTING:
-                raise
-            time.sleep(0.2 * (attempt + 1))
-    raise AssertionError("unreachable")
+        except SQLAlchemyError as error:
+            failed = error
+    raise failed
 
 
 def _file(where: str) -> Path | None:
@@ -124,11 +127,11 @@ def find_name(storage: BaseStorage, where: str, name: str | None = None, usual: 
         raise StudyError(f"A study must exist; {where} holds none: run `automc search` first.")
     if name is None and len(names) > 1 and usual not in names:
         raise StudyError(
-            f"A study must be named where there are several; {where} holds {', '.join(names)}: give --study."
+            f"A study must be named where there are several; {where} holds {_listed(names)}: give --study."
         )
     if name is not None and name not in names:
         raise StudyError(
-            f"A study must exist; {where} holds {', '.join(names)} and no {name!r}: give one of these by --study."
+            f"A study must exist; {where} holds {_listed(names)} and no {brief(name)}: give one of these by --study."
         )
     return name or (usual if usual in names else None) or names[0]
 
@@ -203,7 +206,12 @@ def readable_errors(where: str) -> Iterator[None]:
 
 
 def _short(error: Exception) -> str:
-    return " ".join(str(error.__cause__ or error).split())[:200]
+    return visible(" ".join(str(error.__cause__ or error).split())[:200])
+
+
+def _listed(names: Sequence[str], most: int = 10) -> str:
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(visible(name)[:80] for name in names[:most]) + more
 
 
 def _is_server(where: str) -> bool:

@@ -6,6 +6,7 @@ people read them; its user attributes are the evaluation's JSON form, from which
 """
 
 import contextlib
+import copy
 import json
 import math
 import uuid
@@ -21,13 +22,14 @@ from optuna.storages import BaseStorage
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
-from automc import pareto
+from automc import description, pareto
 from automc.claims import Claims
 from automc.distributions import distributions
-from automc.errors import StudyError
+from automc.errors import AutomcError, StudyError
 from automc.evaluation import Evaluation
 from automc.space import Axis, Value
 from automc.storage import find_name, making, open_storage, owned, patiently, quiet, readable_errors
+from automc.visible import brief, visible
 
 _SETTLED = ("fingerprint", "limits", "axes", "recipe", "score", "metric", "latency")
 """What may not change when a search goes on: scores or costs would no longer compare.
@@ -81,7 +83,7 @@ class Study:
         other searches that say so, too, may work on it at the same time.
         """
         where = str(storage) if storage is not None else str(default_path(name))
-        meta = json.loads(json.dumps({**meta, "axes": [_written(a) for a in axes]}))
+        meta = json.loads(json.dumps({**meta, "axes": [description.written(a) for a in axes]}))
         with readable_errors(where), quiet(), making(where, shared=shared):
             found = _found_or_made(open_storage(where, create=True), name, len(meta["limits"]))
             if _RESERVED in found.user_attrs:
@@ -99,23 +101,23 @@ class Study:
             found = optuna.load_study(study_name=find_name(backend, where, name, usual), storage=backend)
             if _RESERVED not in found.user_attrs:
                 raise StudyError(f"A study must be automc's; {found.study_name!r} in {where} is not: name another.")
-            axes = [_read(entry) for entry in found.user_attrs["axes"]]
+            axes = description.axes(found.user_attrs.get("axes"), found.study_name, where)
         return cls(found, where, axes)
 
     def refresh(self) -> None:
         """Reads anew what the storage holds."""
         with readable_errors(self.storage):
             trials = self.optuna.get_trials(deepcopy=False)
-            self._meta = self.optuna.user_attrs
-        self._count = len(trials)
-        self._evaluations = [e for t in trials if (e := _evaluation(t)) is not None]
+            self._meta = description.described(self.optuna.user_attrs, self.name, self.storage)
+            evaluations = self._read(trials)
+        self._count, self._evaluations = len(trials), evaluations
 
     def news(self) -> tuple[Evaluation, ...]:
         """What was recorded since this study was last read, by whomever, in order."""
         with readable_errors(self.storage):
             trials = patiently(self.storage, lambda: self.optuna.get_trials(deepcopy=False))[self._count :]
+        found = self._read(trials)
         self._count += len(trials)
-        found = [e for t in trials if (e := _evaluation(t)) is not None]
         self._evaluations += found
         return tuple(found)
 
@@ -127,7 +129,7 @@ class Study:
     @property
     def meta(self) -> dict[str, Any]:
         """What is searched: model fingerprint, task, budget, limits, dense score and costs, seed, versions."""
-        return dict(self._meta)
+        return copy.copy(self._meta)
 
     @property
     def costs(self) -> tuple[str, ...]:
@@ -217,7 +219,7 @@ class Study:
         """Adds a fact about the whole study, such as the uniform baseline."""
         with readable_errors(self.storage), self._owned():
             self.optuna.set_user_attr(key, value)
-        self._meta = {**self._meta, key: value}
+        self._meta = description.described({**self._meta, key: value}, self.name, self.storage)
 
     @contextlib.contextmanager
     def searching(self) -> Iterator[None]:
@@ -226,6 +228,24 @@ class Study:
             self.refresh()
             with contextlib.nullcontext() if self.claims is None else self.claims.alive():
                 yield
+
+    def _read(self, trials: Sequence[FrozenTrial]) -> list[Evaluation]:
+        """Finished trials as evaluations; those that somebody else added are left out."""
+        finished = [t for t in trials if t.state.is_finished() and "policy" in t.user_attrs]
+        return [self._evaluation(trial) for trial in finished]
+
+    def _evaluation(self, trial: FrozenTrial) -> Evaluation:
+        try:
+            found = Evaluation.from_dict(trial.user_attrs, trial.number)
+            if found.ok:
+                for cost in (*self.costs, *self._meta.get("dense", {}).get("costs", {})):
+                    found.cost(cost)
+        except AutomcError as error:
+            raise StudyError(
+                f"Trial {trial.number} of {brief(self.name)} in {self.storage} must be as automc wrote it; it is not. "
+                f"{error}"
+            ) from error
+        return found
 
     @contextlib.contextmanager
     def _owned(self) -> Iterator[None]:
@@ -267,25 +287,16 @@ class Study:
         return trial
 
 
-def _evaluation(trial: FrozenTrial) -> Evaluation | None:
-    """A finished trial as an evaluation; None for one that somebody else added."""
-    if not trial.state.is_finished() or "policy" not in trial.user_attrs:
-        return None
-    return Evaluation.from_dict(trial.user_attrs, trial.number)
-
-
-def _written(axis: Axis) -> list[Any]:
-    """An axis as it is recorded; places decided along with the first one only where there are any."""
-    return [axis.place, axis.kind, axis.field, axis.values, *([axis.also] if axis.also else [])]
-
-
-def _read(entry: Sequence[Any]) -> Axis:
-    place, kind, field, *lists = entry
-    return Axis(place, kind, field, *map(tuple, lists))
-
-
 def default_path(name: str) -> Path:
-    """Where a study is kept unless a storage is named: `runs/<name>.journal` under the current directory."""
+    """Where a study is kept unless a storage is named: `runs/<name>.journal` under the current directory.
+
+    StudyError for a name that would lead out of there, or could not be seen.
+    """
+    if visible(name) != name or {"", ".", ".."} & set(name.replace("\\", "/").split("/")):
+        raise StudyError(
+            f"A study that is kept in runs/ must have a name that stays there; {brief(name)} does not: give another "
+            "--study name, or say where by --storage."
+        )
     return Path("runs") / f"{name}.journal"
 
 

@@ -22,7 +22,7 @@ from typing import Annotated, Any, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, StrictStr, ValidationError
 
 from automc.errors import SpaceError
-from automc.files import sha256
+from automc.files import read_file, sha256
 from automc.graph.facts import ModelFacts
 from automc.registry import SPACES
 from automc.search_spaces.joined import joined
@@ -30,6 +30,7 @@ from automc.search_spaces.options import Bits, Codebooks, Factors, Ranking, Widt
 from automc.search_spaces.places import check_patterns, chosen, tied
 from automc.search_spaces.yaml12 import parsed
 from automc.space import Axis, SpaceBuilder
+from automc.visible import brief
 
 SECTIONS: Mapping[str, type[BaseModel]] = {
     "channels": Widths,
@@ -39,6 +40,8 @@ SECTIONS: Mapping[str, type[BaseModel]] = {
     "bits": Bits,
     "codebooks": Codebooks,
 }
+MOST_BYTES = 2**17
+"""That a space file may have: it takes seconds to read so many."""
 Patterns = tuple[StrictStr, ...]
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -48,7 +51,7 @@ class Document(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    open: Annotated[Patterns, Field(min_length=1)]
+    open: Annotated[Patterns, Field(min_length=1, max_length=len(SPACES.table))]
     only: Annotated[Patterns, Field(min_length=1)] = ("*",)
     excluded: Annotated[Patterns, Field(alias="except")] = ()
     ties: tuple[Annotated[Patterns, Field(min_length=1)], ...] = ()
@@ -74,7 +77,7 @@ class FileSpace:
 def read(path: Path) -> FileSpace:
     """A user's file; SpaceError or RegistryError, in one sentence that names the key, for what is no space."""
     try:
-        text = path.read_text(encoding="utf-8")
+        text = read_file(path, MOST_BYTES).decode()
     except FileNotFoundError as error:
         near = difflib.get_close_matches(path.stem, SPACES, n=1)
         hint = f"did you mean the space {near[0]!r}?" if near else "give its path."
@@ -159,11 +162,16 @@ def _sentence(error: ValidationError, kind: type[BaseModel], where: str, section
         known = [field.alias or name for name, field in kind.model_fields.items()] + ([] if section else [*SECTIONS])
         near = difflib.get_close_matches(steps[-1], known, n=1)
         hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}."
-        return f"A key of a space file must be known; {key!r} of {where} is not: {hint}"
+        return f"A key of a space file must be known; {brief(key)} of {where} is not: {hint}"
     if found["type"] == "missing":
         return f"A space file must say what is open; {where} does not: begin with open: [channels]."
     if found["type"] == "value_error":
         return f"{key or 'Options'} of {where}: {found['ctx']['error']}"
-    plain = {"too_short": "must hold something", "tuple_type": "must be a list", "model_type": "must hold keys"}
+    plain = {
+        "too_short": "must hold something",
+        "too_long": "must hold less",
+        "tuple_type": "must be a list",
+        "model_type": "must hold keys",
+    }
     must = plain.get(found["type"], re.sub(r"^Input should ", "must ", found["msg"]))
-    return f"{key} of a space file {must}; {where} has {said!r}: mend it."
+    return f"{key} of a space file {must}; {where} has {brief(said)}: mend it."

@@ -60,6 +60,8 @@ def _check_share(pattern: str, sparsity: float) -> None:
         )
 
 
+MOST = 256
+"""Entries that a list may have: every pattern is held against every share."""
 Few = Literal[2, 3, 4, 5, 6, 7, 8, 32]
 Criterion = Annotated[StrictStr, _passes(CRITERIA.check)]
 Factoring = Annotated[StrictStr, _passes(find)]
@@ -119,9 +121,17 @@ class Codebooks(RootModel[tuple[CodebookNames, ...]]):
 class Zeros(Options):
     """Which shares of a layer's weights may be zero, in which patterns, chosen by which criteria."""
 
-    sparsities: tuple[Annotated[StrictFloat, Field(ge=0, lt=1)], ...] = tuple(n / 8 for n in range(7, 0, -1))
+    sparsities: Annotated[tuple[Annotated[StrictFloat, Field(ge=0, lt=1)], ...], Field(max_length=MOST)] = tuple(
+        n / 8 for n in range(7, 0, -1)
+    )
     """Eighths, so that N:8 is open at each of them."""
-    patterns: Annotated[tuple[StrictStr, ...], Field(min_length=1)] = ("element", "N:8", "1x4", "4x1", "16x1")
+    patterns: Annotated[tuple[StrictStr, ...], Field(min_length=1, max_length=MOST)] = (
+        "element",
+        "N:8",
+        "1x4",
+        "4x1",
+        "16x1",
+    )
     """A layer takes those it has room for."""
     criteria: Annotated[tuple[Criterion, ...], Field(min_length=1), AfterValidator(_once)] = ("obs", "activation", "l1")
 
@@ -139,7 +149,15 @@ class Zeros(Options):
 class Factors(Options):
     """How far a layer may be factored, and how."""
 
-    shares: tuple[Annotated[StrictFloat, Field(gt=0, le=1)], ...] = (0.15, 0.2, 0.3, 0.4, 0.5, 0.6, 0.75)
+    shares: Annotated[tuple[Annotated[StrictFloat, Field(gt=0, le=1)], ...], Field(max_length=MOST)] = (
+        0.15,
+        0.2,
+        0.3,
+        0.4,
+        0.5,
+        0.6,
+        0.75,
+    )
     """Of the layer's parameters and multiply-accumulates."""
     method: Factoring | Annotated[tuple[Factoring, ...], Field(min_length=1)] = ("spatial", "svd")
     """Of several, the first that is defined on a layer: a vertical and a horizontal convolution, or two layers."""

@@ -8,6 +8,7 @@ from fnmatch import fnmatchcase
 from automc.errors import SpaceError
 from automc.graph.facts import ModelFacts
 from automc.space import Axis, Value, first_layers
+from automc.visible import brief
 
 Patterns = Sequence[str]
 
@@ -22,10 +23,11 @@ def check_patterns(patterns: Patterns, facts: ModelFacts, where: str) -> None:
     names = sorted({name for places in first_layers(facts).values() for name in places})
     for pattern in patterns:
         if not any(fnmatchcase(name, pattern) for name in names):
-            near = difflib.get_close_matches(pattern.strip("*."), names, n=1, cutoff=0.4)
+            near = difflib.get_close_matches(pattern[:200].strip("*."), names, n=1, cutoff=0.4)
             hint = f"did you mean {near[0]!r}?" if near else "see `automc inspect`."
             raise SpaceError(
-                f"A pattern must fit a group, layer or block of the model; {pattern!r} of {where} fits none: {hint}"
+                f"A pattern must fit a group, layer or block of the model; {brief(pattern)} of {where} fits none: "
+                f"{hint}"
             )
 
 
@@ -53,7 +55,8 @@ def tied(axes: Sequence[Axis], ties: Sequence[Patterns]) -> tuple[Axis, ...]:
         joins = {group[0]: _as_one(group) for group in together.values() if len(group) > 1}
         if not joins:
             raise SpaceError(
-                f"A tie must join decisions; {list(patterns)} fits no two open ones of a kind: mend its patterns."
+                f"A tie must join decisions; {brief(list(patterns))} fits no two open ones of a kind: mend its "
+                "patterns."
             )
         gone = {a for group in together.values() if len(group) > 1 for a in group[1:]}
         axes = tuple(joins.get(a, a) for a in axes if a not in gone)

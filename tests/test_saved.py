@@ -53,4 +53,4 @@ def test_a_model_is_loaded_by_a_process_that_has_torch_and_nothing_of_the_search
     with torch.no_grad():
         assert float(total) == pytest.approx(float(module(images(4)).double().sum()), rel=1e-5)
     assert float(macs) == automc.cost(module, images(4))["macs"]
-    assert "None in sys.modules" in blocked  # so that the block is one
+    assert "optuna" in blocked  # so that the block is one

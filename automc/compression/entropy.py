@@ -35,10 +35,13 @@ def encode(symbols: Symbols, method: Method = "range") -> bytes:
     return head + _coded(indices.reshape(-1).astype(np.int32), counts, method).astype("<u4").tobytes()
 
 
-def decode(blob: bytes) -> Symbols:
-    """The symbols of a blob, one-dimensional; anything `encode` did not write raises ArtifactError."""
+def decode(blob: bytes, most: int = MOST_SYMBOLS) -> Symbols:
+    """The symbols of a blob, one-dimensional and at most `most`; anything `encode` did not write raises ArtifactError.
+
+    A few bytes may promise any number of equal symbols: whoever knows how many there can be says so.
+    """
     try:
-        return _decoded(blob)
+        return _decoded(blob, most)
     except ArtifactError:
         raise
     except Exception as error:  # the coder's own complaints about words that fit no symbol
@@ -51,12 +54,12 @@ def entropy_bits(symbols: Symbols) -> float:
     return float(-(counts * np.log2(counts / counts.sum())).sum())
 
 
-def _decoded(blob: bytes) -> Symbols:
+def _decoded(blob: bytes, most: int) -> Symbols:
     if not blob or blob[0] >= len(_METHODS):
         raise _damaged("it names no known method")
     reader = _Varints(blob, 1)
     count, size = next(reader), next(reader)
-    if count > MOST_SYMBOLS or size > count or (count > 0) != (size > 0):
+    if count > most or size > count or (count > 0) != (size > 0):
         raise _damaged(f"it promises {count} symbols of {size} kinds")
     if not count:
         return np.zeros(0, dtype=np.int64)

@@ -11,7 +11,7 @@ with: the range coder needs no fillers.
 
 from dataclasses import dataclass
 from math import prod
-from typing import Literal
+from typing import Literal, TypeVar
 
 import numpy as np
 import torch
@@ -19,10 +19,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from automc.compression.entropy import decode, encode
+from automc.errors import ArtifactError
 from automc.policy import FULL_BITS
 
 Bytes = NDArray[np.uint8]
 Form = Literal["packed", "bitmap", "coded", "gaps"]
+T = TypeVar("T", Tensor, NDArray[np.int64])
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,22 +68,38 @@ def pack_codes(codes: Tensor, bits: int, lowest: int) -> tuple[dict[str, Tensor]
 
 
 def unpack(entries: dict[str, Tensor], how: Stored) -> Tensor:
-    """The floats or codes (int64) that were packed, exactly."""
+    """The floats or codes (int64) that were packed, exactly; entries that were not packed so raise ArtifactError.
+
+    Entries may be anybody's; `how` must be of a weight that there is room for.
+    """
     count = prod(how.shape)
     present = np.ones(count, dtype=np.bool_)
     if how.form == "bitmap":
         present = unpack_bitmap(entries[".present"].numpy(), count)
     elif how.form == "gaps":
-        present = present_of(decode(entries[".gaps"].numpy().tobytes()), count)
+        present = present_of(decode(entries[".gaps"].numpy().tobytes(), count), count)
+    left = int(present.sum())
     if how.bits == FULL_BITS:
         floats = torch.zeros(count)
-        floats[torch.from_numpy(present)] = entries[".values"]
+        floats[torch.from_numpy(present)] = _whole(entries[".values"], left)
         return floats.reshape(how.shape)
     stored = entries[".codes"].numpy()
     coded = how.form in ("coded", "gaps")
     flat = np.zeros(count, dtype=np.int64)
-    flat[present] = decode(stored.tobytes()) if coded else unpacked(stored, how.bits, how.lowest, int(present.sum()))
+    flat[present] = _whole(
+        decode(stored.tobytes(), left) if coded else unpacked(stored, how.bits, how.lowest, left), left
+    )
     return torch.from_numpy(flat).reshape(how.shape)
+
+
+def _whole(values: T, count: int) -> T:
+    """Values, one for each of `count` weights: a single one would be spread over all."""
+    if tuple(values.shape) != (count,):
+        raise ArtifactError(
+            f"A weight must have a value for each of its {count} entries; here are {tuple(values.shape)}: save the "
+            "model again."
+        )
+    return values
 
 
 def gaps_of(present: NDArray[np.bool_]) -> NDArray[np.int64]:
@@ -91,6 +109,8 @@ def gaps_of(present: NDArray[np.bool_]) -> NDArray[np.int64]:
 
 def present_of(gaps: NDArray[np.int64], count: int) -> NDArray[np.bool_]:
     """The inverse of `gaps_of` for `count` weights."""
+    if len(gaps) and (gaps.min() < 0 or gaps.max() >= count or gaps.sum() + len(gaps) > count):
+        raise ArtifactError(f"Gaps must lie within {count} weights; these do not: save the model again.")
     present = np.zeros(count, dtype=np.bool_)
     present[np.cumsum(gaps + 1) - 1] = True
     return present
@@ -132,7 +152,7 @@ def packed(codes: NDArray[np.int64], bits: int, lowest: int) -> Bytes:
 
 def unpacked(data: Bytes, bits: int, lowest: int, count: int) -> NDArray[np.int64]:
     """The `count` codes `packed` packed."""
-    flat = np.unpackbits(data, count=count * bits).reshape(count, bits)
+    flat = _flags(data, count * bits).reshape(count, bits)
     weights = 2 ** np.arange(bits - 1, -1, -1, dtype=np.int64)
     codes: NDArray[np.int64] = flat.astype(np.int64) @ weights + lowest
     return codes
@@ -145,4 +165,13 @@ def bitmap(present: NDArray[np.bool_]) -> Bytes:
 
 def unpack_bitmap(data: Bytes, count: int) -> NDArray[np.bool_]:
     """The `count` flags of a bitmap."""
-    return np.unpackbits(data, count=count).astype(np.bool_)
+    return _flags(data, count).astype(np.bool_)
+
+
+def _flags(data: Bytes, count: int) -> Bytes:
+    """So many bits, which numpy would make up where there are fewer."""
+    if data.dtype != np.uint8 or data.shape != (-(-count // 8),):
+        raise ArtifactError(
+            f"Bits of {count} entries must take {-(-count // 8)} bytes; they do not: save the model again."
+        )
+    return np.unpackbits(data, count=count)

@@ -1,7 +1,8 @@
 """Tensors made once and looked up many times: in memory up to a bound, and on disk where a folder is given.
 
 In memory the least recently used entries leave first. On disk an entry is one safetensors file with a checksum in its
-header, written whole or not at all, so processes may share a folder; a file that is damaged is made again.
+header, written whole or not at all, so processes may share a folder; a file that is damaged, or that stands where
+another should, is made again.
 """
 
 import hashlib
@@ -39,18 +40,18 @@ class TensorStore:
         if found is not None:
             return found
         path = self._path(key) if on_disk else None
-        found = None if path is None else _read(path)
+        found = None if path is None else _read(path, key)
         if found is None:
             found = make()
             if path is not None:
-                self._keep(path, found)
+                self._keep(path, key, found)
         self._held.put(key, found, sum(x.nbytes for x in found.values()))
         return found
 
-    def _keep(self, path: Path, made: Tensors) -> None:
+    def _keep(self, path: Path, key: str, made: Tensors) -> None:
         """Writes an entry; where there is no room left for it, the folder is not written to again."""
         try:
-            write_atomic(path, _packed(made))
+            write_atomic(path, _packed(key, made))
         except ArtifactError as error:
             _log.warning("%s Until then nothing more is kept there.", error)
             self.folder = None
@@ -59,26 +60,28 @@ class TensorStore:
         return None if self.folder is None else self.folder / f"{sha256(key.encode())[:32]}.safetensors"
 
 
-def _packed(tensors: Tensors) -> bytes:
+def _packed(key: str, tensors: Tensors) -> bytes:
     contiguous = {name: x.contiguous() for name, x in tensors.items()}
-    return save(contiguous, metadata={"sha256": _digest(contiguous)})
+    return save(contiguous, metadata={"sha256": _digest(key, contiguous)})
 
 
-def _read(path: Path) -> Tensors | None:
-    """The tensors of a file, or None where there is no sound one."""
+def _read(path: Path, key: str) -> Tensors | None:
+    """The tensors of a file, or None where there is no sound one, or one of another key."""
+    if not path.is_file():  # to open a pipe would be to wait for it
+        return None
     try:
         with safetensors.safe_open(path, "pt") as file:  # mapped: processes that read it hold it once
             expected = (file.metadata() or {}).get("sha256")
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (no mapping)
-    except (OSError, ValueError, KeyError, TypeError, safetensors.SafetensorError):
+        return tensors if _digest(key, tensors) == expected else None
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError, MemoryError, safetensors.SafetensorError):
         return None
-    return tensors if _digest(tensors) == expected else None
 
 
-def _digest(tensors: Tensors) -> str:
-    digest = hashlib.sha256()
+def _digest(key: str, tensors: Tensors) -> str:
+    digest = hashlib.sha256(key.encode())
     for name in sorted(tensors):
         x = tensors[name]
-        digest.update(f"{name}\0{x.dtype}\0{tuple(x.shape)}\0".encode())
+        digest.update(f"\0{name}\0{x.dtype}\0{tuple(x.shape)}\0".encode())
         digest.update(x.detach().contiguous().numpy().tobytes())
     return digest.hexdigest()

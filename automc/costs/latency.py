@@ -26,7 +26,7 @@ import math
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,17 +34,20 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from automc.costs.table import Candidates, CostTable, FloatArray, Shapes
 from automc.errors import BudgetError, PolicyError
-from automc.files import write_atomic
+from automc.files import parsed_json, read_file, write_atomic
 from automc.graph.facts import ModelFacts
 from automc.graph.ranks import METHODS
 from automc.pattern import family
+from automc.visible import brief, visible
 
 IntArray = NDArray[np.int64]
 Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-Count = Annotated[int, Field(ge=1)]
+Count = Annotated[int, Field(ge=1, le=2**31)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Curve = tuple[tuple[Share, Share], ...]
 """Points (x, share of the whole layer's seconds), x rising."""
+MOST_BYTES = 2**26
+"""That a table's file may have."""
 EIGHT = 8
 """Bits, of weights and inputs, up to which a layer runs in integers."""
 
@@ -145,34 +148,47 @@ class LatencyTable(_Entry):
     def read(cls, path: Path) -> "LatencyTable":
         """A table in a file; BudgetError, in one sentence, for what is none."""
         try:
-            text = path.read_text(encoding="utf-8")
+            text = read_file(path, MOST_BYTES).decode()
         except (OSError, UnicodeDecodeError) as error:
             said = error.strerror if isinstance(error, OSError) else "it is no UTF-8 text"
             raise BudgetError(
                 f"A latency table must be readable; {path} is not ({said}): run automc profile."
             ) from error
         try:
-            return cls.model_validate_json(text)
-        except ValidationError as error:
-            found = error.errors(include_url=False)[0]
-            where = ".".join(map(str, found["loc"])) or "the whole"
+            found = parsed_json(text)
+        except ValueError as error:
             raise BudgetError(
-                f"A latency table must be as automc profile writes it; {where} of {path} is not "
-                f"({found['msg']}): mend it."
+                f"A latency table must be as automc profile writes it; the whole of {path} is not (no JSON: {error}): "
+                "mend it."
+            ) from error
+        return cls.checked(found, str(path))
+
+    @classmethod
+    def checked(cls, found: Any, where: str) -> "LatencyTable":
+        """A table as JSON has it; BudgetError, which names `where` it stands, for what is none."""
+        try:
+            return cls.model_validate(found)
+        except ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            place = brief(".".join(map(str, first["loc"])) or "the whole")
+            raise BudgetError(
+                f"A latency table must be as automc profile writes it; {place} of {where} is not "
+                f"({first['msg']:.200}): mend it."
             ) from error
 
     def check(self, facts: ModelFacts) -> None:
         """BudgetError for the table of another model."""
         if self.fingerprint != facts.fingerprint:
+            mine = self.fingerprint[:12]
             raise BudgetError(
-                f"A latency table must be of the model that is searched; its fingerprint {self.fingerprint[:12]} "
-                f"differs from this model's {facts.fingerprint[:12]}: run automc profile."
+                f"A latency table must be of the model that is searched; its fingerprint {visible(mine)} differs from "
+                f"this model's {facts.fingerprint[:12]}: run automc profile."
             )
         known = {x.name for x in facts.layers}
         unknown = [name for kind in self.kinds for name in kind.layers if name not in known]
         if unknown:
             raise BudgetError(
-                f"A latency table must name layers of the model; {unknown[0]!r} is none: see automc inspect."
+                f"A latency table must name layers of the model; {brief(unknown[0])} is none: see automc inspect."
             )
 
 

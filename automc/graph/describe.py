@@ -13,6 +13,7 @@ from automc.graph.counting import counted
 from automc.graph.facts import Group, LayerFacts, NormFacts, ParameterFacts
 from automc.graph.holders import TRANSPOSED, Layer, Norm, as_layer, as_norm, sizes
 from automc.graph.runs import batch_size, copies, repeatable, tensors
+from automc.visible import brief
 
 
 @dataclass(slots=True)
@@ -39,6 +40,19 @@ def check_finite(model: nn.Module) -> None:
         strict = name in parameters or name.rpartition(".")[2] in ("running_mean", "running_var")
         if bool(tensor.isnan().any()) or (strict and not bool(torch.isfinite(tensor).all())):
             raise GraphError(f"Weights must be finite; {name!r} holds NaN or infinity: load a sound checkpoint.")
+
+
+def check_names(model: nn.Module) -> None:
+    """Raises GraphError for a name that torch.fx, which writes forwards as Python with names between quotes, would take
+    for code.
+    """
+    for named in (model.named_modules, model.named_parameters, model.named_buffers):
+        for name, _ in named(remove_duplicate=False):
+            if not name.isprintable() or {'"', "\\"} & set(name):
+                raise GraphError(
+                    "Names of a model's parts must print and have no double quotes and backslashes; "
+                    f"{brief(name)} is none such: rename it."
+                )
 
 
 def fingerprint(model: nn.Module) -> str:

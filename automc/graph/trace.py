@@ -39,6 +39,7 @@ def trace_model(
     not finite and for a model that does not run on the example.
     """
     describe.check_finite(model)
+    describe.check_names(model)
     work = _working_copy(model)
     with _called(model) as called:
         inputs, run = _first_run(work, batch_of_two(example_inputs), example_inputs)

@@ -1,12 +1,14 @@
 """Compiles C sources for this processor at first use and keeps what came out.
 
 The compiled file's name holds a digest of source, flags, compiler and processor, so that a folder shared between
-machines never hands out the wrong one. The folder is $AUTOMC_KERNELS, by default ~/.cache/automc/kernels; "off" turns
+machines never hands out the wrong one. What lies there is code: a folder that belongs to another user, or that
+everybody may write to, is not used. The folder is $AUTOMC_KERNELS, by default ~/.cache/automc/kernels; "off" turns
 compiled kernels off. Where there is no compiler, or it fails, a library that the wheel carries is taken (`prebuilt`);
 where there is none, torch does the work.
 """
 
 import ctypes
+import logging
 import os
 import platform
 import subprocess
@@ -17,6 +19,7 @@ from automc.errors import ArtifactError
 from automc.files import sha256
 from automc.kernels import compiler, prebuilt
 
+_log = logging.getLogger("automc")
 FLAGS = ("-march=native", *compiler.FLAGS)
 
 
@@ -34,8 +37,13 @@ def _made_here(name: str) -> ctypes.CDLL | None:
         return None
     source = compiler.SOURCES / f"{name}.c"
     try:
+        if folder.exists() and not compiler.ours(folder):
+            _log.warning(
+                "%s may be written to by others: what is compiled is not kept there: name another.", folder
+            )
+            return None
         path = folder / f"{name}-{_digest(source, program)}.so"
-        found = compiler.loaded(path)
+        found = compiler.loaded(path) if path.exists() and compiler.ours(path) else None
         if found is None:  # or it is broken
             compiler.build(program, FLAGS, source, path)
             found = ctypes.CDLL(str(path))

@@ -7,16 +7,19 @@ import contextlib
 import ctypes
 import os
 import shutil
+import stat
 import subprocess
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from automc.files import sha256, write_atomic
+from automc.files import read_file, sha256, write_atomic
 
 SOURCES = Path(__file__).parent / "csrc"
 FLAGS = ("-O3", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math", "-shared", "-fPIC")
 """For every processor; which one, is the caller's to add."""
+MOST_BYTES = 2**26
+"""That a compiled file may have."""
 SECONDS = 120
 """How long a compiler may take."""
 
@@ -60,9 +63,17 @@ def loaded(path: Path) -> ctypes.CDLL | None:
 def whole(path: Path) -> bool:
     """Whether a compiled file is as it was written."""
     try:
-        return _seal(path).read_text() == sha256(path.read_bytes())
+        return read_file(_seal(path), 64).decode() == sha256(read_file(path, MOST_BYTES))
     except (OSError, ValueError):
         return False
+
+
+def ours(path: Path) -> bool:
+    """Whether nobody but this user, and the administrator, can have put there what is there."""
+    if not hasattr(os, "getuid"):
+        return True
+    found = path.stat()
+    return found.st_uid in (os.getuid(), 0) and not found.st_mode & stat.S_IWOTH
 
 
 def _seal(path: Path) -> Path:

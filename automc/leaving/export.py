@@ -62,13 +62,19 @@ def export(
     given = _drawn(origin) if example_inputs is None else example_inputs
     inputs = _usable(module, given if isinstance(given, tuple) else (given,))
     fast, form = fastest(module, inputs, batch) if kernels else (module, None)
-    with tempfile.TemporaryDirectory() as folder:
-        made = Path(folder) / f"model.{chosen.suffix}"
-        if form is None or chosen.write_form is None:
-            written = chosen.write(module, inputs, made)
-        else:
-            written = chosen.write_form(module, fast, inputs, made)
-        data = made.read_bytes()
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            made = Path(folder) / f"model.{chosen.suffix}"
+            if form is None or chosen.write_form is None:
+                written = chosen.write(module, inputs, made)
+            else:
+                written = chosen.write_form(module, fast, inputs, made)
+            data = made.read_bytes()
+    except OSError as error:
+        raise ArtifactError(
+            f"{target} must be made in {tempfile.gettempdir()} first; the system says {error.strerror or error}: free "
+            "space there, or name another folder by TMPDIR."
+        ) from error
     write_atomic(target, data)
     return Exported(target, len(data), written.any_size, written.checked, form)
 

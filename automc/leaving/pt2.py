@@ -4,6 +4,8 @@ Loading such a file runs what is in it. automc never loads one into its own proc
 a fresh one, which imports torch alone and, for a form that computes by automc's kernels, their operations.
 """
 
+import errno
+import io
 import subprocess
 import sys
 import tempfile
@@ -79,8 +81,10 @@ def _saved(module: nn.Module, inputs: Inputs, path: Path) -> bool:
     """Whether the program that is now in the file takes batches of any size."""
     program, any_size = recorded(portable(module, _TORCH), inputs)
     program.example_inputs = None  # samples of the user's data, which would lie in the file
+    made = io.BytesIO()  # written to a disk that is full, torch ends the process
     with quietly():
-        torch.export.save(program, path)
+        torch.export.save(program, made)
+    path.write_bytes(made.getbuffer())
     return any_size
 
 
@@ -95,6 +99,8 @@ def _elsewhere(path: Path, samples: Sequence[Sample], code: str) -> list[list[Te
         done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
         if done.returncode:
             said = (done.stderr.strip().splitlines() or ["nothing"])[-1][:200]
+            if said.startswith("OSError"):
+                raise OSError(errno.EIO, said, folder)
             raise ArtifactError(
                 f"An exported model must run in a process of its own; there torch says {said}: keep the file automc "
                 "saved, and report the model."

@@ -28,7 +28,7 @@ def _layers(policy: Policy) -> Table:
         if decision.effective != LayerDecision():
             stored = decision.rank * min(decision.weight_bits, 8) / 8 * (1 - decision.sparsity)
             zeros = f"{100 * decision.sparsity:.0f}% {_chosen(decision)}" if decision.sparsity else "-"
-            factors = f"{decision.factorization} {100 * decision.rank:.0f}%" if decision.rank < 1 else "-"
+            factors = text.plain(f"{decision.factorization} {100 * decision.rank:.0f}%" if decision.rank < 1 else "-")
             weights, activations = _weights(decision), _bits(decision.activation_bits)
             result.add_row(text.plain(name), weights, _bar(stored), activations, text.plain(zeros), factors)
     return result

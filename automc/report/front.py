@@ -58,7 +58,7 @@ def figure(study: Study) -> Any:
 
     meta = study.meta
     costs = tuple(dict.fromkeys((*study.costs, *meta["dense"]["costs"])))
-    titles = [f"score against {c}" for c in costs]
+    titles = [f"score against {text.markup(c)}" for c in costs]
     rows = -(-len(costs) // 2)
     fig = make_subplots(rows=rows, cols=min(2, len(costs)), subplot_titles=titles, vertical_spacing=0.25 / rows)
     for i, name in enumerate(costs):
@@ -67,9 +67,9 @@ def figure(study: Study) -> Any:
             fig.add_trace(trace, **at)
         if name in meta["limits"]:
             fig.add_vline(x=meta["limits"][name], line_dash="dot", line_color="grey", **at)
-        fig.update_xaxes(title_text=_UNITS.get(name, name), **at)
+        fig.update_xaxes(title_text=_UNITS.get(name, text.markup(name)), **at)
         fig.update_yaxes(title_text="score", **at)
-    title = f"{study.name}: {meta['budget']}"
+    title = text.markup(f"{study.name}: {meta['budget']}")
     fig.update_layout(title=title, template="plotly_white", height=120 + 420 * rows, hoverlabel_align="left")
     return fig
 
@@ -106,7 +106,8 @@ def _traces(study: Study, cost: str, go: Any, *, legend: bool) -> list[Any]:
         ("uniform", meta.get("uniform"), "x", "#dc2626"),
     ):
         if point and cost in point["costs"]:
-            hover = f"{name}<br>score {text.score(point['score'])}<br>{cost} {text.amount(cost, point['costs'][cost])}"
+            amount = f"{text.markup(cost)} {text.amount(cost, point['costs'][cost])}"
+            hover = f"{name}<br>score {text.score(point['score'])}<br>{amount}"
             marker = {"symbol": symbol, "size": 13, "color": color}
             traces.append(
                 go.Scatter(
@@ -125,8 +126,12 @@ def _traces(study: Study, cost: str, go: Any, *, legend: bool) -> list[Any]:
 
 
 def _hover(evaluation: Evaluation, dense: dict[str, float]) -> str:
-    costs = "<br>".join(f"{n} {text.amount(n, v)} ({text.share(v, dense.get(n, 0))})" for n, v in evaluation.costs)
-    head = f"<b>trial {evaluation.number}</b> {evaluation.proposer}<br>score {text.score(evaluation.score)}"
+    costs = "<br>".join(
+        f"{text.markup(n)} {text.amount(n, v)} ({text.share(v, dense.get(n, 0))})" for n, v in evaluation.costs
+    )
+    head = (
+        f"<b>trial {evaluation.number}</b> {text.markup(evaluation.proposer)}<br>score {text.score(evaluation.score)}"
+    )
     head += f", metric {text.score(evaluation.metric)}"
     head += f"<br>{text.estimated(evaluation)}" * (evaluation.state == "pruned")
     return f"{head}<br>{costs}<br>{text.policy_line(evaluation.policy)}"

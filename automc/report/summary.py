@@ -33,6 +33,13 @@ def split_of(task: Task) -> Split:
     return "test" if task.test else "validation"
 
 
+def score_of(found: Mapping[str, Any]) -> float | None:
+    """The compressed model's score in a report, whoever wrote it; None where there is none."""
+    compressed = found.get("compressed")
+    score = compressed.get("score") if isinstance(compressed, Mapping) else None
+    return float(score) if isinstance(score, (int, float)) and abs(score) < 1e300 else None
+
+
 def _costs(module: nn.Module, task: Task) -> dict[str, Any]:
     counted = cost(module, task.example_inputs)
     return {"macs": counted["macs"], "params": counted["params"], "bytes": len(artifact.serialized(module))}

@@ -1,5 +1,6 @@
 """Numbers and policies as people read them."""
 
+import html
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -9,11 +10,17 @@ from automc.budget import LATENCY
 from automc.costs.latency import LatencyTable
 from automc.evaluation import Evaluation
 from automc.policy import FULL_BITS, LayerDecision, Policy
+from automc.visible import visible
 
 
 def plain(name: str, style: str = "") -> Text:
     """A name in a table: as a bare string its square brackets would be rich's markup, and its colons emoji."""
-    return Text(name, style=style)
+    return Text(visible(name), style=style)
+
+
+def markup(name: str) -> str:
+    """A name in a plot: plotly reads some of HTML, links among it."""
+    return html.escape(visible(name), quote=False)
 
 
 def amount(metric: str, value: float) -> str:
@@ -128,7 +135,7 @@ def costs_line(evaluation: Evaluation, dense: Mapping[str, float], names: tuple[
 
 
 def policy_line(policy: Policy, width: int = 90, separator: str = "<br>") -> str:
-    """The decisions that differ from the dense model, compactly, broken into lines."""
+    """The decisions that differ from the dense model, compactly, broken into lines, as `markup`."""
     words = [f"without {name}" for name in policy.dropped]
     words += [f"{name} {100 * d.keep:.0f}%" for name, d in policy.groups if d.keep < 1]
     words += [f"{name} {_layer(d)}" for name, d in policy.layers if _layer(d)]
@@ -138,7 +145,7 @@ def policy_line(policy: Policy, width: int = 90, separator: str = "<br>") -> str
             lines.append(line)
             line = ""
         line = f"{line}, {word}" if line else word
-    return separator.join([*lines, line]) if words else "dense"
+    return separator.join(map(markup, [*lines, line])) if words else "dense"
 
 
 def _layer(decision: LayerDecision) -> str:

@@ -6,21 +6,25 @@ SHA-256 over all of it, since safetensors alone loads flipped bits silently. Wri
 """
 
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import safetensors
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor
 
 from automc.agent import Agent
-from automc.episode import Walk
+from automc.episode import Walk, run_episode, transitions
 from automc.errors import ArtifactError
-from automc.files import sha256, write_atomic
+from automc.files import parsed_json, read_file, sha256, write_atomic
 
 FORMAT = "automc agent 1"
+MOST_BYTES = 2**30
+"""That a checkpoint may have; off-policy agents keep their replay buffer in it."""
 
 
 def save(path: str | Path, agent: Agent, walk: Walk) -> None:
@@ -45,28 +49,49 @@ def load(path: str | Path, agent: Agent, walk: Walk) -> None:
                 f"An agent must go back to where it was saved; {path} is an agent checkpoint of another {what}: "
                 "repeat the search's model, space and searcher, or start a new agent."
             )
-    agent.load_state_dict(_unflattened(json.loads(header["state"]), tensors))
+    before = agent.state_dict()
+    try:
+        state = _unflattened(parsed_json(header["state"]), tensors)
+        agent.load_state_dict(state)
+        _try(agent, walk)
+        agent.load_state_dict(state)
+    except Exception as error:  # whatever an agent makes of a state that somebody made up
+        agent.load_state_dict(before)
+        raise _damaged(Path(path)) from error
+
+
+def _try(agent: Agent, walk: Walk) -> None:
+    """Has an agent act and learn once: what in its state it cannot use shows now, and not in the midst of a search."""
+    rng = np.random.default_rng(0)
+    walked = run_episode(walk, walk.space.largest, lambda state: agent.act(state, rng))
+    agent.observe(transitions(walk, walked, 0.0), rng, updates=1)
 
 
 def _read(path: Path) -> tuple[Mapping[str, str], dict[str, Tensor]]:
     """Header and tensors of a checkpoint nobody changed."""
     try:
-        data = path.read_bytes()
+        data = read_file(path, MOST_BYTES)
     except OSError as error:
         raise ArtifactError(
             f"An agent checkpoint must be readable; the system says {error.strerror} of {path}: name another file."
         ) from error
     try:
         tensors = load_tensors(data)
-        header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])["__metadata__"]
-        sound = header["format"] == FORMAT and header["sha256"] == _digest(header, tensors)
-    except (safetensors.SafetensorError, ValueError, KeyError, TypeError):
-        sound = False
-    if not sound:
-        raise ArtifactError(
-            f"An agent checkpoint must be as it was written; {path} is damaged or something else: take an earlier one."
-        )
+        header: Mapping[str, str] = parsed_json(data[8 : 8 + int.from_bytes(data[:8], "little")])["__metadata__"]
+        whole = header.keys() == {"format", "agent", "walk", "state", "sha256"}
+        sound = whole and header["format"] == FORMAT and header["sha256"] == _digest(header, tensors)
+        finite = all(bool(x.isfinite().all()) for x in tensors.values())
+    except (safetensors.SafetensorError, ValueError, KeyError, TypeError, RuntimeError) as error:
+        raise _damaged(path) from error
+    if not (sound and finite):
+        raise _damaged(path)
     return header, tensors
+
+
+def _damaged(path: Path) -> ArtifactError:
+    return ArtifactError(
+        f"An agent checkpoint must be as it was written; {path} is damaged or something else: take an earlier one."
+    )
 
 
 def _kind(agent: Agent) -> str:
@@ -98,6 +123,8 @@ def _flattened(value: Any, path: str, tensors: dict[str, Tensor]) -> Any:
 
 
 def _unflattened(value: Any, tensors: Mapping[str, Tensor]) -> Any:
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(f"{value} in a state")
     if not isinstance(value, dict):
         return value
     [(kind, content)] = value.items()

@@ -50,13 +50,15 @@ def one_thread() -> Iterator[None]:
 
 def _read(path: Path) -> State | None:
     """The cached weights; None where there are none, or none that can be trusted."""
+    if not path.is_file():  # to open a pipe would be to wait for it
+        return None
     try:
         with safe_open(path, framework="pt") as file:
             state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
             digest = (file.metadata() or {}).get("sha256")
-    except (OSError, SafetensorError):
+        return state if digest == _digest(state) else None
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError, MemoryError, SafetensorError):
         return None
-    return state if digest == _digest(state) else None
 
 
 def _write(state: State, path: Path) -> None:

@@ -88,7 +88,7 @@ def test_other_architectures_have_one_level_of_their_own() -> None:
 
 @needs_compiler
 @on_x86
-@pytest.mark.parametrize("level", levels("x86_64"), ids=str)
+@pytest.mark.parametrize("level", levels("x86_64"), ids=lambda level: level.name)
 def test_a_level_needs_all_that_its_flags_let_the_compiler_use(level: Level) -> None:
     program = compiler.compiler()
     assert program is not None
