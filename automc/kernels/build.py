@@ -38,9 +38,7 @@ def _made_here(name: str) -> ctypes.CDLL | None:
     source = compiler.SOURCES / f"{name}.c"
     try:
         if folder.exists() and not compiler.ours(folder):
-            _log.warning(
-                "%s may be written to by others: what is compiled is not kept there: name another.", folder
-            )
+            _log.warning("%s may be written to by others: what is compiled is not kept there: name another.", folder)
             return None
         path = folder / f"{name}-{_digest(source, program)}.so"
         found = compiler.loaded(path) if path.exists() and compiler.ours(path) else None
