@@ -5,6 +5,7 @@ import logging
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -95,10 +96,24 @@ def _connected(url: str) -> optuna.storages.RDBStorage:
         if attempt:
             time.sleep(0.2 * attempt)
         try:
-            return optuna.storages.RDBStorage(url, engine_kwargs={"pool_pre_ping": True})
+            return optuna.storages.RDBStorage(_driven(url), engine_kwargs={"pool_pre_ping": True})
         except SQLAlchemyError as error:
             failed = error
+        except ImportError as error:
+            raise StudyError(
+                f"A study on a server must have a driver; {_short(error)} for {shown(url)}: pip install "
+                "automc[postgres], or what another database needs."
+            ) from error
     raise failed
+
+
+def _driven(url: str) -> str:
+    """A URL of PostgreSQL with the driver that automc[postgres] brings, unless it names one or the usual one is here.
+
+    SQLAlchemy 2.1 takes psycopg where none is named, and 2.0 psycopg2.
+    """
+    scheme, separator, rest = url.partition("://")
+    return f"{scheme}+psycopg2{separator}{rest}" if scheme == "postgresql" and not find_spec("psycopg") else url
 
 
 def _file(where: str) -> Path | None:
