@@ -115,6 +115,11 @@ class Recipe:
         if not 0 <= self.ridge < float("inf"):
             raise PolicyError(f"A recipe's ridge must be finite and not negative; it is {self.ridge}: try 0.001.")
 
+    @classmethod
+    def from_dict(cls, data: Any) -> "Recipe":
+        """Reads what `dataclasses.asdict` gives; anything else raises PolicyError."""
+        return _read(cls, data, "recipe")
+
 
 @dataclass(frozen=True, slots=True)
 class Policy:
@@ -204,7 +209,7 @@ class Policy:
             fingerprint=fingerprint,
             groups=tuple((n, _read(GroupDecision, d, n)) for n, d in _section(data, "groups").items()),
             layers=tuple((n, _read(LayerDecision, d, n)) for n, d in _section(data, "layers").items()),
-            recipe=_read(Recipe, data.get("recipe", {}), "recipe"),
+            recipe=Recipe.from_dict(data.get("recipe", {})),
             blocks=tuple((n, _read(BlockDecision, d, n)) for n, d in _section(data, "blocks").items()),
         )
 

@@ -89,7 +89,7 @@ SIDEWAYS = {
     "automc.scoring": {"automc.compression", "automc.projection", "automc.space"},
     "automc.deployment": {"automc.compression", "automc.projection", "automc.scoring", "automc.space"},
     "automc.storage": {"automc.journal"},
-    "automc.claims": {"automc.storage"},
+    "automc.claims": {"automc.journal", "automc.storage"},
     "automc.study": {"automc.claims", "automc.description", "automc.storage", "automc.distributions"},
     "automc.loop": {"automc.claims", "automc.study", "automc.executors", "automc.searcher"},
     "automc.episode": {"automc.agent", "automc.rewards", "automc.searcher"},
