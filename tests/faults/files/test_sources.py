@@ -1,4 +1,4 @@
-"""No source of automc reads what is code: no pickle, no torch.load, no eval; exceptions stand here with their reason."""
+"""No source of automc reads what is code: no pickle, no torch.load, no eval; exceptions stand here, with reasons."""
 
 import ast
 from collections.abc import Iterator
