@@ -275,26 +275,31 @@ def _check_group(name: str, decision: GroupDecision) -> None:
 
 
 def _check_layer(name: str, decision: LayerDecision) -> None:
-    here = f"layer {brief(name)}"
     for what, bits in (("weight_bits", decision.weight_bits), ("activation_bits", decision.activation_bits)):
         if bits != FULL_BITS and not 2 <= bits <= 8:
-            raise PolicyError(f"{what} must be 2-8 or 32; {here} has {brief(bits)}: choose one of them.")
+            raise PolicyError(f"{what} must be 2-8 or 32; layer {brief(name)} has {brief(bits)}: choose one of them.")
     if decision.codebook not in get_args(Codebooks):
         raise PolicyError(
-            f"codebook must be one of {get_args(Codebooks)}; {here} has {brief(decision.codebook)}: choose one."
+            f"codebook must be one of {get_args(Codebooks)}; layer {brief(name)} has {brief(decision.codebook)}: choose "
+            "one."
         )
     if not 0.0 < decision.rank <= 1.0:
-        raise PolicyError(f"rank must lie in (0, 1]; {here} has {brief(decision.rank)}: keep at least rank one.")
+        raise PolicyError(
+            f"rank must lie in (0, 1]; layer {brief(name)} has {brief(decision.rank)}: keep at least rank one."
+        )
     few = min(decision.weight_bits, decision.activation_bits) < FULL_BITS
     if decision.rank < 1.0 and decision.factorization not in PAIRS and (few or decision.sparsity > 0):
         raise PolicyError(
-            f"Factors by {brief(decision.factorization)} must be dense and float; {here} has other decisions, too: "
-            f"take {' or '.join(PAIRS)}, or drop them."
+            f"Factors by {brief(decision.factorization)} must be dense and float; layer {brief(name)} has other "
+            f"decisions, too: take {' or '.join(PAIRS)}, or drop them."
         )
     if not 0.0 <= decision.sparsity < 1.0:
-        raise PolicyError(f"sparsity must lie in [0, 1); {here} has {brief(decision.sparsity)}: keep some weights.")
+        raise PolicyError(
+            f"sparsity must lie in [0, 1); layer {brief(name)} has {brief(decision.sparsity)}: keep some weights."
+        )
     share = parse(decision.pattern).share
     if share is not None and decision.sparsity not in (0.0, share):
         raise PolicyError(
-            f"Pattern {decision.pattern} makes sparsity {share}; {here} has {decision.sparsity}: write {share}."
+            f"Pattern {decision.pattern} makes sparsity {share}; layer {brief(name)} has {decision.sparsity}: write "
+            f"{share}."
         )

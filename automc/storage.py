@@ -90,21 +90,22 @@ def _database(url: str) -> BaseStorage:
 
 def _connected(url: str) -> optuna.storages.RDBStorage:
     """Optuna's storage on a server; of several that make its tables at once, all but one have to look again."""
-    from sqlalchemy.exc import SQLAlchemyError
+    from sqlalchemy.exc import OperationalError, SQLAlchemyError
 
-    for attempt in range(CONNECTING if _is_server(url) else 1):
-        if attempt:
-            time.sleep(0.2 * attempt)
+    for attempt in range(1, CONNECTING + 1):
         try:
             return optuna.storages.RDBStorage(_driven(url), engine_kwargs={"pool_pre_ping": True})
         except SQLAlchemyError as error:
-            failed = error
+            passes = _is_server(url) or isinstance(error, OperationalError)  # a file that is no database stays so
+            if attempt == CONNECTING or not passes:
+                raise
+            time.sleep(0.2 * attempt)
         except ImportError as error:
             raise StudyError(
                 f"A study on a server must have a driver; {_short(error)} for {shown(url)}: pip install "
                 "automc[postgres], or what another database needs."
             ) from error
-    raise failed
+    raise AssertionError("unreachable")
 
 
 def _driven(url: str) -> str:
