@@ -280,7 +280,7 @@ def _check_layer(name: str, decision: LayerDecision) -> None:
             raise PolicyError(f"{what} must be 2-8 or 32; layer {brief(name)} has {brief(bits)}: choose one of them.")
     if decision.codebook not in get_args(Codebooks):
         raise PolicyError(
-            f"codebook must be one of {get_args(Codebooks)}; layer {brief(name)} has {brief(decision.codebook)}: choose "
+            f"codebook must be one of {get_args(Codebooks)}; layer {brief(name)} has {brief(decision.codebook)}: take "
             "one."
         )
     if not 0.0 < decision.rank <= 1.0:
