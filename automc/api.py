@@ -172,7 +172,7 @@ def policy_for(
         reference,
         Budget.parse(meta["budget"]),
         space or meta["space"],
-        Recipe(**meta["recipe"]),
+        Recipe.from_dict(meta["recipe"]),
         score=meta.get("score", "metric"),
         latency=table_of(record),
     )

@@ -34,8 +34,8 @@ from automc.visible import brief, visible
 
 MODEL, POLICY, REPORT, MANIFEST = "model.safetensors", "policy.json", "report.json", "manifest.json"
 FORMAT, VERSION = "automc-artifact", 2
-MOST_TEXT = 2**26
-"""Bytes that a policy, a report or a manifest may have."""
+MOST_TEXT, MOST_POLICY = 2**26, 2**23
+"""Bytes that a report or a manifest may have, and a policy, of which each decision is looked at."""
 MOST_INPUTS = 2**26
 """Elements that the inputs may have which a model is traced with."""
 FILES = (MODEL, POLICY, REPORT)
@@ -68,7 +68,7 @@ def load(directory: str | Path, factory: Callable[[], nn.Module]) -> nn.Module:
     entries = _manifest(path)
     model = factory()
     metadata, tensors = _model(path / MODEL, _content(path, MODEL, entries, _most_bytes(model)))
-    policy = _policy(path / POLICY, _content(path, POLICY, entries))
+    policy = _policy(path / POLICY, _content(path, POLICY, entries, MOST_POLICY))
     _content(path, REPORT, entries)
     try:
         inputs = _inputs(metadata["inputs"])

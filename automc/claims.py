@@ -21,9 +21,10 @@ from typing import Literal, TypeVar
 from optuna.exceptions import DuplicatedStudyError, UpdateFinishedTrialError
 from optuna.storages import BaseStorage
 from optuna.study import StudyDirection
-from optuna.trial import TrialState, create_trial
+from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from automc.evaluation import Evaluation
+from automc.journal import BROKEN
 from automc.storage import CLAIMS, patiently, readable_errors
 
 T = TypeVar("T")
@@ -124,7 +125,15 @@ class Claims:
         running = self._done(lambda: self._storage.get_all_trials(self._study, False, states))
         beats = self._done(lambda: self._storage.get_study_user_attrs(self._study))
         found = [t for t in running if before is None or t.number < before]
-        return {t.user_attrs["policy"] for t in found if self._there(Owner(**json.loads(t.user_attrs["owner"])), beats)}
+        return {policy for t in found if (policy := self._claimed(t, beats)) is not None}
+
+    def _claimed(self, trial: FrozenTrial, beats: dict[str, int]) -> str | None:
+        """The policy of a claim that counts; what is no claim, whoever wrote it, counts for nothing."""
+        try:
+            owner = Owner(**json.loads(trial.user_attrs["owner"]))
+            return str(trial.user_attrs["policy"]) if self._there(owner, beats) else None
+        except BROKEN:
+            return None
 
     def _there(self, owner: Owner, beats: dict[str, int]) -> bool:
         if owner.host == self.owner.host:

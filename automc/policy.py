@@ -115,6 +115,11 @@ class Recipe:
         if not 0 <= self.ridge < float("inf"):
             raise PolicyError(f"A recipe's ridge must be finite and not negative; it is {self.ridge}: try 0.001.")
 
+    @classmethod
+    def from_dict(cls, data: Any) -> "Recipe":
+        """Reads what `dataclasses.asdict` gives; anything else raises PolicyError."""
+        return _read(cls, data, "recipe")
+
 
 @dataclass(frozen=True, slots=True)
 class Policy:
@@ -208,7 +213,7 @@ class Policy:
             fingerprint=fingerprint,
             groups=tuple((n, _read(GroupDecision, d, n)) for n, d in _section(data, "groups").items()),
             layers=tuple((n, _read(LayerDecision, d, n)) for n, d in _section(data, "layers").items()),
-            recipe=_read(Recipe, data.get("recipe", {}), "recipe"),
+            recipe=Recipe.from_dict(data.get("recipe", {})),
             blocks=tuple((n, _read(BlockDecision, d, n)) for n, d in _section(data, "blocks").items()),
         )
 
@@ -274,26 +279,31 @@ def _check_group(name: str, decision: GroupDecision) -> None:
 
 
 def _check_layer(name: str, decision: LayerDecision) -> None:
-    here = f"layer {brief(name)}"
     for what, bits in (("weight_bits", decision.weight_bits), ("activation_bits", decision.activation_bits)):
         if bits != FULL_BITS and not 2 <= bits <= 8:
-            raise PolicyError(f"{what} must be 2-8 or 32; {here} has {brief(bits)}: choose one of them.")
+            raise PolicyError(f"{what} must be 2-8 or 32; layer {brief(name)} has {brief(bits)}: choose one of them.")
     if decision.codebook not in get_args(Codebooks):
         raise PolicyError(
-            f"codebook must be one of {get_args(Codebooks)}; {here} has {brief(decision.codebook)}: choose one."
+            f"codebook must be one of {get_args(Codebooks)}; layer {brief(name)} has {brief(decision.codebook)}: take "
+            "one."
         )
     if not 0.0 < decision.rank <= 1.0:
-        raise PolicyError(f"rank must lie in (0, 1]; {here} has {brief(decision.rank)}: keep at least rank one.")
+        raise PolicyError(
+            f"rank must lie in (0, 1]; layer {brief(name)} has {brief(decision.rank)}: keep at least rank one."
+        )
     few = min(decision.weight_bits, decision.activation_bits) < FULL_BITS
     if decision.rank < 1.0 and decision.factorization not in PAIRS and (few or decision.sparsity > 0):
         raise PolicyError(
-            f"Factors by {brief(decision.factorization)} must be dense and float; {here} has other decisions, too: "
-            f"take {' or '.join(PAIRS)}, or drop them."
+            f"Factors by {brief(decision.factorization)} must be dense and float; layer {brief(name)} has other "
+            f"decisions, too: take {' or '.join(PAIRS)}, or drop them."
         )
     if not 0.0 <= decision.sparsity < 1.0:
-        raise PolicyError(f"sparsity must lie in [0, 1); {here} has {brief(decision.sparsity)}: keep some weights.")
+        raise PolicyError(
+            f"sparsity must lie in [0, 1); layer {brief(name)} has {brief(decision.sparsity)}: keep some weights."
+        )
     share = parse(decision.pattern).share
     if share is not None and decision.sparsity not in (0.0, share):
         raise PolicyError(
-            f"Pattern {decision.pattern} makes sparsity {share}; {here} has {decision.sparsity}: write {share}."
+            f"Pattern {decision.pattern} makes sparsity {share}; layer {brief(name)} has {decision.sparsity}: write "
+            f"{share}."
         )

@@ -71,7 +71,7 @@ def profile_here(
 def table_of(study: Study) -> LatencyTable | None:
     """The latency table that a study was begun with, if it was."""
     found = study.meta.get("latency")
-    return None if found is None else LatencyTable.model_validate(found)
+    return None if found is None else LatencyTable.checked(found, f"study {study.name!r} in {study.storage}")
 
 
 def latency_of(module: nn.Module, task: Task, table: LatencyTable) -> float:

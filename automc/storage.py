@@ -5,6 +5,7 @@ import logging
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -89,16 +90,31 @@ def _database(url: str) -> BaseStorage:
 
 def _connected(url: str) -> optuna.storages.RDBStorage:
     """Optuna's storage on a server; of several that make its tables at once, all but one have to look again."""
-    from sqlalchemy.exc import SQLAlchemyError
+    from sqlalchemy.exc import OperationalError, SQLAlchemyError
 
-    for attempt in range(CONNECTING if _is_server(url) else 1):
-        if attempt:
-            time.sleep(0.2 * attempt)
+    for attempt in range(1, CONNECTING + 1):
         try:
-            return optuna.storages.RDBStorage(url, engine_kwargs={"pool_pre_ping": True})
+            return optuna.storages.RDBStorage(_driven(url), engine_kwargs={"pool_pre_ping": True})
         except SQLAlchemyError as error:
-            failed = error
-    raise failed
+            passes = _is_server(url) or isinstance(error, OperationalError)  # a file that is no database stays so
+            if attempt == CONNECTING or not passes:
+                raise
+            time.sleep(0.2 * attempt)
+        except ImportError as error:
+            raise StudyError(
+                f"A study on a server must have a driver; {_short(error)} for {shown(url)}: pip install "
+                "automc[postgres], or what another database needs."
+            ) from error
+    raise AssertionError("unreachable")
+
+
+def _driven(url: str) -> str:
+    """A URL of PostgreSQL with the driver that automc[postgres] brings, unless it names one or the usual one is here.
+
+    SQLAlchemy 2.1 takes psycopg where none is named, and 2.0 psycopg2.
+    """
+    scheme, separator, rest = url.partition("://")
+    return f"{scheme}+psycopg2{separator}{rest}" if scheme == "postgresql" and not find_spec("psycopg") else url
 
 
 def _file(where: str) -> Path | None:

@@ -71,7 +71,7 @@ def test_a_file_that_computes_something_else_is_noticed_and_none_is_left(
     with pytest.raises(ArtifactError, match=r"differs in its outputs by .*, where .* is rounding"):
         automc.export(module, tmp_path / "model.pt2", format="pt2")
     monkeypatch.setattr(pt2, "_TORCH", right)
-    monkeypatch.setattr(torch.export, "save", lambda program, path: path.write_bytes(b"nothing"))
+    monkeypatch.setattr(torch.export, "save", lambda program, file: file.write(b"nothing"))
     with pytest.raises(ArtifactError, match="must run in a process of its own; there torch says"):
         automc.export(module, tmp_path / "model.pt2", format="pt2")
     assert not list(tmp_path.iterdir())

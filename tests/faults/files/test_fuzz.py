@@ -2,7 +2,6 @@
 
 import random
 import zlib
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +13,6 @@ from tests.faults.files.readers import GONE, READERS, Reader
 
 FEW = 60
 MANY = 10_000
-
-
-@pytest.fixture(autouse=True)
-def _nothing_runs() -> Iterator[None]:
-    with watch.nothing_runs():
-        yield
 
 
 def refused(reader: Reader, path: Path, error: AutomcError) -> None:
@@ -35,7 +28,7 @@ def meets(reader: Reader, path: Path, good: Any, data: bytes, *, resealed: bool)
     if resealed and reader.reseal is not None:
         reader.reseal(path)
     try:
-        with watch.no_hang():
+        with watch.no_hang(), watch.nothing_runs():
             found = reader.read(path)
     except AutomcError as error:
         refused(reader, path, error)
