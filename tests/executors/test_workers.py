@@ -254,6 +254,22 @@ def test_banks_of_searches_that_were_killed_are_removed_and_no_others(tmp_path: 
                 folder.rmdir()
 
 
+def test_where_nothing_may_be_written_to_shared_memory_workers_do_without_a_bank(
+    task: automc.Task, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    setting = tiny.setting(task)
+    before = set(Path("/dev/shm").iterdir())
+    monkeypatch.setattr("tempfile.mkdtemp", refused)
+    monkeypatch.setattr("os.memfd_create", refused)
+    with spread(Workers(1, "scrambled"), setting.scoring, Race(setting.evaluator, ("macs",))) as executor:
+        executor.submit(tiny.policies(setting, 1)[0])
+        assert executor.next().ok and set(Path("/dev/shm").iterdir()) == before
+
+
+def refused(*_: object, **__: object) -> str:
+    raise PermissionError(13, "Permission denied")
+
+
 def test_a_bank_that_is_not_on_this_machine_is_not_made_there(task: automc.Task) -> None:
     """A worker elsewhere has no such folder in its memory, and nobody would remove it."""
     from automc.workers import Blueprint
