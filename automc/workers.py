@@ -41,7 +41,7 @@ class Workers:
     seconds: float | None = None
     """After which a candidate is given up, and its worker replaced."""
     memory_bytes: int | None = None
-    """How much a candidate may take beyond what its worker has taken when it begins."""
+    """How much a candidate may take beyond what its worker has taken when the candidate begins; on Linux alone."""
     threads: int = 1
     """Of torch, in each worker; scores differ in their last digits by this number."""
     gpus: float = 0.0
