@@ -41,7 +41,7 @@ class Workers:
     seconds: float | None = None
     """After which a candidate is given up, and its worker replaced."""
     memory_bytes: int | None = None
-    """How much a candidate may take beyond what its worker has taken when it begins."""
+    """How much a candidate may take beyond what its worker has taken when the candidate begins; on Linux alone."""
     threads: int = 1
     """Of torch, in each worker; scores differ in their last digits by this number."""
     gpus: float = 0.0
@@ -115,8 +115,14 @@ def _bank(cache: Path | None) -> Iterator[Path | None]:
         yield None if cache is None else cache.absolute()  # workers may run elsewhere
         return
     _remove_left(memory)
-    with tempfile.TemporaryDirectory(prefix=f"{_SHARED}{os.getpid()}-", dir=memory) as folder:
-        yield Path(folder)
+    with contextlib.ExitStack() as stack:
+        folder = None
+        with contextlib.suppress(OSError):  # not everybody may write there
+            made = tempfile.TemporaryDirectory(  # an actor of Ray that was told to end may write for another moment
+                prefix=f"{_SHARED}{os.getpid()}-", dir=memory, ignore_cleanup_errors=True
+            )
+            folder = Path(stack.enter_context(made))
+        yield folder
 
 
 def _remove_left(memory: Path) -> None:

@@ -6,6 +6,7 @@ this very process and goes through pipes alone, never through a file that somebo
 and classes that cannot be imported elsewhere travel whole (cloudpickle).
 """
 
+import contextlib
 import io
 import mmap
 import os
@@ -75,7 +76,7 @@ def opened_in(memory: mmap.mmap | bytearray, tensors: int) -> Any:
 
 def _nameless() -> int:
     """A new file in memory, or at least without a name."""
-    if hasattr(os, "memfd_create"):
+    with contextlib.suppress(OSError, AttributeError):  # Linux has it, if not for everybody
         return os.memfd_create("automc")
     with tempfile.TemporaryFile() as file:
         return os.dup(file.fileno())

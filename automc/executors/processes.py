@@ -36,7 +36,7 @@ class _Process:
 class Processes:
     """Processes that are given `make` through shared memory, each with its own pool of `threads` of torch.
 
-    memory_bytes: how much more than when it begins a process may map; an allocation beyond fails its candidate.
+    memory_bytes: how much more than at its begin a job may have its process map; an allocation beyond raises in it.
     """
 
     def __init__(self, make: Make[Any, Any], count: int, *, threads: int = 1, memory_bytes: int | None = None) -> None:

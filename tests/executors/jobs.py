@@ -187,6 +187,11 @@ def take(megabytes: int, keep: bool = False) -> int:
     return len(taken)
 
 
+def resident() -> int:
+    """Bytes of this process that lie in memory."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
 def environment() -> dict[str, Any]:
     import torch
 

@@ -159,6 +159,20 @@ def test_a_worker_finds_what_its_driver_finds_and_no_file_of_the_folder_it_runs_
     assert told["descriptors"] <= 6, "more than three streams, the socket, the mapped memory, and what lists them"
 
 
+def test_a_thousand_jobs_leave_nothing_behind(pool: Served) -> None:
+    def descriptors() -> tuple[int, set[int]]:
+        everyone(pool)
+        return len(os.listdir("/proc/self/fd")), {told["descriptors"] for told in served(pool, *[("environment",)] * 8)}
+
+    served(pool, ("give", "large"))
+    before, resident = descriptors(), jobs.resident()
+    for _ in range(10):
+        served(pool, *[("echo", list(range(1000)))] * 100)
+    served(pool, ("give", "large"))
+    assert descriptors() == before
+    assert jobs.resident() - resident < 20 * 2**20
+
+
 def test_what_cannot_be_made_ends_it_with_a_sentence() -> None:
     makes = {
         jobs.broken: "ValueError: no such model",

@@ -17,7 +17,7 @@ import torch
 import automc
 from automc.errors import ExecutorError
 from automc.executors.pool import Pool
-from automc.executors.ray import RayWorkers, on_ray
+from automc.executors.ray import RayWorkers, _begin, on_ray
 from automc.registry import EXECUTORS
 from automc.study import Study
 from automc.workers import Workers
@@ -128,6 +128,23 @@ def test_a_cluster_that_is_too_small_is_no_surprise(caplog: pytest.LogCaptureFix
     lock = threading.Lock()
     with pytest.raises(ExecutorError, match="must be able to leave this process"):
         RayWorkers(lambda: lambda job: lock, 1)
+
+
+@pytest.mark.parametrize("cluster_there", [False, True])
+def test_ray_is_joined_where_it_was_begun_for_all_and_never_where_another_search_began_it(cluster_there: bool) -> None:
+    """By address="auto" Ray joins any that runs on the machine, and ends with whoever began that one."""
+    asked: list[dict[str, Any]] = []
+
+    class Ray:
+        @staticmethod
+        def init(**options: Any) -> None:
+            asked.append(options)
+            if cluster_there and "num_cpus" in options:  # as Ray does
+                raise ValueError("When connecting to an existing cluster, num_cpus and num_gpus must not be provided.")
+
+    _begin(Ray, 3)
+    assert asked[0]["num_cpus"] == 3 and len(asked) == 1 + cluster_there
+    assert not any("address" in options for options in asked)
 
 
 DRIVER = """

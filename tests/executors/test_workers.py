@@ -131,7 +131,7 @@ def test_processes_find_what_workers_in_this_process_find(
     tmp_path: Path, task: automc.Task, wholes: dict[tuple[str, bool], Trials]
 ) -> None:
     expected = whole(wholes, task, "joint", True, tmp_path)
-    found = search(task, tmp_path / "four.journal", "joint", True, Workers(4, in_flight=IN_FLIGHT))
+    found = search(task, tmp_path / "two.journal", "joint", True, Workers(2, in_flight=IN_FLIGHT))
     assert contents(found) == expected
     assert not list(Path("/dev/shm").glob(f"automc-bank-{os.getpid()}-*"))
 
@@ -166,7 +166,7 @@ def test_more_or_fewer_in_flight_than_when_it_began_goes_on(tmp_path: Path, task
 
 def test_a_policy_that_kills_every_worker_is_a_failed_trial_and_the_search_goes_on(tmp_path: Path) -> None:
     fatal = replace(tiny.task(120), evaluate=jobs.Deadly(DRIVER))
-    study = search(fatal, tmp_path / "x.journal", "blind", False, Workers(2, in_flight=4), 5)
+    study = search(fatal, tmp_path / "x.journal", "blind", False, Workers(1, in_flight=4), 5)
     widths = [jobs.width(automc.apply(fatal, e.policy)) for e in study.evaluations]
     assert widths == [5, 6, 4, 5, 5]
     why = {4: "ValueError: not this one", 6: "It took 3 workers down with it (SIGKILL, as when memory runs out)."}
@@ -252,6 +252,22 @@ def test_banks_of_searches_that_were_killed_are_removed_and_no_others(tmp_path: 
                 file.unlink()
             if folder.is_dir():
                 folder.rmdir()
+
+
+def test_where_nothing_may_be_written_to_shared_memory_workers_do_without_a_bank(
+    task: automc.Task, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    setting = tiny.setting(task)
+    before = set(Path("/dev/shm").iterdir())
+    monkeypatch.setattr("tempfile.mkdtemp", refused)
+    monkeypatch.setattr("os.memfd_create", refused)
+    with spread(Workers(1, "scrambled"), setting.scoring, Race(setting.evaluator, ("macs",))) as executor:
+        executor.submit(tiny.policies(setting, 1)[0])
+        assert executor.next().ok and set(Path("/dev/shm").iterdir()) == before
+
+
+def refused(*_: object, **__: object) -> str:
+    raise PermissionError(13, "Permission denied")
 
 
 def test_a_bank_that_is_not_on_this_machine_is_not_made_there(task: automc.Task) -> None:
