@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from automc.kernels import build
+from automc.kernels import build, compiler
 
-pytestmark = pytest.mark.skipif(build._compiler() is None, reason="no compiler")
+pytestmark = pytest.mark.skipif(compiler.compiler() is None, reason="no compiler")
 POISON = """
 #include <stdio.h>
 #include <stdlib.h>
@@ -26,7 +26,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (sources / "poison.c").write_text(POISON)
     kernels = tmp_path / "kernels"
     kernels.mkdir(mode=0o700)
-    monkeypatch.setattr(build, "SOURCES", sources)
+    monkeypatch.setattr(compiler, "SOURCES", sources)
     monkeypatch.setenv("AUTOMC_KERNELS", str(kernels))
     monkeypatch.setenv("CANARY", str(tmp_path / "canary"))
     return kernels
@@ -63,11 +63,11 @@ def test_a_folder_of_another_user_is_not_used(folder: Path, monkeypatch: pytest.
 def test_what_is_no_compiled_file_is_made_anew_or_done_without(folder: Path, other: str) -> None:
     assert loaded()
     [path] = folder.glob("*.so")
-    seal = path.with_suffix(".sha256")
+    seal = path.with_name(f"{path.name}.sha256")
     if other in ("pipe", "folder", "link"):
         for victim in (path, seal):
             victim.unlink()
             {"pipe": os.mkfifo, "folder": os.mkdir, "link": lambda p: os.symlink("/dev/zero", p)}[other](victim)
     else:
         (path if other == "text" else seal).write_text("x" * 64)
-    assert loaded() == (other != "folder") == build._whole(path)
+    assert loaded() == (other != "folder") == compiler.whole(path)
