@@ -53,6 +53,11 @@ def raising(error: BaseException) -> Metric:
     return odd
 
 
+class MuteError(Exception):
+    def __str__(self) -> str:
+        raise ValueError("no words")
+
+
 ODD: dict[str, tuple[Metric, str]] = {
     "nan": (lambda x, y: right(x, y) * float("nan"), "A score must be finite; the metric gave nan: check the model"),
     "one nan": (
@@ -76,6 +81,7 @@ ODD: dict[str, tuple[Metric, str]] = {
         raising(RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate 99 bytes")),
         "RuntimeError: DefaultCPUAllocator: not enough memory",
     ),
+    "without words": (raising(MuteError()), "MuteError"),
     "many lines": (raising(OSError("first\n  second\n\nthird")), "OSError: first second third"),
 }
 
