@@ -479,6 +479,7 @@ with torch.no_grad():
 
 @needs_kernels
 @pytest.mark.timeout(240)
+@pytest.mark.slow
 def test_digits_leave_by_the_kernels_and_come_back_by_the_line_that_is_printed(digits: Path) -> None:
     said = python(digits, "-c", FASTEST, "export", "small", "--format", "pt2", "--kernels").splitlines()
     assert "checked: it computes what small does" in said[0] and said[1].startswith("form: one plan;")

@@ -1,7 +1,9 @@
 """Searches that share a study on PostgreSQL; the server is the tests' own, and is skipped where it is not installed."""
 
+import tempfile
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -10,12 +12,12 @@ from tests.sharing.processes import driver, each_once, ended, recorded, wait_for
 
 
 @pytest.fixture
-def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    folder = tmp_path_factory.mktemp("pg")
-    for parent in (folder, *folder.parents[:2]):
-        parent.chmod(0o755)  # the server may run as another user
-    with server(folder) as found:
-        yield found
+def running() -> Iterator[Server]:
+    with tempfile.TemporaryDirectory(prefix="automc-postgres-") as name:
+        folder = Path(name)
+        folder.chmod(0o755)  # the server may run as another user, who may not look into folders of pytest's
+        with server(folder) as found:
+            yield found
 
 
 def test_several_start_at_once_on_an_empty_server(running: Server) -> None:

@@ -62,6 +62,7 @@ def ran(folder: Path, blocked: tuple[str, ...], *commands: tuple[str, ...], then
     return done.stdout
 
 
+@pytest.mark.slow
 def test_without_any_extra_digits_are_searched_and_what_needs_one_names_it(tmp_path: Path) -> None:
     blocked = (*(name for extra in USERS for name in modules(extra)), "psycopg")
     said = ran(tmp_path, blocked, SEARCH, then=ASKING)
