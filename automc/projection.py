@@ -8,6 +8,7 @@ costs are evaluated at whole channels and whole bits.
 """
 
 from collections.abc import Mapping
+from dataclasses import fields
 
 import numpy as np
 from numpy.typing import NDArray
@@ -66,20 +67,15 @@ class Costing:
     def candidates(self, levels: IntArray) -> Candidates:
         """Points (B, A) as the cost table wants them."""
         batch, dense = len(levels), self.table.dense
-        arrays = {
-            "keep": np.repeat(dense.units, batch, axis=0),
-            "weight_bits": np.repeat(dense.weight_bits, batch, axis=0),
-            "activation_bits": np.repeat(dense.activation_bits, batch, axis=0),
-            "sparsity": np.repeat(dense.sparsity, batch, axis=0),
-            "pattern": np.repeat(dense.pattern, batch, axis=0),
-            "codebook": np.repeat(dense.shared, batch, axis=0),
-            "rank": np.repeat(dense.rank, batch, axis=0),
-            "factorization": np.repeat(dense.method, batch, axis=0),
-            "blocks": np.repeat(dense.blocks, batch, axis=0),
-        }
-        for name, (axes, columns, values) in self._columns.items():
-            arrays[name][:, columns] = values[np.arange(len(axes)), levels[:, axes]]
-        return Candidates(*(arrays[name] for name in _FIELDS))
+        arrays = {}
+        for name, attribute in zip(_FIELDS, _ATTRIBUTES, strict=True):
+            whole: FloatArray = getattr(dense, attribute)
+            arrays[name] = np.broadcast_to(whole, (batch, whole.shape[1]))
+            if name in self._columns:
+                axes, columns, values = self._columns[name]
+                arrays[name] = arrays[name].copy()
+                arrays[name][:, columns] = values[np.arange(len(axes)), levels[:, axes]]
+        return Candidates(*arrays.values())
 
     def _locate_axes(self) -> dict[str, tuple[IntArray, IntArray, FloatArray]]:
         """Per field: its axes, once a place, the columns they set, and a padded table of values by level."""
@@ -174,12 +170,13 @@ class Projector:
         """From a feasible `start` as far towards `goal` as fits: along the line first, then axis by axis."""
         line = start + np.floor(_LINE[:, None] * (goal - start)).astype(np.int64)
         point: IntArray = line[int(self.fits(line).sum()) - 1]
+        gaps = np.arange(len(point))
         while True:
-            gaps = np.flatnonzero(goal > point)
+            gaps = gaps[goal[gaps] > point[gaps]]
             if gaps.size:
                 single = np.repeat(point[None], gaps.size, axis=0)
                 single[np.arange(gaps.size), gaps] += 1
-                gaps = gaps[self.fits(single)]
+                gaps = gaps[self.fits(single)]  # costs never fall on the way up: what does not fit now never will
             if not gaps.size:
                 return point
             order = gaps[np.argsort(-(goal - point)[gaps] / self.space.sizes[gaps], kind="stable")]
@@ -240,6 +237,7 @@ _FIELDS = (
     "blocks",
 )
 """What axes set, in the order of `Candidates`."""
+_ATTRIBUTES = tuple(f.name for f in fields(Candidates))
 
 
 def _sets(axis: Axis) -> str:

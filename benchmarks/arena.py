@@ -6,6 +6,7 @@
 
 Every search is a study of its own in runs/arena/, gone on with where it stopped. A policy that any search of the same
 setting has scored is not scored again: it counts as an evaluation all the same, and for the time it took.
+Rows of the results file whose studies are gone are kept where setting and number of evaluations are the same.
 
 Prints and writes, per searcher, the median over seeds of the best feasible score and of the hypervolume after so many
 evaluations, and draws both against evaluations and time (benchmarks/results/arena_NAME.html).
@@ -15,6 +16,7 @@ ResNets need AUTOMC_DATA (see README.md).
 """
 
 import argparse
+import json
 import multiprocessing
 import statistics
 import time
@@ -176,23 +178,20 @@ def reached(runs: Sequence[dict[str, list[float]]], key: str, goal: float) -> li
     return [next((n + 1 for n, value in enumerate(r[key]) if value >= goal), None) for r in runs]
 
 
-def figures(all_runs: dict[str, list[dict[str, list[float]]]], trials: int) -> dict[str, Any]:
-    """What is asked of the joint search, against the others."""
-    joint = [r for r in all_runs.get("joint", []) if len(r["best"]) >= trials]
-    if not joint:
+def figures(table: dict[str, dict[str, Any]], joint: Sequence[dict[str, list[float]]], trials: int) -> dict[str, Any]:
+    """What is asked of the joint search, against the others' rows of the table."""
+    if "joint" not in table:
         return {}
     found: dict[str, Any] = {}
+    whole = [r for r in joint if len(r["best"]) >= trials]
     for other, key in (("random", "best"), ("tpe", "hypervolume"), ("nsga2", "hypervolume")):
-        runs = [r for r in all_runs.get(other, []) if len(r["best"]) >= trials]
-        if runs:
-            goal = statistics.median(r[key][trials - 1] for r in runs)
-            needed = reached(joint, key, goal)
+        if other in table and whole:
+            goal = statistics.median(table[other][f"final_{key}"])
+            needed = reached(whole, key, goal)
             median = statistics.median(n if n is not None else trials + 1 for n in needed)
             found[f"evaluations_to_{other}s_{key}"] = {"goal": goal, "by_seed": needed, "median": median}
-    finals = {
-        n: [r["hypervolume"][trials - 1] for r in runs if len(r["best"]) >= trials] for n, runs in all_runs.items()
-    }
-    singles = {n: v for n, v in finals.items() if n != "joint" and v}
+    finals = {n: row["final_hypervolume"] for n, row in table.items()}
+    singles = {n: v for n, v in finals.items() if n != "joint"}
     if singles:
         best = max(singles, key=lambda n: statistics.median(singles[n]))
         pairs = list(zip(finals["joint"], singles[best], strict=False))
@@ -202,6 +201,17 @@ def figures(all_runs: dict[str, list[dict[str, list[float]]]], trials: int) -> d
             "wilcoxon_p": float(wilcoxon(*zip(*pairs, strict=True), alternative="greater").pvalue),
         }
     return found
+
+
+def earlier(name: str, arena: Arena, trials: int) -> dict[str, dict[str, Any]]:
+    """Rows of the results file that were found under the same setting with as many evaluations."""
+    path = FOLDER / f"arena_{name}.json"
+    if not path.is_file():
+        return {}
+    results = json.loads(path.read_text())
+    if results["arena"] != asdict(arena):
+        return {}
+    return {n: row for n, row in results["searchers"].items() if row["seeds"] and row["at"][-1] == trials}
 
 
 def plot(name: str, all_runs: dict[str, list[dict[str, list[float]]]], trials: int) -> Path:
@@ -262,16 +272,17 @@ def report(name: str, trials: int, seeds: int) -> None:
     for searcher, _, study in recorded(name):
         all_runs.setdefault(searcher, []).append(curves(study, arena, setting.evaluator.dense_score))
         outside += sum(not within(dict(e.costs), limits) for e in study.evaluations if e.scored)
-    table = {searcher: summary(runs, trials) for searcher, runs in all_runs.items()}
-    for searcher, row in sorted(
-        table.items(), key=lambda item: -statistics.median(item[1].get("final_hypervolume", [0]))
-    ):
-        if row["seeds"]:
-            shown = [n for n in (10, 60, 150, trials) if n in row["at"]]
-            best = " ".join(f"{row['best'][row['at'].index(n)]:9.5f}" for n in shown)
-            volume = " ".join(f"{row['hypervolume'][row['at'].index(n)]:7.4f}" for n in shown)
-            print(f"{searcher:18s} {row['seeds']} seeds | best after {shown}: {best} | hypervolume {volume}")
-    found = figures(all_runs, trials)
+    table = earlier(name, arena, trials)
+    for searcher, runs in all_runs.items():
+        row = summary(runs, trials)
+        if row["seeds"] and row["seeds"] >= table.get(searcher, row)["seeds"]:
+            table[searcher] = row
+    for searcher, row in sorted(table.items(), key=lambda item: -statistics.median(item[1]["final_hypervolume"])):
+        shown = [n for n in (10, 60, 150, trials) if n in row["at"]]
+        best = " ".join(f"{row['best'][row['at'].index(n)]:9.5f}" for n in shown)
+        volume = " ".join(f"{row['hypervolume'][row['at'].index(n)]:7.4f}" for n in shown)
+        print(f"{searcher:18s} {row['seeds']} seeds | best after {shown}: {best} | hypervolume {volume}")
+    found = figures(table, all_runs.get("joint", []), trials)
     for key, value in found.items():
         print(key, value)
     print(f"evaluations outside a limit: {outside}")

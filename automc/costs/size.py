@@ -13,26 +13,34 @@ from automc.costs.table import CostTable, FloatArray, Shapes
 from automc.policy import FULL_BITS
 
 
+def _entries(shapes: Shapes, stored_bits: FloatArray) -> FloatArray:
+    """Bytes of the weights' codes and of where zeros lie (B, L)."""
+    dense: FloatArray = np.ceil(shapes.weights * stored_bits / 8)
+    sparsity = shapes.candidates.sparsity
+    if not sparsity.any():
+        return dense
+    sparse = np.ceil(shapes.weights / 8) + np.ceil(shapes.nonzeros * stored_bits / 8)
+    fewer: FloatArray = np.where((sparsity > 0) & (stored_bits <= FULL_BITS), np.minimum(dense, sparse), dense)
+    return fewer
+
+
 class _Size:
     name = "size"
 
     def layers(self, table: CostTable, shapes: Shapes) -> FloatArray:
-        bits, sparsity = shapes.candidates.weight_bits, shapes.candidates.sparsity
-        item = table.facts.item_bytes
-        stored_bits = np.where(bits < FULL_BITS, bits, 8 * item)
-        dense = np.ceil(shapes.weights * stored_bits / 8)
-        sparse = np.ceil(shapes.weights / 8) + np.ceil(shapes.nonzeros * stored_bits / 8)
-        weights = np.where((sparsity > 0) & (stored_bits <= FULL_BITS), np.minimum(dense, sparse), dense)
+        candidates, item = shapes.candidates, table.facts.item_bytes
+        stored_bits = np.where(candidates.weight_bits < FULL_BITS, candidates.weight_bits, 8 * item)
         # Counted whether or not the layer is quantized: otherwise float could cost less than 8 bits on tiny layers.
-        # A codebook counts as no smaller than scales, so that k-means never costs less than evenly spaced levels.
-        factored = (shapes.candidates.rank < 1) & (shapes.out > 0)
-        centroids = np.maximum(2.0 ** np.minimum(bits, 8) * (1 + factored), shapes.rows)
-        levels = np.where(shapes.candidates.shared > 0, centroids, shapes.rows)
-        scales_and_range = item * levels + 8
-        headers = np.where(factored, table.factor_bytes, 0.0)
-        stored: FloatArray = (
-            weights * table.owns_weight + headers + scales_and_range + item * shapes.out * table.has_bias
-        )
+        levels, headers = shapes.rows, np.zeros(())
+        factored = (candidates.rank < 1) & (shapes.out > 0)
+        if factored.any():
+            headers = np.where(factored, table.factor_bytes, 0.0)
+        if candidates.shared.any():
+            # A codebook counts as no smaller than scales, so that k-means never costs less than evenly spaced levels.
+            centroids = np.exp2(np.minimum(candidates.weight_bits, 8)) * (1 + factored)
+            levels = np.where(candidates.shared > 0, np.maximum(centroids, shapes.rows), shapes.rows)
+        entries = _entries(shapes, stored_bits) * table.owns_weight
+        stored: FloatArray = entries + headers + (item * levels + 8) + item * shapes.out * table.has_bias
         return stored
 
     def rest(self, table: CostTable, shapes: Shapes) -> FloatArray:
