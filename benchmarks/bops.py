@@ -55,6 +55,7 @@ def searched(
         trials=trials,
         seed=seed,
         stages=STAGES,
+        cache=RUNS / "cache",
         storage=storage,
         study=name,
     )

@@ -79,12 +79,12 @@ class Allocation:
         coefficients, levels = Regression.of(space, self.errors, points, scores).draw(rng)
         return self.solve(coefficients, np.where(space.ordered, around, levels), projector, thorough=thorough)
 
-    def implied(self, point: IntArray) -> FloatArray:
+    def implied(self, point: IntArray, projector: Projector | None = None) -> FloatArray:
         """Coefficients (A,) under which a point, whoever proposed it, is about the solution; 1 without an order."""
         table = additive(self.problem, point)
         rows = padded(table, self.errors)
         coefficients = np.ones(len(point))
-        price = prices(table, rows, table.spare(self.problem.projector))
+        price = prices(table, rows, table.spare(projector or self.problem.projector))
         coefficients[table.axes] = implied(table, rows, price, point[table.axes])
         return coefficients
 

@@ -9,12 +9,15 @@ import numpy as np
 
 from automc.searchers.aims import Aim
 from automc.searchers.allocation import Allocation
+from automc.searchers.coefficients import most_redrawn, redrawn
 from automc.searchers.evolution import Offspring
 from automc.searchers.history import History
 from automc.searchers.rl import AgentSearcher
 from automc.searchers.sampled import Trials
 from automc.space import IntArray
 
+REDRAWS = 4
+"""How often coefficients are drawn for a solution not proposed before."""
 NEIGHBOURS = 20
 """Told points that a sampler conditioned on the agent's decisions is fitted to, at most half of all."""
 
@@ -36,6 +39,29 @@ class Programming:
     def point(self, aim: Aim, rng: np.random.Generator) -> IntArray:
         """The knapsack's solution under one draw, criteria as drawn."""
         return self._allocation.likely(aim.points, aim.scores, aim.best, aim.projector, rng, thorough=False)
+
+
+class Weighing:
+    """SPDY's local search: the solution under some coefficients drawn anew of those that the aim's best point implies.
+
+    How many are drawn anew is chance, where `dp` goes from a tenth of them down to a single one: aims change, and with
+    them whose failures would count.
+    """
+
+    def __init__(self, allocation: Allocation, history: History) -> None:
+        self._allocation, self._history = allocation, history
+
+    def point(self, aim: Aim, rng: np.random.Generator) -> IntArray:
+        """The first solution not proposed before, of a few."""
+        space, implied = self._history.problem.space, self._allocation.implied(aim.best, aim.projector)
+        point = aim.best
+        for _ in range(REDRAWS):
+            count = int(rng.integers(1, most_redrawn(len(point)) + 1))
+            coefficients, around = redrawn(space, implied, aim.best, count, rng)
+            point = self._allocation.solve(coefficients, around, aim.projector, thorough=False)
+            if not self._history.seen(point):
+                break
+        return point
 
 
 class Switching:

@@ -2,7 +2,7 @@
 
 SPDY (Frantar and Alistarh 2022, section 3.2) searches these coefficients at random. Here two sources propose them.
 * `implied`: coefficients under which a point, whoever proposed it, is the knapsack's solution: a start for local
-  changes that needs no memory of who proposed what.
+  changes that needs no memory of who proposed what; `redrawn` makes these.
 * `Regression.draw`: a draw from the posterior of the additive model (`scoring.surrogate`): Thompson sampling with the
   knapsack as its oracle (Agrawal and Goyal 2013; Wen et al. 2015 for combinatorial arms). Noise in the scores widens
   the posterior instead of misleading a local search.
@@ -13,10 +13,14 @@ import numpy as np
 from automc.scoring.surrogate import AdditiveModel
 from automc.searcher import Problem
 from automc.searchers.relaxation import Additive
-from automc.space import FloatArray, IntArray
+from automc.space import FloatArray, IntArray, SearchSpace
 
 LEAST, MOST = 0.02, 50.0
 """Bounds on a coefficient, relative to the common one."""
+SHARE = 0.1
+"""Of the coefficients that a local search draws anew at most."""
+SPREAD = 1.0
+"""Deviation of the logarithm of a coefficient drawn anew."""
 
 
 def errors_of(problem: Problem) -> list[FloatArray]:
@@ -50,6 +54,25 @@ def implied(table: Additive, errors: FloatArray, price: FloatArray, levels: IntA
     least = np.where(low > 0.0, low, np.minimum(1.0, high) / 2.0)
     most = np.where(np.isfinite(high), high, np.maximum(1.0, low) * 2.0)
     return np.asarray(np.sqrt(least * most).clip(LEAST, MOST))  # on no convex hull, low > high: between them
+
+
+def redrawn(
+    space: SearchSpace, coefficients: FloatArray, point: IntArray, count: int, rng: np.random.Generator
+) -> tuple[FloatArray, IntArray]:
+    """So many coefficients (A,) drawn anew, each the old one times a log-normal factor, since implied ones have no
+    common range; of axes without an order the point's levels instead."""
+    coefficients, point = coefficients.copy(), point.copy()
+    for axis in rng.choice(len(point), size=count, replace=False):
+        if space.ordered[axis]:
+            coefficients[axis] *= np.exp(SPREAD * rng.standard_normal())
+        else:
+            point[axis] = rng.integers(0, space.sizes[axis])
+    return coefficients, point
+
+
+def most_redrawn(axes: int) -> int:
+    """How many coefficients a local search draws anew at first."""
+    return max(round(SHARE * axes), 1)
 
 
 class Regression(AdditiveModel):

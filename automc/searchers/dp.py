@@ -21,15 +21,11 @@ from automc.evaluation import Evaluation
 from automc.policy import Policy
 from automc.searcher import Problem
 from automc.searchers.allocation import Allocation
+from automc.searchers.coefficients import most_redrawn, redrawn
 from automc.searchers.history import History
-from automc.space import FloatArray, IntArray
 
 DRAWS = 20
 TRIES = 20
-SHARE = 0.1
-"""Of the coefficients that the local search draws anew at first."""
-SPREAD = 1.0
-"""Deviation of the logarithm of a coefficient drawn anew."""
 REDRAWS = 8
 """How often a vector is drawn for a solution not proposed before; then a neighbour of the last one is proposed."""
 
@@ -43,7 +39,7 @@ class DPSearcher:
         self.history = History(problem, seed)
         self.allocation = Allocation(problem)
         self._draws, self._tries = draws, tries
-        self._most = max(round(SHARE * len(problem.space.axes)), 1)
+        self._most = most_redrawn(len(problem.space.axes))
         self._changes, self._failed = self._most, 0
         """How many coefficients are drawn anew, and how many tries in a row have not paid."""
         self._best: int | None = None
@@ -59,7 +55,9 @@ class DPSearcher:
         point = best
         for _ in range(REDRAWS):
             coefficients, around = (
-                (rng.uniform(size=len(best)), best) if implied is None else self._moved(implied, best, rng)
+                (rng.uniform(size=len(best)), best)
+                if implied is None
+                else redrawn(self.history.problem.space, implied, best, self._changes, rng)
             )
             point = self.allocation.solve(coefficients, around)
             if not self.history.seen(point):
@@ -81,17 +79,6 @@ class DPSearcher:
     def state_dict(self) -> dict[str, Any]:
         """Where the local search stands."""
         return {"told": len(self.history.points), "changes": self._changes, "failed": self._failed}
-
-    def _moved(self, coefficients: FloatArray, best: IntArray, rng: np.random.Generator) -> tuple[FloatArray, IntArray]:
-        """Some coefficients drawn anew, and the best point with some axes without an order drawn anew."""
-        space = self.history.problem.space
-        coefficients, around = coefficients.copy(), best.copy()
-        for axis in rng.choice(len(best), size=self._changes, replace=False):
-            if space.ordered[axis]:
-                coefficients[axis] *= np.exp(SPREAD * rng.standard_normal())
-            else:
-                around[axis] = rng.integers(0, space.sizes[axis])
-        return coefficients, around
 
 
 def dp(problem: Problem, seed: int) -> DPSearcher:

@@ -3,8 +3,8 @@
 Jointly means three things.
 * Inside one trial (arm `agent+tpe`) the agent walks the layers and decides shares while a TPE sampler decides criteria
   and bits, each conditioned on the other (see `arms`).
-* Across trials a bandit shares the evaluations among agent+tpe, tpe, dp and evolution by what each added to the
-  front's hypervolume.
+* Across trials a bandit shares the evaluations among agent+tpe, tpe, dp, spdy and evolution by what each added to
+  the front's hypervolume.
 * Every evaluation, whoever proposed it, is in the history all arms read and in the agent's replay buffer.
 
 Besides the budget asked for, proposals are made for tighter ones, where the front has gaps (see `aims`): the agent is
@@ -26,7 +26,7 @@ from automc.policy import Policy
 from automc.searcher import Problem
 from automc.searchers.aims import Aims
 from automc.searchers.allocation import Allocation
-from automc.searchers.arms import Arm, Programming, Sampling, Switching, Walking
+from automc.searchers.arms import Arm, Programming, Sampling, Switching, Walking, Weighing
 from automc.searchers.bandit import Bandit
 from automc.searchers.baselines import uniform_point
 from automc.searchers.history import History
@@ -44,7 +44,7 @@ BEYOND = 1.1
 
 
 class JointSearcher:
-    """Four arms, one history."""
+    """Five arms, one history."""
 
     def __init__(self, problem: Problem, seed: int, *, agent: str = "ddpg") -> None:
         self.history, self.aims = History(problem, seed), Aims(problem)
@@ -58,6 +58,7 @@ class JointSearcher:
             "agent+tpe": Walking(self.agent, self.trials),
             "tpe": Sampling(self.trials),
             "dp": Programming(self.allocation),
+            "spdy": Weighing(self.allocation, self.history),
             "evolution": Switching(self.allocation, self.history),
         }
         self.bandit = Bandit(tuple(self.arms))

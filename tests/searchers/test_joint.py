@@ -249,3 +249,16 @@ def test_the_sampler_weighs_told_points_by_age() -> None:
     table.search(searcher, table.lookup(problem), 30)
     numbers = [t.number for t in searcher.trials._told if t is not None]
     assert numbers == list(range(30))
+
+
+def test_the_local_search_over_coefficients_leaves_the_best_point_but_not_its_budget() -> None:
+    problem = table.problem()
+    searcher = joint(problem, 0)
+    table.search(searcher, table.lookup(problem), 20)
+    for tight in (1.0, 0.8):
+        aim = searcher.aims.at(tight, searcher.history)
+        found = {searcher.arms["spdy"].point(aim, np.random.default_rng(seed)).tobytes() for seed in range(12)}
+        assert len(found) > 3  # chance decides which coefficients are drawn anew
+        points = [np.frombuffer(raw, dtype=np.int64) for raw in found]
+        assert all(aim.projector.feasible(point) for point in points)
+        assert not all(searcher.history.seen(point) for point in points)
