@@ -16,8 +16,8 @@ from automc.policy import Recipe
 from automc.registry import SEARCHERS
 from automc.setting import evaluator_of
 from automc.space import Axis
-from automc.tasks import load_task
 from tests.callbacks.searching import Heard
+from tests.cli.tiny import TASK
 
 
 def net() -> nn.Module:
@@ -163,21 +163,30 @@ def test_inspect_gives_groups() -> None:
     assert [g.units for g in facts.groups] == [8, 12] and facts.traceable
 
 
+def filed(folder: Path) -> str:
+    """The reference of a tiny task in a file."""
+    (folder / "my_task.py").write_text(TASK)
+    return f"{folder / 'my_task.py'}:task"
+
+
 def test_the_agent_of_a_study_serves_other_budgets(tmp_path: Path) -> None:
+    reference = filed(tmp_path)
     study = automc.search(
-        "digits", budget="macs<=60%", searcher="amc-budgets", trials=14, storage=tmp_path / "s.journal"
+        reference, budget="macs<=60%", searcher="amc-budgets", trials=14, storage=tmp_path / "s.journal"
     )
     dense = study.meta["dense"]["costs"]["macs"]
     costs = []
     for share in (0.3, 0.5, 0.6):
         policy = automc.policy_for(tmp_path / "s.journal", share)
         assert policy == automc.policy_for(study, share)
-        costs.append(automc.cost(automc.apply("digits", policy), load_task("digits").example_inputs)["macs"] / dense)
+        costs.append(automc.cost(automc.apply(reference, policy), task().example_inputs)["macs"] / dense)
         assert share - 0.1 < costs[-1] <= share
     assert len(study.evaluations) == 14
 
 
 def test_a_study_without_such_an_agent_serves_none(tmp_path: Path) -> None:
-    study = automc.search("digits", budget="macs<=60%", searcher="random", trials=1, storage=tmp_path / "s.journal")
+    study = automc.search(
+        filed(tmp_path), budget="macs<=60%", searcher="random", trials=1, storage=tmp_path / "s.journal"
+    )
     with pytest.raises(AutomcError, match="searched by random: search with amc-budgets"):
         automc.policy_for(study, 0.3)

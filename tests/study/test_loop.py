@@ -257,12 +257,13 @@ def start(path: Path, trials: int, side: Path, pause: float) -> subprocess.Popen
     return process
 
 
+@pytest.mark.parametrize("kills", [6, pytest.param(20, marks=pytest.mark.slow)])
 @pytest.mark.timeout(240)
-def test_twenty_kills_lose_and_double_no_finished_trial(tmp_path: Path) -> None:
+def test_kills_lose_and_double_no_finished_trial(tmp_path: Path, kills: int) -> None:
     path, side, trials = tmp_path / "lab.journal", tmp_path / "side.log", 60
     rng = random.Random(0)
     lab.study(path)
-    for _ in range(20):
+    for _ in range(kills):
         goal = len(Study.open(path).evaluations) + 40  # never done before the kill
         process = start(path, goal, side, 0.002)
         time.sleep(rng.uniform(0.0, 0.06))
@@ -292,7 +293,7 @@ def test_a_signal_at_a_random_moment_leaves_a_study_that_goes_on(
 ) -> None:
     path = tmp_path / "lab.journal"
     rng = random.Random(int(number))
-    for turn in range(4):
+    for turn in range(2):
         process = start(path, 10_000, tmp_path / "side.log", 0.002)
         time.sleep(rng.uniform(0.0, 0.1))
         process.send_signal(number)
