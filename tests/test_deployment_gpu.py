@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 import automc
 from automc.deployment import layers, timing
-from automc.deployment.forms import LOOSE, SPARSE_BFLOAT16, Wanted, forms
+from automc.deployment.forms import BFLOAT16, LOOSE, SPARSE_BFLOAT16, Wanted, forms
 from automc.deployment.layers import all_ways, every_way, layerwise
 from automc.errors import PolicyError
 from automc.kernels.blocks import SIZES, TYPES, BlockLinear, has_triton
@@ -103,6 +103,30 @@ def test_a_gpu_is_waited_for_before_and_after_each_turn(monkeypatch: pytest.Monk
     events.clear()
     timing.in_turns([lambda: "cpu"], 1, 0.0)
     assert not events
+
+
+class Elsewhere(Tensor):
+    """A tensor that says it is on a GPU: what is tried for it can be seen without one."""
+
+    is_cuda = True
+    is_cpu = False
+
+
+def test_on_a_gpu_layers_with_zeros_have_forms_and_what_is_a_processors_has_none(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(layers, "has_triton", lambda: True)
+    monkeypatch.setattr(layers, "faster", lambda layer, x, others: others[-1] if others else None)
+    waited: list[torch.device] = []
+    monkeypatch.setattr(torch.cuda, "synchronize", waited.append)
+    net, x = Mixed().eval(), torch.randn(2, 16, 6, 6).as_subclass(Elsewhere)
+    found = forms(net, (x,), bf16=True)
+    by_torch = {"as it is", "folded", "channels last", "folded, channels last", *BFLOAT16}
+    assert set(found) == {*by_torch, "sparse layers", "sparse layers, channels last", SPARSE_BFLOAT16}
+    for name in ("sparse layers", "sparse layers, channels last"):
+        kinds = [type(part) for part in found[name].modules()]
+        assert kinds.count(BlockLinear) == 2 and kinds.count(Pointwise) == 1
+    assert not waited and automc.deploy(net, (x,)).form not in (*BFLOAT16, SPARSE_BFLOAT16) and waited
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
