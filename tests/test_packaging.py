@@ -3,6 +3,7 @@
 With a compiler it also holds compiled kernels, which run where there is none.
 """
 
+import importlib.util
 import os
 import platform
 import re
@@ -166,6 +167,8 @@ def test_every_module_imports_from_the_wheel_outside_the_checkout(wheel, tmp_pat
         for name in zipfile.ZipFile(wheel).namelist()
         if name.endswith(".py") and not name.endswith("__main__.py")
     )
+    if importlib.util.find_spec("triton") is None:
+        modules.remove("automc.kernels.blocks_triton")  # nobody imports it there
     program = "\n".join(
         [
             "import importlib, sys",

@@ -27,7 +27,8 @@ LOOSE = 2**-5
 """The same of forms in bfloat16: every layer rounds to 2^-8 of its values, and what many make of that adds up."""
 NUDGE, NUDGES = 1e-6, 4
 """Where activations are rounded, another order of sums may put one on another level, and all behind it elsewhere: what
-inputs larger by such a share change in the outputs, or sums without rounding, so many times over, is allowed, too."""
+inputs larger by such a share change in the outputs, or sums without rounding, so many times over, is allowed, too. The
+same holds on a GPU, where torch's convolutions round factors to TF32 unless that is forbidden."""
 
 
 class ChannelsLast(nn.Module):
@@ -48,9 +49,10 @@ def forms(module: nn.Module, inputs: Inputs, *, kernels: bool = True, bf16: bool
 
     As it is; folded (batch norms into convolutions), in both layouts of images; with weights of linear layers packed;
     with `kernels` also its layers with zeros, its layers of 8 bits, and the whole as one plan: each layer as is fastest
-    here for inputs like these. A form is there only if it gives what the module gives, to 1e-4 of the largest output
-    or, where activations are rounded, to a few times what the least change of inputs or sums does. With `bf16` layers
-    run in bfloat16, too, where that is faster, in forms whose names say so, held to 2^-5 of the largest output.
+    here for inputs like these. On a GPU, where inputs lie there, only layers with zeros have kernels. A form is there
+    only if it gives what the module gives, to 1e-4 of the largest output or, where activations are rounded or outputs
+    are of half precision, to a few times what that or the least change of inputs or sums does. With `bf16` layers run
+    in bfloat16, too, where that is faster, in forms whose names say so, held to 2^-5 of the largest output.
     """
     plain = copy.deepcopy(module).eval()
     wanted = Wanted.of(plain, inputs)
@@ -64,7 +66,8 @@ def forms(module: nn.Module, inputs: Inputs, *, kernels: bool = True, bf16: bool
 
 def _makers(plain: nn.Module, inputs: Inputs, bf16: bool) -> dict[str, Callable[[], nn.Module | None]]:
     """How each form is made, where there is one."""
-    rounds, images = _rounds(plain), any(x.dim() == 4 for x in inputs)
+    gpu, images = any(x.is_cuda for x in inputs), any(x.dim() == 4 for x in inputs)
+    rounds = _rounds(plain) and not gpu  # integers are a processor's
 
     @cache
     def small() -> nn.Module:
@@ -88,6 +91,8 @@ def _makers(plain: nn.Module, inputs: Inputs, bf16: bool) -> dict[str, Callable[
         "layers of 8 bits, channels last": lambda: layerwise(last(plain), inputs) if rounds and images else None,
         "one plan": lambda: network_of(small(), inputs),
     }
+    if gpu and images:
+        found["sparse layers, channels last"] = lambda: layerwise(last(small()), inputs) if _sparse(small()) else None
     if bf16:
         found |= {
             BFLOAT16[0]: lambda: _halved(layerwise(small(), inputs, by_torch)),
@@ -123,13 +128,13 @@ class Wanted:
     @classmethod
     @torch.no_grad()
     def of(cls, module: nn.Module, inputs: Inputs) -> "Wanted":
-        """Of a module in eval mode: 1e-4 of an output's largest number, or what rounding makes of the least change of
-        inputs or of sums."""
+        """Of a module in eval mode: 1e-4 of an output's largest number, a few roundings of it where it is of half
+        precision, or what rounding makes of the least change of inputs or of sums."""
         outputs = tensors(module(*copies(inputs)))
         nudged = tensors(module(*(x * (1 + NUDGE) if x.is_floating_point() else x.clone() for x in inputs)))
         moved = [_farthest(outputs, others) for others in (nudged, _in_doubles(module, inputs))]
         room = tuple(
-            max(TOLERANCE * max(1e-6, float(a.abs().max())), *(NUDGES * far for far in own)) if a.numel() else 0.0
+            max(_share(a) * max(1e-6, float(a.abs().max())), *(NUDGES * far for far in own)) if a.numel() else 0.0
             for a, *own in zip(outputs, *moved, strict=True)
         )
         return cls(outputs, room)
@@ -147,9 +152,16 @@ class Wanted:
         )
 
 
+def _share(x: Tensor) -> float:
+    """Of the largest output: what may change in one of this type."""
+    return max(TOLERANCE, NUDGES * torch.finfo(x.dtype).eps) if x.is_floating_point() else TOLERANCE
+
+
 def _in_doubles(plain: nn.Module, inputs: Inputs) -> tuple[Tensor, ...]:
-    """What a module that rounds activations gives where sums lose nothing; nothing of others, or of one that cannot."""
-    if not any(layer.input is not None for _, layer in quantized_layers(plain)):
+    """What a module that rounds activations, or is on a GPU, gives where sums lose nothing; nothing of others, or of
+    one that cannot."""
+    rounds = any(layer.input is not None for _, layer in quantized_layers(plain))
+    if not rounds and not any(x.is_cuda for x in inputs):
         return ()
     try:
         double = copy.deepcopy(plain).double()

@@ -19,9 +19,12 @@ from automc.errors import PolicyError
 from automc.graph.runs import copies
 from automc.kernels import tokens
 from automc.kernels.bfloat16 import BFloat16Conv, BFloat16Linear, Convolution
+from automc.kernels.blocks import BlockLinear, has_triton, sizes
 from automc.kernels.dense32 import PackedLinear, libraries
 from automc.kernels.matrix import BLOCKS, FloatArray
 from automc.kernels.plan import plain
+from automc.kernels.pointwise import Pointwise, linear_of
+from automc.kernels.semistructured import BACKENDS, SemiStructuredLinear
 from automc.kernels.steps import shape_of
 from automc.kernels.tokens import ACROSS, TokenChoice
 
@@ -31,6 +34,10 @@ KINDS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 """Layers that have another way."""
 DENSE = 0.6
 """Share of weights that are not zero from which on no sparse way is tried."""
+TYPES = {"cpu": (torch.float32,), "cuda": (torch.float32, torch.float16, torch.bfloat16)}
+"""Weights that have another way, by device."""
+SIZES = 3
+"""Of blocks that are tried on a GPU: each is compiled anew."""
 MARGIN = 0.97
 """Another way must take at most so much of the layer's own time: a tie is not worth a kernel."""
 
@@ -83,9 +90,11 @@ def layerwise(
 
 
 def all_ways(layer: nn.Module, x: Tensor) -> list[nn.Module]:
-    """Of 8 bits in integers; with zeros in blocks; else with its weight packed."""
+    """Of 8 bits in integers; with zeros in blocks, or in 2:4 on a GPU; else with its weight packed."""
     if isinstance(layer, QuantizedLayer):
         return _eight_bit(layer)
+    if x.is_cuda:
+        return _on_gpu(layer, x)
     sparse = has_zeros(layer)
     if isinstance(layer, nn.Linear):
         return packed_ways(layer, x) + (_linear(layer, x) if sparse else [])
@@ -94,7 +103,7 @@ def all_ways(layer: nn.Module, x: Tensor) -> list[nn.Module]:
 
 def packed_ways(layer: nn.Module, x: Tensor) -> list[nn.Module]:
     """A linear layer by torch's libraries, its weight laid out beforehand."""
-    if type(layer) is not nn.Linear:
+    if type(layer) is not nn.Linear or not x.is_cpu:
         return []
     return [PackedLinear(layer, library, x.numel() // layer.in_features) for library in libraries()]
 
@@ -106,13 +115,20 @@ def by_torch(layer: nn.Module, x: Tensor) -> list[nn.Module]:
 
 def every_way(layer: nn.Module, x: Tensor) -> list[nn.Module]:
     """All ways, bfloat16 among them."""
-    return all_ways(layer, x) + _bfloat16(layer, x)
+    sparse = _on_gpu(layer, x, torch.bfloat16) if x.is_cuda and _is_float32(layer) else []
+    return all_ways(layer, x) + _bfloat16(layer, x) + sparse
 
 
 def _bfloat16(layer: nn.Module, x: Tensor) -> list[nn.Module]:
+    if not _is_float32(layer):
+        return []
     if type(layer) is nn.Linear:
         return [BFloat16Linear(layer, x.numel() // layer.in_features)]
     return [BFloat16Conv(layer)] if isinstance(layer, Convolution) else []
+
+
+def _is_float32(layer: nn.Module) -> bool:
+    return isinstance(layer, KINDS) and layer.weight.dtype == torch.float32
 
 
 def has_zeros(layer: nn.Module) -> bool:
@@ -136,14 +152,15 @@ def seen(module: nn.Module, inputs: tuple[Tensor, ...], names: Iterable[str]) ->
 
 
 def _layers(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """Layers whose kernels are here, on a CPU: of 8 bits with rounded inputs; float32 of these types exactly. What
-    rounds a layer comes before it."""
+    """Layers whose kernels are here: of 8 bits with rounded inputs, on a CPU; else of these types exactly. What rounds
+    a layer comes before it."""
     for name, layer in module.named_modules():
         if isinstance(layer, QuantizedLayer) and layer.input is not None and layer.weight_scale is not None:
-            yield name, layer
+            if layer.weight_scale.is_cpu:
+                yield name, layer
             continue
         weight = layer.weight if type(layer) in KINDS else None
-        if isinstance(weight, Tensor) and weight.dtype == torch.float32 and weight.device.type == "cpu":
+        if isinstance(weight, Tensor) and weight.dtype in TYPES.get(weight.device.type, ()):
             yield name, layer
 
 
@@ -189,6 +206,32 @@ def _linear(layer: nn.Linear, x: Tensor) -> list[nn.Module]:
     bias = None if layer.bias is None else layer.bias.detach().numpy()
     plans = [tokens.planned(weight, bias, choice) for choice in token_choices(weight, x.numel() // weight.shape[1])]
     return [PlannedLinear(plan, layer.in_features, layer.out_features) for plan in plans]
+
+
+def _on_gpu(layer: nn.Module, x: Tensor, dtype: torch.dtype | None = None) -> list[nn.Module]:
+    """In 2:4 and in blocks; none where the weight has too few zeros for either, or where this GPU runs neither.
+
+    dtype: what weights and inputs are rounded to, by default nothing.
+    """
+    linear = linear_of(layer) if has_zeros(layer) else None
+    if linear is None:
+        return []
+    makers: list[Callable[[], nn.Module]] = [partial(SemiStructuredLinear.of, linear, b, dtype) for b in BACKENDS]
+    if has_triton():
+        found = sizes(linear.weight.detach(), DENSE * linear.weight.numel())[:SIZES]
+        makers += [partial(BlockLinear.of, linear, size, dtype) for size in found]
+    ways = (_tried(make, layer, x) for make in makers)
+    return [way for way in ways if way is not None]
+
+
+def _tried(make: Callable[[], nn.Module], layer: nn.Module, x: Tensor) -> nn.Module | None:
+    """A way that runs on this GPU: what one has no kernels for, libraries say by any error, at the first call."""
+    with contextlib.suppress(Exception), torch.no_grad():
+        way = make()
+        way = Pointwise(way, layer.stride) if isinstance(layer, nn.Conv2d) else way
+        way(x)
+        return way
+    return None
 
 
 def token_choices(weight: FloatArray, rows: int) -> list[TokenChoice]:

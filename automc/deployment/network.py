@@ -46,8 +46,8 @@ class PlannedNetwork(nn.Module):
 
 
 def network_of(module: nn.Module, inputs: tuple[Tensor, ...]) -> PlannedNetwork | None:
-    """A module in eval mode as one plan; None where an operation has no step, or nothing is compiled."""
-    shape = shape_of(inputs[0]) if len(inputs) == 1 and lanes() else None
+    """A module in eval mode as one plan; None where an operation has no step, nothing is compiled, or on a GPU."""
+    shape = shape_of(inputs[0]) if len(inputs) == 1 and inputs[0].is_cpu and lanes() else None
     small = folded(module)
     found = None if shape is None or not isinstance(small, fx.GraphModule) else lowered(small, shape, Steps())
     if found is None or found.output is None:

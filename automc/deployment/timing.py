@@ -1,8 +1,16 @@
-"""How long several ways to compute the same take: timed in turn, so that a slow moment of the machine hits all."""
+"""How long several ways to compute the same take: timed in turn, so that a slow moment of the machine hits all.
+
+A GPU computes behind the back of who asks it to. It is waited for where what a way gives lies on one, so that seconds
+are those of all that it was asked in a turn; asking and computing overlap, as they do in a model.
+"""
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+
+import torch
+
+from automc.graph.runs import tensors
 
 ROUNDS = 7
 TURN = 3e-4
@@ -23,21 +31,28 @@ def in_turns(
     ways: Sequence[Callable[[], object]], rounds: int, turn: float, most: float = math.inf
 ) -> list[list[float]]:
     """Seconds of each way, a number a round, in each of which it runs for so many seconds; rounds end after `most`."""
-    for way in ways:
-        way()  # the first run pays for memory and primitives
-    repeats = [max(1, int(turn / max(1e-6, _seconds(way, 1)))) for way in ways]
+    # the first run pays for memory and primitives
+    gpus = {x.device for way in ways for x in tensors(way()) if x.is_cuda}
+    repeats = [max(1, int(turn / max(1e-6, _seconds(way, 1, gpus)))) for way in ways]
     found: list[list[float]] = [[] for _ in ways]
     begin = time.perf_counter()
     for done in range(rounds):
         if done and time.perf_counter() - begin > most:
             break
         for way, count, own in zip(ways, repeats, found, strict=True):
-            own.append(_seconds(way, count))
+            own.append(_seconds(way, count, gpus))
     return found
 
 
-def _seconds(way: Callable[[], object], count: int) -> float:
+def _seconds(way: Callable[[], object], count: int, gpus: Iterable[torch.device]) -> float:
+    _wait(gpus)
     start = time.perf_counter()
     for _ in range(count):
         way()
+    _wait(gpus)
     return (time.perf_counter() - start) / count
+
+
+def _wait(gpus: Iterable[torch.device]) -> None:
+    for gpu in gpus:
+        torch.cuda.synchronize(gpu)

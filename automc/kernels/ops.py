@@ -3,8 +3,8 @@
 automc::images(x, plan, shape)           a network on images, each result of one shape
 automc::tokens(x, plan, outputs, other)  a linear layer, its number of outputs, and what is added
 
-To import this module is all that a file needs which was exported with kernels: those of layers of 8 bits stand beside
-their kernels, and are registered with them.
+To import this module is all that a file needs which was exported with kernels: those of layers of 8 bits, and of blocks
+on a GPU, stand beside their kernels, and are registered with them.
 """
 
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from automc.errors import TaskError
-from automc.kernels import dense8_conv, images, sparse8_conv, tokens  # noqa: F401  (the first and third register theirs)
+from automc.kernels import blocks, dense8_conv, images, sparse8_conv, tokens  # noqa: F401  (some only register theirs)
 
 LIBRARY = torch.library.Library("automc", "FRAGMENT")  # type: ignore[no-untyped-call]
 LIBRARY.define("images(Tensor x, Tensor plan, int[] shape) -> Tensor")  # type: ignore[no-untyped-call]

@@ -1,7 +1,7 @@
 """Weights in the order in which a library of torch's reads them, made at first use and kept as long as the weight.
 
-Such a tensor has no storage: it can be neither copied, nor saved, nor exported. So modules hold the weight itself, with
-which all that works, and ask here for the other one whenever they run.
+Such a tensor has no storage of its own: it can be neither saved nor exported, and most cannot be copied. So modules
+hold the weight itself, with which all that works, and ask here for the other one whenever they run.
 """
 
 from collections.abc import Callable, Iterable
@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from torch.utils.weak import WeakTensorKeyDictionary
 
 
@@ -40,4 +41,11 @@ def packed(weight: Tensor, library: str, make: Callable[[], P], *others: Tensor)
 def packed_bytes(weights: Iterable[Tensor]) -> int:
     """The bytes that what is kept of some weights takes besides these."""
     kept = (found for weight in weights for _, found in _kept.get(weight, {}).values())
-    return sum(int(torch.ops.mkldnn._nbytes(x)) for found in kept for x in found.weights)
+    return sum(_bytes(x) for found in kept for x in found.weights)
+
+
+def _bytes(x: Any) -> int:
+    if is_traceable_wrapper_subclass(x):  # as tensors in 2:4 are
+        names, _ = x.__tensor_flatten__()
+        return sum(int(getattr(x, name).nbytes) for name in names)
+    return int(torch.ops.mkldnn._nbytes(x))

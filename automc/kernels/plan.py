@@ -89,10 +89,13 @@ def plain(x: Tensor) -> bool:
 
     Then operations of torch are left aside: it takes longer to find the way to one than many of them take.
     """
+    return x.dtype is torch.float32 and x.is_cpu and unwatched(x)
+
+
+def unwatched(x: Tensor) -> bool:
+    """Whether x is a tensor of torch's own, and nobody records what is done with it."""
     return (
         type(x) is Tensor
-        and x.dtype is torch.float32
-        and x.is_cpu
         and not torch.compiler.is_compiling()
         and torch._C._get_tracing_state() is None
         and not torch._C._len_torch_dispatch_stack()
