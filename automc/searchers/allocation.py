@@ -24,6 +24,8 @@ from automc.space import FloatArray, IntArray
 
 BUCKETS = 10_000
 """As in SPDY's code."""
+TABLES = 8
+"""Of additive costs that are kept."""
 ROUNDS = 5
 """How often costs are made additive around the latest solution, at most."""
 
@@ -33,6 +35,8 @@ class Allocation:
 
     def __init__(self, problem: Problem) -> None:
         self.problem = problem
+        self._tables: dict[bytes, Additive] = {}
+        """The latest few, by the point they were made around."""
 
     @cached_property
     def errors(self) -> list[FloatArray]:
@@ -53,14 +57,14 @@ class Allocation:
         weighted = [c * e for c, e in zip(coefficients, self.errors, strict=True)]
         best, least = around, np.inf
         for _ in range(ROUNDS if thorough else 2):
-            table = additive(self.problem, best)
+            table = self._additive(best)
             point = relaxed(projector, table, padded(table, weighted))
             if total(weighted, point) >= least:
                 break
             best, least = point, total(weighted, point)
         if len(projector.limits) > 1 or not thorough:
             return best
-        exact = _exact(projector, additive(self.problem, best), weighted)
+        exact = _exact(projector, self._additive(best), weighted)
         return exact if total(weighted, exact) < least else best
 
     def likely(
@@ -81,12 +85,21 @@ class Allocation:
 
     def implied(self, point: IntArray, projector: Projector | None = None) -> FloatArray:
         """Coefficients (A,) under which a point, whoever proposed it, is about the solution; 1 without an order."""
-        table = additive(self.problem, point)
+        table = self._additive(point)
         rows = padded(table, self.errors)
         coefficients = np.ones(len(point))
         price = prices(table, rows, table.spare(projector or self.problem.projector))
         coefficients[table.axes] = implied(table, rows, price, point[table.axes])
         return coefficients
+
+    def _additive(self, point: IntArray) -> Additive:
+        """Costs made additive around a point; what is drawn around one point reads them many times."""
+        key = point.tobytes()
+        if key not in self._tables:
+            if len(self._tables) >= TABLES:
+                self._tables.pop(next(iter(self._tables)))
+            self._tables[key] = additive(self.problem, point)
+        return self._tables[key]
 
 
 def total(errors: list[FloatArray], point: IntArray) -> float:
