@@ -41,9 +41,9 @@ with torch.no_grad():
 
 @pytest.fixture
 def deployed_as(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], list[nn.Module]]:
-    """Has a form win, whatever the time it takes, its layers those of automc wherever they can be, and gives it once it
-    is made."""
-    monkeypatch.setattr("automc.deployment.layers.MARGIN", 1e9)
+    """Has a form win, whatever the time it takes, its layers those that leave out zeros wherever they can be, and gives
+    it once it is made."""
+    monkeypatch.setattr("automc.deployment.layers.faster", lambda layer, x, others: others[-1] if others else None)
 
     def choose(name: str) -> list[nn.Module]:
         made: list[nn.Module] = []
