@@ -124,7 +124,8 @@ def search(
 
         slack = {name: SLACK * bound for name, bound in record.meta["limits"].items()}
         runner = Race(setting.evaluator, record.costs, keep, screen=setting.screen if screen else None, slack=slack)
-        with _scored_by(spreading, setting, runner) as scores:
+        done = len(record.evaluations) >= trials  # then nobody need begin to work
+        with _scored_by(None if done else spreading, setting, runner) as scores:
             loop.run(
                 setting.problem,
                 begun.searcher,

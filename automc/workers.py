@@ -11,6 +11,8 @@ from pathlib import Path
 from types import ModuleType
 
 import cloudpickle
+import torch
+from torch import Tensor
 
 from automc.errors import ExecutorError
 from automc.evaluation import Evaluation
@@ -18,6 +20,8 @@ from automc.executors.executor import Executor
 from automc.executors.raced import Raced
 from automc.policy import Policy
 from automc.registry import EXECUTORS
+from automc.scoring.evaluator import Evaluator
+from automc.scoring.groundwork import Groundwork
 from automc.scoring.heat import Job, Scorer
 from automc.scoring.race import Race
 from automc.setting import Scoring
@@ -67,25 +71,50 @@ class Blueprint:
 
     scoring: Scoring
     risk: float
+    groundwork: Groundwork | None = None
+    """What all candidates need; None where it could not be computed, which candidates will say."""
+
+    @property
+    def unwritten(self) -> Iterator[Tensor]:
+        """What no scorer writes to, and nobody else comes by."""
+        return iter(()) if self.groundwork is None else self.groundwork.tensors()
 
     def __call__(self) -> Scorer:
-        """The scorer, with all that its first candidate would have to compute for those that follow.
-
-        A worker on another machine does without a bank that is shared in the memory of this one.
-        """
+        """The scorer; a worker on another machine does without a bank that is shared in the memory of this one."""
         cache = self.scoring.cache
         missing = cache is not None and cache.name.startswith(_SHARED) and not cache.is_dir()
-        evaluator = replace(self.scoring, cache=None if missing else cache).evaluator()
+        evaluator = replace(self.scoring, cache=None if missing else cache).evaluator(self.groundwork)
         with contextlib.suppress(Exception):  # candidates will say what is wrong
-            evaluator.compressor.compress(self.scoring.space.decode(self.scoring.space.smallest))
+            evaluator.compressor.bank(self.scoring.space.recipe)
         return Scorer(evaluator, self.risk)
+
+
+def groundwork(evaluator: Evaluator, scoring: Scoring, threads: int) -> Groundwork | None:
+    """All that a worker's first candidate would have to compute for those that follow, as a worker would compute it.
+
+    The evaluator's own, with what it does not know yet, where it runs on so many threads, too: by another number the
+    last digits would be others.
+    """
+    smallest, before = scoring.space.decode(scoring.space.smallest), torch.get_num_threads()
+    if before != threads:
+        evaluator = scoring.evaluator_like(evaluator)
+    try:
+        torch.set_num_threads(threads)
+        with contextlib.suppress(Exception):  # candidates will say what is wrong
+            evaluator.compressor.compress(smallest)
+        with contextlib.suppress(Exception):
+            return evaluator.groundwork(smallest.recipe)
+        return None
+    finally:
+        torch.set_num_threads(before)
 
 
 @contextlib.contextmanager
 def spread(workers: Workers, scoring: Scoring, race: Race) -> Iterator[Executor[Policy, Evaluation]]:
     """An executor that scores a race's policies by workers; they are gone when the block is left, however it is."""
     with _bank(scoring.cache) as folder, travelling():
-        blueprint = Blueprint(replace(lean(scoring), cache=folder), race.scorer.risk)
+        known = groundwork(race.evaluator, scoring, workers.threads)
+        blueprint = Blueprint(replace(lean(scoring), cache=folder), race.scorer.risk, known)
         own = {"gpus": workers.gpus} if workers.gpus else {}
         pool = EXECUTORS.load(workers.executor)(
             blueprint,
@@ -97,6 +126,7 @@ def spread(workers: Workers, scoring: Scoring, race: Race) -> Iterator[Executor[
             memory_bytes=workers.memory_bytes,
             **own,
         )
+        del blueprint, known  # they have left
         executor = Raced(race, pool)
         try:
             yield executor

@@ -287,10 +287,10 @@ def test_a_worker_has_what_all_candidates_need_before_the_first_of_them_is_timed
     """Else a limit of time would end every first candidate, and with it the worker that has to begin anew."""
     from automc.compression.bank import LayerBank
     from automc.compression.compress import Compressor
-    from automc.workers import Blueprint
+    from automc.workers import Blueprint, groundwork
 
     setting = tiny.setting(task)
-    scorer = Blueprint(setting.scoring, 0.01)()
+    scorer = Blueprint(setting.scoring, 0.01, groundwork(setting.evaluator, setting.scoring, 1))()
 
     def never(*_: object) -> None:
         raise AssertionError("too late")
