@@ -1,11 +1,12 @@
 """How a search is spread over workers: what each is given, and how all of them come to one bank of layers."""
 
 import contextlib
+import logging
 import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
@@ -17,6 +18,7 @@ from torch import Tensor
 from automc.errors import ExecutorError
 from automc.evaluation import Evaluation
 from automc.executors.executor import Executor
+from automc.executors.inline import Inline
 from automc.executors.raced import Raced
 from automc.policy import Policy
 from automc.registry import EXECUTORS
@@ -25,8 +27,10 @@ from automc.scoring.groundwork import Groundwork
 from automc.scoring.heat import Job, Scorer
 from automc.scoring.race import Race
 from automc.setting import Scoring
+from automc.study import Study
 from automc.tasks import FILE_MODULE
 
+_log = logging.getLogger("automc")
 ROOM = 2**30
 """Bytes that must be free where the layers' bank is shared in memory."""
 _SHARED = "automc-bank-"
@@ -40,8 +44,8 @@ class Workers:
     executor: str = "processes"
     """`processes` of this machine, or `ray`."""
     in_flight: int | None = None
-    """Candidates asked for before the first of them is told; by default two a worker. What a search does depends on
-    this number, and not on how many workers share the work."""
+    """Candidates asked for before the first of them is told; by default two a worker, and where a study goes on as many
+    as it had. What a search does depends on this number, and not on how many workers share the work."""
     seconds: float | None = None
     """After which a candidate is given up, and its worker replaced."""
     memory_bytes: int | None = None
@@ -107,6 +111,33 @@ def groundwork(evaluator: Evaluator, scoring: Scoring, threads: int) -> Groundwo
         return None
     finally:
         torch.set_num_threads(before)
+
+
+def settled(workers: Workers | None, study: Study) -> Workers | int:
+    """Workers with the number of candidates in flight that a study goes on with; the number alone without workers.
+
+    What a search does depends on it. So it is what was asked for, else what the study has noted, however many workers
+    there are now, and noted for the next time. That a search had one candidate in flight, as without workers, binds
+    nobody who now has workers, and searches that share a study each have a number of their own.
+    """
+    usual = 1 if workers is None else 2 * workers.count
+    asked = None if workers is None else workers.in_flight
+    known: int | None = None if study.shared else study.meta.get("in_flight")
+    number = asked or (usual if known is None or (known == 1 and workers is not None) else known)
+    if known not in (None, number):
+        words = "Study %r had %d candidates in flight and goes on with %d: its trials are others than with %d."
+        _log.warning(words, study.name, known, number, known)
+    if workers is not None and asked is None and number < workers.count:
+        words = "Study %r has %d candidates in flight, too few for %d workers: give in_flight to have more."
+        _log.warning(words, study.name, number, workers.count)
+    if known != number and not study.shared:
+        study.note("in_flight", number)
+    return number if workers is None else replace(workers, in_flight=number)
+
+
+def here(race: Race, in_flight: int) -> Callable[[Policy], Evaluation] | Executor[Policy, Evaluation]:
+    """Scores a race's policies in this process, one after the other, as if so many were in flight."""
+    return race.evaluate if in_flight == 1 else Raced(race, Inline(race.scorer, in_flight))
 
 
 @contextlib.contextmanager

@@ -196,13 +196,15 @@ from automc.budget import Budget
 from automc.executors.parcel import Parcel, opened_in
 from automc.scoring.heat import Job
 from automc.setting import prepare
+from automc.tasks import load_task
 from tests.executors.test_groundwork import blueprint, many
 from tests.scoring import tiny
 from automc.executors.parcel import packed
 
 torch.set_num_threads(1)
 space, score, activation = sys.argv[1], sys.argv[2], {"relu": torch.nn.ReLU, "swish": tiny.Swish}[sys.argv[3]]
-setting = prepare(many(activation=activation), Budget.parse("size<=60%"), space, score=score, stages=(60, 200))
+task = load_task("digits") if space == "ranks" else many(activation=activation)  # a tiny one has none worth it
+setting = prepare(task, Budget.parse("bops<=80%"), space, score=score, stages=(60, 200))
 parcel = packed(blueprint(setting))
 memory = mmap.mmap(parcel.memory, parcel.size, prot=mmap.PROT_READ)  # who writes there does not live on
 assert len(list(blueprint(setting).unwritten)) > 3
