@@ -164,6 +164,35 @@ def test_more_or_fewer_in_flight_than_when_it_began_goes_on(tmp_path: Path, task
         assert all(e.score == scores[e.policy] for e in study.evaluations)
 
 
+@pytest.mark.parametrize("searcher", ["gp", "cmaes", "nsga3", "tpe", "joint"])
+def test_a_resumed_search_asks_again_only_for_what_was_open(
+    tmp_path: Path, task: automc.Task, monkeypatch: pytest.MonkeyPatch, searcher: str
+) -> None:
+    """Asks of `gp` take seconds."""
+    from automc.searchers.joint import JointSearcher
+    from automc.searchers.optuna_search import OptunaSearcher
+
+    asks: list[str] = []
+    kind: Any = JointSearcher if searcher == "joint" else OptunaSearcher
+    ask = kind.ask
+
+    def counting(self: Any) -> Any:
+        found = ask(self)
+        asks.append(found.digest)
+        return found
+
+    monkeypatch.setattr(kind, "ask", counting)
+    expected = contents(search(task, tmp_path / "whole.journal", searcher, False, 2))
+    in_order = asks.copy()
+    for stopped in (1, 2, 3, 4, 5, 12, 13, 17, TRIALS - 1):
+        for kindly in (True, False):
+            path = tmp_path / f"{stopped} {kindly}.journal"
+            stop(task, path, searcher, False, stopped, kindly=kindly)
+            asks.clear()
+            assert contents(search(task, path, searcher, False, 2)) == expected
+            assert asks == in_order[stopped:]
+
+
 @pytest.mark.parametrize("raced", [False, True])
 def test_a_study_goes_on_with_as_many_in_flight_as_it_had_whoever_scores(
     tmp_path: Path, task: automc.Task, wholes: dict[tuple[str, bool], Trials], caplog: Any, raced: bool
