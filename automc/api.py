@@ -38,7 +38,7 @@ from automc.space import SpaceBuilder
 from automc.study import Study
 from automc.task import Task
 from automc.tasks import named as named_tasks
-from automc.workers import Workers, spread
+from automc.workers import Workers, here, settled, spread
 
 _log = logging.getLogger("automc")
 SLACK = 0.005
@@ -74,24 +74,26 @@ def search(
 ) -> Study:
     """Searches policies for `task` that meet `budget`, and returns the study of all evaluations.
 
-    The same call again goes on where the study stopped: `trials` counts all of a study's trials. `space` is a
-    registered name, a YAML file, or a function from facts to axes; "auto" opens bits only where the budget limits size
-    or bops. `score` says what is searched: the task's "metric", or likeness to the dense model's outputs, "kl" or "mse"
-    (see `automc.scoring.soft`); the metric is recorded in any case. `stages` such as (256, 1024) are numbers of
-    validation samples after which a candidate is stopped if it is clearly worse than the `keep`-th best of the trials
-    that cost no more (see `automc.scoring.race`); none, the default, scores every candidate on all samples, and so do
-    stages that leave none unseen and a task with an `evaluate` of its own, both with a logged warning. With `screen` a
-    candidate whose predicted score is that much worse is not even compressed (`automc.scoring.screen`). `storage` is a
-    journal file or a database URL; by default `runs/<study>.journal`. `earlier` studies of the same model, or where
-    they lie, show their trials to the searcher's agent before it begins (see `automc.earlier`). Where the budget limits
-    latency, `latency` is the table of the model, its file, or a function that times a module for its inputs on a device
-    of your own; without it layers are timed here, for `batch` samples a pass, unless runs/latency/ has the table.
-    `cache` is a folder where what is computed once per layer is kept, `memory_bytes` bounds how much of it is held in
-    memory, in each worker. `workers` is how many processes score candidates, by default this one alone; see `Workers`
-    for Ray, and for limits of time and memory a candidate. With `shared`, the same search may run in other processes,
-    or on other hosts where `storage` is a server: each policy is scored by one of them and told to all, and `trials`
-    counts what they do together. `progress` shows a bar, or is called with each recorded evaluation. `callbacks` are
-    told when the search begins, each recorded evaluation, and how it ended; see `automc.callbacks` for those there are.
+    The same call again goes on where the study stopped: `trials` counts all of a study's trials. After `seconds`
+    nothing more is asked for; what is in flight is finished and recorded: one candidate here, with workers as many as
+    `Workers.in_flight` says, each for as long as `Workers.seconds` lets it. `space` is a registered name, a YAML file,
+    or a function from facts to axes; "auto" opens bits only where the budget limits size or bops. `score` says what is
+    searched: the task's "metric", or likeness to the dense model's outputs, "kl" or "mse" (see `automc.scoring.soft`);
+    the metric is recorded in any case. `stages` such as (256, 1024) are numbers of validation samples after which a
+    candidate is stopped if it is clearly worse than the `keep`-th best of the trials that cost no more (see
+    `automc.scoring.race`); none, the default, scores every candidate on all samples, and so do stages that leave none
+    unseen and a task with an `evaluate` of its own, both with a logged warning. With `screen` a candidate whose
+    predicted score is that much worse is not even compressed (`automc.scoring.screen`). `storage` is a journal file or
+    a database URL; by default `runs/<study>.journal`. `earlier` studies of the same model, or where they lie, show
+    their trials to the searcher's agent before it begins (see `automc.earlier`). Where the budget limits latency,
+    `latency` is the table of the model, its file, or a function that times a module for its inputs on a device of your
+    own; without it layers are timed here, for `batch` samples a pass, unless runs/latency/ has the table. `cache` is a
+    folder where what is computed once per layer is kept, `memory_bytes` bounds how much of it is held in memory, in
+    each worker. `workers` is how many processes score candidates, by default this one alone; see `Workers` for Ray, and
+    for limits of time and memory a candidate. With `shared`, the same search may run in other processes, or on other
+    hosts where `storage` is a server: each policy is scored by one of them and told to all, and `trials` counts what
+    they do together. `progress` shows a bar, or is called with each recorded evaluation. `callbacks` are told when the
+    search begins, each recorded evaluation, and how it ended; see `automc.callbacks` for those there are.
     """
     check_keep(keep)
     spreading = None if workers == 1 else workers if isinstance(workers, Workers) else Workers(workers)
@@ -124,7 +126,8 @@ def search(
 
         slack = {name: SLACK * bound for name, bound in record.meta["limits"].items()}
         runner = Race(setting.evaluator, record.costs, keep, screen=setting.screen if screen else None, slack=slack)
-        with _scored_by(spreading, setting, runner) as scores:
+        done = len(record.evaluations) >= trials  # then nobody need begin to work
+        with _scored_by(1 if done else settled(spreading, record), setting, runner) as scores:
             loop.run(
                 setting.problem,
                 begun.searcher,
@@ -139,11 +142,11 @@ def search(
 
 
 def _scored_by(
-    workers: Workers | None, setting: Setting, race: Race
+    workers: Workers | int, setting: Setting, race: Race
 ) -> contextlib.AbstractContextManager[Callable[[Policy], Evaluation] | Executor[Policy, Evaluation]]:
-    """What scores a race's policies: this process, or workers."""
-    if workers is None:
-        return contextlib.nullcontext(race.evaluate)
+    """What scores a race's policies: this process, with so many in flight, or workers."""
+    if isinstance(workers, int):
+        return contextlib.nullcontext(here(race, workers))
     return spread(workers, setting.scoring, race)
 
 

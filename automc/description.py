@@ -63,6 +63,7 @@ class _Description(_Form):
     metric: StrictStr = ""
     seed: Annotated[int, Field(strict=True, ge=0)] = 0
     uniform: _Scored | None = None
+    in_flight: Annotated[int, Field(strict=True, ge=1)] | None = None
     earlier: tuple[_Earlier, ...] | None = None
 
 

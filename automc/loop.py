@@ -2,7 +2,8 @@
 
 What a searcher is told on resume is what it was told the first time, so an interrupted search goes on as an
 uninterrupted one; where several candidates are in flight at once, it is asked between the recorded trials as it was the
-first time, so that it knows as much of what is in flight. A policy is scored once; asked for again, it becomes a trial
+first time, so that it knows as much of what is in flight; where a searcher can note open asks (`Reopens`), only between
+those that were still open at the end. A policy is scored once; asked for again, it becomes a trial
 with the recorded score.
 """
 
@@ -20,7 +21,7 @@ from automc.executors.executor import Executor
 from automc.executors.inline import Inline
 from automc.policy import Policy
 from automc.projection import within
-from automc.searcher import Problem, Searcher
+from automc.searcher import Problem, Reopens, Searcher
 from automc.study import Study
 
 OnTrial = Callable[[Evaluation], None]
@@ -86,8 +87,11 @@ class _Loop:
     def run(self, trials: int, seconds: float | None) -> None:
         start = time.monotonic()
         recorded = self.study.evaluations
+        first = self._first_replayed(len(recorded))
         for done, evaluation in enumerate(recorded):
-            if self.executor.slots > 1:  # alone in flight, a candidate is asked for when all before it are told
+            if done == first:
+                self._reopen(recorded[first:])
+            if done >= first:
                 self._fill(done, trials, recorded)
                 if self.asked:
                     self.asked.popleft()
@@ -98,6 +102,23 @@ class _Loop:
             if not self.asked:
                 return
             self._finish()
+
+    def _first_replayed(self, recorded: int) -> int:
+        """How many trials were told when the first policy was asked for that is not recorded.
+
+        All others recorded were open then; asks before that need not be made again for a searcher that is told so.
+        """
+        slots = self.executor.slots
+        if slots == 1:  # alone in flight, a candidate is asked for when all before it are told
+            return recorded
+        return max(recorded - slots + 1, 0) if isinstance(self.searcher, Reopens) else 0
+
+    def _reopen(self, evaluations: Sequence[Evaluation]) -> None:
+        """Has what was recorded last be in flight again, where the searcher can be told so."""
+        if isinstance(self.searcher, Reopens):
+            for evaluation in evaluations:
+                self.searcher.reopen(evaluation.policy, evaluation.proposer)
+                self.asked.append((evaluation.policy, evaluation.proposer))
 
     def _fill(self, done: int, trials: int, recorded: Sequence[Evaluation]) -> None:
         """Asks for as many as may be in flight after so many trials; in the place of what is recorded stands that."""

@@ -49,6 +49,18 @@ class Searcher(Protocol):
 
 
 @runtime_checkable
+class Reopens(Searcher, Protocol):
+    """A searcher that keeps nothing of an ask once it is told what came of it.
+
+    Then it can be brought to where it was with asks open without repeating those before, which may each take seconds.
+    """
+
+    def reopen(self, policy: Policy, proposer: str) -> None:
+        """Takes note of an open ask that was answered so, by whomever; all before it are told, or open, too."""
+        ...
+
+
+@runtime_checkable
 class ServesBudgets(Searcher, Protocol):
     """A searcher whose agent was shown many budgets."""
 

@@ -22,6 +22,7 @@ from automc.policy import Recipe
 from automc.projection import Costing, Projector
 from automc.registry import SPACE_FILES, SPACES
 from automc.scoring.evaluator import Evaluator
+from automc.scoring.groundwork import Groundwork
 from automc.scoring.screen import Screen
 from automc.searcher import Problem
 from automc.space import SearchSpace, SpaceBuilder
@@ -48,15 +49,19 @@ class Scoring:
     stages: tuple[int, ...] = ()
     seed: int = 0
 
-    def evaluator(self) -> Evaluator:
-        """A new evaluator, which traces the model; TaskError where it turns out to be another one than before."""
+    def evaluator(self, groundwork: Groundwork | None = None) -> Evaluator:
+        """A new evaluator, which traces the model; TaskError where it turns out to be another one than before.
+
+        groundwork: what an evaluator of the same scoring has computed already.
+        """
         graph = trace_model(self.task.model, self.task.example_inputs)
         if _outline(graph.facts) != _outline(self.space.facts):
             raise TaskError("A model must be the same wherever it is traced; this one is not: make its forward repeat.")
-        compressor = Compressor(graph, self.task.model, self.task, self.cache, self.memory_bytes)
-        return self.evaluator_of(compressor, Costing(self.space, self.latency))
+        gathered = None if groundwork is None else groundwork.gathered
+        compressor = Compressor(graph, self.task.model, self.task, self.cache, self.memory_bytes, gathered)
+        return self.evaluator_of(compressor, Costing(self.space, self.latency), groundwork)
 
-    def evaluator_of(self, compressor: Compressor, costing: Costing) -> Evaluator:
+    def evaluator_of(self, compressor: Compressor, costing: Costing, groundwork: Groundwork | None = None) -> Evaluator:
         """An evaluator of what is there already."""
         return Evaluator(
             self.task,
@@ -66,7 +71,16 @@ class Scoring:
             stages=self.stages,
             seed=self.seed,
             memory_bytes=self.memory_bytes,
+            groundwork=groundwork,
         )
+
+    def evaluator_like(self, other: Evaluator) -> Evaluator:
+        """A new evaluator of the same graph and samples as another of this scoring; it has computed nothing yet."""
+        graph = other.compressor.graph
+        compressor = Compressor(graph, self.task.model, self.task, self.cache, self.memory_bytes)
+        made = self.evaluator_of(compressor, other.costing)
+        made.share_samples(other)
+        return made
 
 
 @dataclass(frozen=True, eq=False)

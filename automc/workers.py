@@ -1,28 +1,36 @@
 """How a search is spread over workers: what each is given, and how all of them come to one bank of layers."""
 
 import contextlib
+import logging
 import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
 
 import cloudpickle
+import torch
+from torch import Tensor
 
 from automc.errors import ExecutorError
 from automc.evaluation import Evaluation
 from automc.executors.executor import Executor
+from automc.executors.inline import Inline
 from automc.executors.raced import Raced
 from automc.policy import Policy
 from automc.registry import EXECUTORS
+from automc.scoring.evaluator import Evaluator
+from automc.scoring.groundwork import Groundwork
 from automc.scoring.heat import Job, Scorer
 from automc.scoring.race import Race
 from automc.setting import Scoring
+from automc.study import Study
 from automc.tasks import FILE_MODULE
 
+_log = logging.getLogger("automc")
 ROOM = 2**30
 """Bytes that must be free where the layers' bank is shared in memory."""
 _SHARED = "automc-bank-"
@@ -36,8 +44,8 @@ class Workers:
     executor: str = "processes"
     """`processes` of this machine, or `ray`."""
     in_flight: int | None = None
-    """Candidates asked for before the first of them is told; by default two a worker. What a search does depends on
-    this number, and not on how many workers share the work."""
+    """Candidates asked for before the first of them is told; by default two a worker, and where a study goes on as many
+    as it had. What a search does depends on this number, and not on how many workers share the work."""
     seconds: float | None = None
     """After which a candidate is given up, and its worker replaced."""
     memory_bytes: int | None = None
@@ -67,25 +75,77 @@ class Blueprint:
 
     scoring: Scoring
     risk: float
+    groundwork: Groundwork | None = None
+    """What all candidates need; None where it could not be computed, which candidates will say."""
+
+    @property
+    def unwritten(self) -> Iterator[Tensor]:
+        """What no scorer writes to, and nobody else comes by."""
+        return iter(()) if self.groundwork is None else self.groundwork.tensors()
 
     def __call__(self) -> Scorer:
-        """The scorer, with all that its first candidate would have to compute for those that follow.
-
-        A worker on another machine does without a bank that is shared in the memory of this one.
-        """
+        """The scorer; a worker on another machine does without a bank that is shared in the memory of this one."""
         cache = self.scoring.cache
         missing = cache is not None and cache.name.startswith(_SHARED) and not cache.is_dir()
-        evaluator = replace(self.scoring, cache=None if missing else cache).evaluator()
+        evaluator = replace(self.scoring, cache=None if missing else cache).evaluator(self.groundwork)
         with contextlib.suppress(Exception):  # candidates will say what is wrong
-            evaluator.compressor.compress(self.scoring.space.decode(self.scoring.space.smallest))
+            evaluator.compressor.bank(self.scoring.space.recipe)
         return Scorer(evaluator, self.risk)
+
+
+def groundwork(evaluator: Evaluator, scoring: Scoring, threads: int) -> Groundwork | None:
+    """All that a worker's first candidate would have to compute for those that follow, as a worker would compute it.
+
+    The evaluator's own, with what it does not know yet, where it runs on so many threads, too: by another number the
+    last digits would be others.
+    """
+    smallest, before = scoring.space.decode(scoring.space.smallest), torch.get_num_threads()
+    if before != threads:
+        evaluator = scoring.evaluator_like(evaluator)
+    try:
+        torch.set_num_threads(threads)
+        with contextlib.suppress(Exception):  # candidates will say what is wrong
+            evaluator.compressor.compress(smallest)
+        with contextlib.suppress(Exception):
+            return evaluator.groundwork(smallest.recipe)
+        return None
+    finally:
+        torch.set_num_threads(before)
+
+
+def settled(workers: Workers | None, study: Study) -> Workers | int:
+    """Workers with the number of candidates in flight that a study goes on with; the number alone without workers.
+
+    What a search does depends on it. So it is what was asked for, else what the study has noted, however many workers
+    there are now, and noted for the next time. That a search had one candidate in flight, as without workers, binds
+    nobody who now has workers, and searches that share a study each have a number of their own.
+    """
+    usual = 1 if workers is None else 2 * workers.count
+    asked = None if workers is None else workers.in_flight
+    known: int | None = None if study.shared else study.meta.get("in_flight")
+    number = asked or (usual if known is None or (known == 1 and workers is not None) else known)
+    if known not in (None, number):
+        words = "Study %r had %d candidates in flight and goes on with %d: its trials are others than with %d."
+        _log.warning(words, study.name, known, number, known)
+    if workers is not None and asked is None and number < workers.count:
+        words = "Study %r has %d candidates in flight, too few for %d workers: give in_flight to have more."
+        _log.warning(words, study.name, number, workers.count)
+    if known != number and not study.shared:
+        study.note("in_flight", number)
+    return number if workers is None else replace(workers, in_flight=number)
+
+
+def here(race: Race, in_flight: int) -> Callable[[Policy], Evaluation] | Executor[Policy, Evaluation]:
+    """Scores a race's policies in this process, one after the other, as if so many were in flight."""
+    return race.evaluate if in_flight == 1 else Raced(race, Inline(race.scorer, in_flight))
 
 
 @contextlib.contextmanager
 def spread(workers: Workers, scoring: Scoring, race: Race) -> Iterator[Executor[Policy, Evaluation]]:
     """An executor that scores a race's policies by workers; they are gone when the block is left, however it is."""
     with _bank(scoring.cache) as folder, travelling():
-        blueprint = Blueprint(replace(lean(scoring), cache=folder), race.scorer.risk)
+        known = groundwork(race.evaluator, scoring, workers.threads)
+        blueprint = Blueprint(replace(lean(scoring), cache=folder), race.scorer.risk, known)
         own = {"gpus": workers.gpus} if workers.gpus else {}
         pool = EXECUTORS.load(workers.executor)(
             blueprint,
@@ -97,6 +157,7 @@ def spread(workers: Workers, scoring: Scoring, race: Race) -> Iterator[Executor[
             memory_bytes=workers.memory_bytes,
             **own,
         )
+        del blueprint, known  # they have left
         executor = Raced(race, pool)
         try:
             yield executor

@@ -2,7 +2,10 @@
 
     python benchmarks/workers.py                  all of it, on ResNet-20 (needs AUTOMC_DATA, see README.md)
     python benchmarks/workers.py --task digits --only cluster
+    python benchmarks/workers.py --task cifar10-resnet56 --only starts
 
+`starts`: how long it takes until two workers have scored two candidates, what each has computed until then, and memory
+that is its own.
 `pairs`: trials a second of one and of two worker processes, each with one thread, taking turns, the same candidates in
 flight; what comes before the first few trials, such as tracing the model, is left out. `slots`: jobs that sleep 0 or
 1 s, through two workers, as processes and by Ray: what a trial takes beyond its sleep. `cluster`: the real loop,
@@ -11,8 +14,10 @@ and by scoring times of 0.3 s: which share of the workers' time is scoring, and 
 """
 
 import argparse
+import contextlib
 import heapq
 import itertools
+import os
 import statistics
 import tempfile
 import time
@@ -31,8 +36,10 @@ from automc.evaluation import Evaluation
 from automc.executors.pool import Event, Pool
 from automc.policy import Policy
 from automc.registry import EXECUTORS, SEARCHERS
+from automc.scoring.race import Race
 from automc.setting import Setting, described, prepare
 from automc.study import Study
+from automc.workers import Workers, spread
 
 SECONDS = 0.3
 """Of scoring one candidate, in the simulated cluster."""
@@ -62,6 +69,37 @@ def pairs(task: str, trials: int, rounds: int) -> dict[str, Any]:
     ratios = [two / one for one, two in zip(found[1], found[2], strict=True)]
     print(f"two workers give {statistics.median(ratios):.2f} x one ({min(ratios):.2f} to {max(ratios):.2f})")
     return {"trials_a_second": found, "ratios": ratios, "median": statistics.median(ratios), "asked": 1.85}
+
+
+def starts(task: str, count: int = 2) -> dict[str, Any]:
+    """By executor, seconds until workers have scored a candidate each, seconds they computed, and their own memory."""
+    found: dict[str, Any] = {}
+    for name in EXECUTORS:
+        setting = prepare(task, Budget.parse("macs<=50%"), "auto")
+        setting.evaluator.evaluate(SEARCHERS.load("uniform")(setting.problem, 0).ask())  # as every search begins
+        start = time.perf_counter()
+        with spread(Workers(count, name, count), setting.scoring, Race(setting.evaluator, ("macs",))) as executor:
+            for seed in range(count):
+                executor.submit(SEARCHERS.load("random")(setting.problem, seed).ask())
+            for _ in range(count):
+                executor.next()
+            found[name] = {"seconds": time.perf_counter() - start} | _of_workers()
+        print(f"{name}: {found[name]}", flush=True)
+    return found
+
+
+def _of_workers() -> dict[str, list[float]]:
+    """What processes of workers have computed, in seconds, and memory that is theirs alone, in megabytes."""
+    found: dict[str, list[float]] = {"cpu_s": [], "private_mb": []}
+    for entry in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if "automc.executors.worker" in (said := (entry / "cmdline").read_text()) or "_Actor" in said:
+                fields = (entry / "stat").read_text().rpartition(")")[2].split()
+                lines = (entry / "smaps_rollup").read_text().splitlines()[1:]
+                memory = {line.split(":")[0]: int(line.split()[1]) / 1024 for line in lines}
+                found["cpu_s"].append(sum(map(int, fields[11:13])) / os.sysconf("SC_CLK_TCK"))
+                found["private_mb"].append(memory["Private_Clean"] + memory["Private_Dirty"])
+    return found
 
 
 def asleep() -> Callable[[float], float]:
@@ -190,11 +228,13 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--searchers", nargs="+", default=["random", "knapsack", "evolution", "ddpg", "joint"])
     parser.add_argument("--counts", nargs="+", type=int, default=[8, 16, 32, 64, 128])
-    parser.add_argument("--only", choices=("pairs", "slots", "cluster"))
+    parser.add_argument("--only", choices=("pairs", "starts", "slots", "cluster"))
     arguments = parser.parse_args()
     found: dict[str, Any] = {}
     if arguments.only in (None, "pairs"):
         found["pairs"] = pairs(arguments.task, arguments.trials, arguments.rounds)
+    if arguments.only in (None, "starts"):
+        found["starts"] = starts(arguments.task)
     if arguments.only in (None, "slots"):
         found["slots"] = slots()
     if arguments.only in (None, "cluster"):

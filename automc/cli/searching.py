@@ -34,7 +34,9 @@ def search(
     ] = 1,
     screen: Annotated[bool, typer.Option("--screen", help="Skip what is predicted to lose by a surrogate.")] = False,
     trials: Annotated[int, typer.Option(min=1, help="Trials of the study in all, earlier ones counted.")] = 100,
-    time: Annotated[str | None, typer.Option(metavar="DURATION", help="Stop after this long: 90s, 10m, 2h.")] = None,
+    time: Annotated[
+        str | None, typer.Option(metavar="DURATION", help="Ask for nothing more after this long: 90s, 10m, 2h.")
+    ] = None,
     seed: Annotated[int, typer.Option(min=0)] = 0,
     storage: Annotated[str | None, typer.Option(help="Journal file or URL; default runs/<study>.journal.")] = None,
     study: Annotated[str | None, typer.Option(help="Name of the study; default made from the other options.")] = None,
@@ -54,7 +56,11 @@ def search(
         str | None, typer.Option(help="Where workers are: processes of this machine, or ray.", show_default="processes")
     ] = None,
     in_flight: Annotated[
-        int | None, typer.Option(min=1, help="Candidates asked for before the first is told; default: two a worker.")
+        int | None,
+        typer.Option(
+            min=1,
+            help="Candidates asked for before the first is told; default: as the study had, at first two a worker.",
+        ),
     ] = None,
     shared: Annotated[
         bool, typer.Option("--shared", help="Other processes may run the same command: they share the trials.")

@@ -9,7 +9,7 @@ regression from 30,000 fresh rows per layer and candidate.
 
 import hashlib
 import warnings
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -62,6 +62,8 @@ IntArray = NDArray[np.int64]
 FloatArray = NDArray[np.float64]
 MEMORY_BYTES = 3 * 2**28
 """Default bound on what is memoised in all; the dense statistics themselves come on top."""
+_STATISTICS, _GRADIENTS, _REMAINS = "statistics", "gradients", "remains"
+"""How keys of the store begin."""
 
 
 class LayerBank:
@@ -78,15 +80,23 @@ class LayerBank:
         code: str = "",
         memory_bytes: int = MEMORY_BYTES,
         folder: Path | None = None,
+        given: Mapping[str, Tensors] | None = None,
     ) -> None:
         self.facts, self.model, self.recipe = facts, model, recipe
         self._inputs, self._targets = inputs, targets
         own = None if folder is None else folder / _key(facts, f"{model}\n{code}", inputs, targets, recipe)
         if own is not None:
             check_folder(own)  # what fails later is the disk's fault, and no reason to stop
-        self._store = TensorStore(memory_bytes, own)
+        self._store = TensorStore(memory_bytes, own, given)
         self._of_gradients: dict[Need, Tensors] = {}
         self._noise_gains: dict[str, float] = {}
+
+    @property
+    def tables(self) -> dict[str, Tensors]:
+        """What a bank of the same model elsewhere may be `given`: all that is in memory and belongs to no candidate."""
+        lasting = {key: found for key, found in self._store.known.items() if not key.startswith(_REMAINS)}
+        gradients = {f"{_GRADIENTS} {need}": found for need, found in self._of_gradients.items()}
+        return lasting | gradients | {_STATISTICS: self._statistics}
 
     @cached_property
     def moments(self) -> dict[str, Moments]:
@@ -153,7 +163,7 @@ class LayerBank:
         """What `make` gives for what remains of a layer, once for all candidates that decide the same of it."""
         decision = replace(decision, activation_bits=FULL_BITS).effective
         left = sides.inputs.tobytes().hex(), sides.outputs.tobytes().hex()
-        return self._store.get(f"remains {name} {decision} {left}", make, on_disk=False)
+        return self._store.get(f"{_REMAINS} {name} {decision} {left}", make, on_disk=False)
 
     def traces(self, name: str, pattern: str) -> Traces:
         """The order in which a dense layer's weights or blocks leave, and the losses: every level from one pass."""
@@ -232,7 +242,7 @@ class LayerBank:
     @cached_property
     def _statistics(self) -> Tensors:
         """The tensors of `moments` and `spreads`; not held in the store, since everything else is made from them."""
-        return TensorStore(0, self._store.folder).get("statistics", self._collect)
+        return TensorStore(0, self._store.folder, self._store.given).get(_STATISTICS, self._collect)
 
     def _collect(self) -> dict[str, Tensor]:
         known = {x.name for x in self.facts.layers if x.transposed or refittable(self.model.get_submodule(x.name))}
@@ -342,7 +352,8 @@ class LayerBank:
                 return output_sensitivity(self.model, layers, self._inputs)
 
         if need not in self._of_gradients:
-            self._of_gradients[need] = TensorStore(0, self._store.folder).get(f"gradients {need}", make)
+            store = TensorStore(0, self._store.folder, self._store.given)
+            self._of_gradients[need] = store.get(f"{_GRADIENTS} {need}", make)
         return self._of_gradients[need]
 
     def _norm_scale(self, name: str) -> Tensor | None:

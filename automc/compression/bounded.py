@@ -1,6 +1,7 @@
 """Things looked up by name and held up to a bound of bytes; the least recently used leave first."""
 
 from collections import OrderedDict
+from collections.abc import Iterator
 from typing import Generic, TypeVar
 
 T = TypeVar("T")
@@ -24,6 +25,10 @@ class Bounded(Generic[T]):
             return None
         self._entries.move_to_end(key)
         return self._entries[key][0]
+
+    def items(self) -> Iterator[tuple[str, T]]:
+        """Everything held, which does not count as a use."""
+        return ((key, value) for key, (value, _) in self._entries.items())
 
     def put(self, key: str, value: T, size: int) -> None:
         """Holds a value of `size` bytes."""

@@ -20,6 +20,7 @@ from automc.compression.bank import MEMORY_BYTES, LayerBank
 from automc.compression.branches import branch_errors
 from automc.compression.calibration import watched
 from automc.compression.fitting import FittingPass
+from automc.compression.gathered import Gathered
 from automc.compression.place import Place
 from automc.compression.prefix import PassMemory
 from automc.compression.quantize import Observed, QuantizedLayer, quantized_layers
@@ -44,7 +45,8 @@ ACTIVATION_BYTES = 2**28
 class Compressor:
     """Compresses one model by any number of policies; dense statistics are gathered once a recipe.
 
-    With a `cache` folder they outlive the process: eliminating single weights takes a minute for a ResNet-56.
+    With a `cache` folder they outlive the process: eliminating single weights takes a minute for a ResNet-56. What
+    another process has `gathered` of the same model and data is not computed again.
     """
 
     def __init__(
@@ -54,6 +56,7 @@ class Compressor:
         task: Task,
         cache: str | Path | None = None,
         memory_bytes: int = MEMORY_BYTES // 2,
+        gathered: Gathered | None = None,
     ) -> None:
         self.graph, self.model, self.task = graph, model, task
         self._memory = memory_bytes // 2  # of which one half for the bank, one for passes
@@ -62,6 +65,10 @@ class Compressor:
         self._cache = None if cache is None else Path(cache)
         self._banks: dict[Recipe, LayerBank] = {}
         self._dense: dict[Recipe, DenseRows] = {}
+        same = gathered is not None and gathered.code == str(graph.graph)
+        self._gathered = gathered if same else None
+        if self._gathered is not None and self._gathered.rows is not None:
+            self._dense[self._gathered.recipe] = self._gathered.rows
 
     def compress(self, policy: Policy) -> nn.Module:
         """The compressed model in eval mode; the dense model is untouched. A policy of another model raises
@@ -100,6 +107,7 @@ class Compressor:
     def bank(self, recipe: Recipe) -> LayerBank:
         """The layer bank under a recipe's calibration settings."""
         if recipe not in self._banks:
+            given = self._gathered
             self._banks[recipe] = LayerBank(
                 self.graph.facts,
                 self.model,
@@ -109,8 +117,13 @@ class Compressor:
                 code=str(self.graph.graph),
                 folder=self._cache,
                 memory_bytes=self._memory,
+                given=None if given is None or given.recipe != recipe else given.tables,
             )
         return self._banks[recipe]
+
+    def gathered(self, recipe: Recipe) -> Gathered:
+        """What is known under a recipe that no candidate decides."""
+        return Gathered(recipe, str(self.graph.graph), self.bank(recipe).tables, self._dense.get(recipe))
 
     def errors(self, space: SearchSpace) -> tuple[FloatArray, ...]:
         """Per axis of a space, the layers' relative output error at each level."""

@@ -23,10 +23,16 @@ _log = logging.getLogger("automc")
 
 
 class TensorStore:
-    """Named sets of tensors, bounded in memory, kept in `folder` if there is one."""
+    """Named sets of tensors, bounded in memory, kept in `folder` if there is one.
 
-    def __init__(self, memory_bytes: int, folder: Path | None = None) -> None:
+    given: sets that somebody else has made, found before all others; they count for no bound and are not written.
+    """
+
+    def __init__(
+        self, memory_bytes: int, folder: Path | None = None, given: Mapping[str, Tensors] | None = None
+    ) -> None:
         self.folder = folder
+        self.given: Mapping[str, Tensors] = {} if given is None else given
         self._held: Bounded[Tensors] = Bounded(memory_bytes)
 
     @property
@@ -34,9 +40,14 @@ class TensorStore:
         """Bytes of all tensors held in memory."""
         return self._held.bytes
 
+    @property
+    def known(self) -> dict[str, Tensors]:
+        """Every set in memory, by its key."""
+        return {**dict(self._held.items()), **self.given}
+
     def get(self, key: str, make: Callable[[], Tensors], *, on_disk: bool = True) -> Tensors:
         """The tensors under `key`, made on first use."""
-        found = self._held.get(key)
+        found = self.given.get(key, self._held.get(key))
         if found is not None:
             return found
         path = self._path(key) if on_disk else None

@@ -1,5 +1,7 @@
 """What a layer should give at sampled positions, as rows or as tiles of samples, whichever a pass asks for."""
 
+from collections.abc import Iterator
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -26,6 +28,10 @@ class Targets:
         """Of the rows, so that those of one position follow one another by lane."""
         self._places: PositionArray | None = None
 
+    def tensors(self) -> Iterator[Tensor]:
+        """What it holds now; another form is made of it, never written over it."""
+        yield from (x for x in (self.positions, self._rows, self._tiles, self._order) if x is not None)
+
     def rows(self, outputs: IntArray) -> Tensor:
         """Values of some channels (rows, channels), in the order of the positions."""
         if self._rows is None:
@@ -41,6 +47,9 @@ class Targets:
 
         Only of positions drawn for whole groups of samples (`calibration.sampled_positions`).
         """
+        if self._tiles is not None and self._tiles.shape[2] != lanes():  # made where vectors are longer or shorter
+            self.rows(np.arange(self._tiles.shape[1]))
+            self._order = self._places = None
         if self._order is None or self._places is None:
             self._order, self._places = _by_tile(self.positions, height, width)
         if self._tiles is None:

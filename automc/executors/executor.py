@@ -34,6 +34,10 @@ class Executor(Protocol[J_in, R_out]):
 
 
 Make: TypeAlias = Callable[[], Callable[[J], R]]
-"""Called once in each worker; what it returns is called with every job there."""
+"""Called once in each worker; what it returns is called with every job there.
+
+It may have an attribute `unwritten`: tensors in it that nothing ever writes to. Where the memory in which they arrive
+belongs to several workers, only these are left there.
+"""
 Lost: TypeAlias = Callable[[J, str, float], R]
 """The result of a job that no worker came back with: the job, why, and the seconds it took."""

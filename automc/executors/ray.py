@@ -32,8 +32,8 @@ class _Actor:
 
     def __init__(self, parcel: Any, tensors: int, path: Sequence[str], threads: int, memory_bytes: int | None) -> None:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)  # Ray makes SystemExit of it, which would seem to be a job's
-        memory = bytearray(parcel)  # what lies in the object store cannot be written to, and a model may do so
-        self.work, self.said = made(lambda: opened_in(memory, tensors), path, threads, memory_bytes)
+        # The object store's memory is that of all actors of a node: what one wrote there the others would read.
+        self.work, self.said = made(lambda: opened_in(memoryview(parcel), tensors), path, threads, memory_bytes)
 
     def begin(self) -> tuple[str, Any]:
         """Whether it can work."""
@@ -59,8 +59,10 @@ class RayWorkers:
         self.count = count
         self._threads, self._memory_bytes = threads, memory_bytes
         parcel = packed(make)
-        self._tensors, everything = parcel.tensors, parcel.read()
-        parcel.close()
+        try:
+            self._tensors, everything = parcel.tensors, parcel.read()
+        finally:
+            parcel.close()
         self._ray, self._ours = _connected(count * threads)
         self._parcel = self._ray.put(np.frombuffer(everything, dtype=np.uint8))
         self._class = self._ray.remote(num_cpus=threads, num_gpus=gpus, max_restarts=0, max_task_retries=0)(_Actor)

@@ -25,9 +25,10 @@ from automc.compression.structure import Structure, interpretable
 from automc.errors import AutomcError, TaskError, told
 from automc.evaluation import Evaluation
 from automc.graph.runs import copies
-from automc.policy import Policy
+from automc.policy import Policy, Recipe
 from automc.projection import Costing
 from automc.scoring.forward import Forward, Prefix, Samples
+from automc.scoring.groundwork import Groundwork
 from automc.scoring.soft import SOFT, energies
 from automc.scoring.stages import Stage, check_stages, staged
 from automc.task import Task
@@ -52,6 +53,7 @@ class Evaluator:
     `seed`; none for one pass. Whoever scores, samples run in these groups, so that raced and plain scores are equal. A
     task's own `evaluate` gives no scores by sample: there stages are ignored.
     memory_bytes: for the values of candidates' common prefixes.
+    groundwork: what another process has computed for the same arguments, but its `compressor`'s part of that.
     """
 
     def __init__(
@@ -64,6 +66,7 @@ class Evaluator:
         stages: Sequence[int] = (),
         seed: int = 0,
         memory_bytes: int = MEMORY_BYTES // 2,
+        groundwork: Groundwork | None = None,
     ) -> None:
         check_score(score)
         self.task, self.compressor, self.costing = task, compressor, costing
@@ -71,6 +74,19 @@ class Evaluator:
         self._ends, self._seed = check_stages(stages), seed
         self._prepared: dict[Split, tuple[Stage, ...]] = {}
         self._prefixes = PassMemory(memory_bytes)
+        if groundwork is not None and groundwork.stages is not None:
+            self._prepared["validation"] = groundwork.stages
+        if groundwork is not None and groundwork.dense_outputs is not None:
+            self._dense_outputs = groundwork.dense_outputs
+
+    def groundwork(self, recipe: Recipe) -> Groundwork:
+        """What is known by now, under a recipe, that no candidate decides."""
+        dense = None if self._soft is None else self._dense_outputs
+        return Groundwork(self.compressor.gathered(recipe), self._prepared.get("validation"), dense)
+
+    def share_samples(self, other: "Evaluator") -> None:
+        """Takes the samples that another evaluator with the same arguments has prepared."""
+        self._prepared = other._prepared
 
     @cached_property
     def dense_score(self) -> float:

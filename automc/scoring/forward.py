@@ -43,25 +43,34 @@ class Samples:
     def __init__(self, batches: Sequence[Batch], name: str = "") -> None:
         self._batches, self.name = batches, name
         """The name tells samples apart that share a memory of prefixes."""
+        self.known_tiles: Tensor | None = None
+        """`tiles`, once somebody has asked for them."""
 
     @cached_property
     def targets(self) -> tuple[Tensor, ...]:
         """Chunk by chunk."""
         return tuple(chunk for _, targets in self._batches for chunk in targets.split(CHUNK))  # type: ignore[no-untyped-call]
 
-    @cached_property
+    @property
     def shape(self) -> Shape | None:
         """Height, width and channels, where all samples are one float image or vector of the same shape, and each has a
-        target."""
-        if not lanes() or any(len(inputs) != 1 or len(inputs[0]) != len(targets) for inputs, targets in self._batches):
+        target; None where nothing runs on tiles."""
+        return self._shape if lanes() else None
+
+    @cached_property
+    def _shape(self) -> Shape | None:
+        if any(len(inputs) != 1 or len(inputs[0]) != len(targets) for inputs, targets in self._batches):
             return None
         shapes = {shape_of(x) for (x,), _ in self._batches}
         return shapes.pop() if len(shapes) == 1 else None
 
-    @cached_property
+    @property
     def tiles(self) -> Tensor:
         """Inputs as tiles."""
-        return to_tiles(torch.cat([x for (x,), _ in self._batches]))
+        known = self.known_tiles
+        if known is None or known.shape[-1] != lanes():  # made where vectors are longer or shorter
+            known = self.known_tiles = to_tiles(torch.cat([x for (x,), _ in self._batches]))
+        return known
 
     @cached_property
     def chunks(self) -> tuple[tuple[Tensor, ...], ...]:

@@ -70,6 +70,11 @@ class History:
         self.asked += 1
         return space.decode(chosen)
 
+    def reopen(self, policy: Policy) -> None:
+        """Takes note of a proposal that was made earlier and is yet to be told."""
+        self._seen.add(self.problem.space.plain(self.problem.space.encode(policy)).tobytes())
+        self.asked += 1
+
     def seen(self, point: IntArray) -> bool:
         """Whether a point was told or proposed already."""
         return self.problem.space.plain(point).tobytes() in self._seen

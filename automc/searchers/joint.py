@@ -85,6 +85,11 @@ class JointSearcher:
             point = self.arms[self.proposer].point(self.aims.at(tightness, self.history), rng)
         return self._propose(point, tightness, rng)
 
+    def reopen(self, policy: Policy, proposer: str) -> None:
+        """Notes an open ask and the arm it came from."""
+        self.history.reopen(policy)
+        self._proposed[policy.digest] = proposer
+
     def tell(self, evaluation: Evaluation) -> None:
         """Tells every arm, and the bandit what the proposal brought."""
         proposer = self._proposed.pop(evaluation.policy.digest, evaluation.proposer)

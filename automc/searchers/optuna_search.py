@@ -82,6 +82,10 @@ class OptunaSearcher:
         """The sampler's own point, before projection."""
         return levels_at(self.history.problem.space, self._asked(rng).params)
 
+    def reopen(self, policy: Policy, proposer: str) -> None:
+        """Notes an open ask; the sampler, which is a fresh one each time, looks at what was told alone."""
+        self.history.reopen(policy)
+
     def tell(self, evaluation: Evaluation) -> None:
         """Adds the executed policy to the sampler's study."""
         point = self.history.tell(evaluation)

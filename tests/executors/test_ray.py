@@ -110,6 +110,45 @@ def test_actors_find_what_workers_in_this_process_find(tmp_path: Path, monkeypat
     assert not list(Path("/dev/shm").glob(f"automc-bank-{os.getpid()}-*"))
 
 
+class Placed:
+    """Says where the tensors of a worker lie, and writes to one of them."""
+
+    def __init__(self) -> None:
+        self.fixed, self.free = torch.ones(10**6), torch.ones(10**6)
+
+    @property
+    def unwritten(self) -> Iterator[torch.Tensor]:
+        yield self.fixed
+
+    def __call__(self) -> Callable[[tuple[Any, ...]], tuple[str, ...]]:
+        def work(job: tuple[Any, ...]) -> tuple[str, ...]:
+            assert self.free.all() and self.fixed.all() and not self.fixed.data_ptr() % 64
+            time.sleep(0.1)  # both have one
+            self.free[:] = 0.0
+            found = tuple(_mapping(x) for x in (self.fixed, self.free))
+            self.free[:] = 1.0
+            return found
+
+        return work
+
+
+def _mapping(tensor: torch.Tensor) -> str:
+    """What of this process's memory a tensor lies in."""
+    for line in Path("/proc/self/maps").read_text().splitlines():
+        first, last = (int(end, 16) for end in line.split()[0].split("-"))
+        if first <= tensor.data_ptr() < last:
+            return line
+    raise LookupError(tensor.data_ptr())
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="the kernel does not tell")
+@pytest.mark.usefixtures("cluster")
+def test_what_nobody_writes_to_lies_in_the_object_store_and_all_else_in_each_actor() -> None:
+    with closing(started(Placed())) as pool:
+        for fixed, free in served(pool, *[("job",)] * 8):
+            assert "plasma" in fixed and "plasma" not in free
+
+
 @pytest.mark.slow
 @pytest.mark.usefixtures("cluster")
 def test_what_cannot_be_made_and_what_kills_every_actor_is_said_in_a_sentence() -> None:

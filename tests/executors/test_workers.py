@@ -164,6 +164,81 @@ def test_more_or_fewer_in_flight_than_when_it_began_goes_on(tmp_path: Path, task
         assert all(e.score == scores[e.policy] for e in study.evaluations)
 
 
+@pytest.mark.parametrize("searcher", ["gp", "cmaes", "nsga3", "tpe", "joint"])
+def test_a_resumed_search_asks_again_only_for_what_was_open(
+    tmp_path: Path, task: automc.Task, monkeypatch: pytest.MonkeyPatch, searcher: str
+) -> None:
+    """Asks of `gp` take seconds."""
+    from automc.searchers.joint import JointSearcher
+    from automc.searchers.optuna_search import OptunaSearcher
+
+    asks: list[str] = []
+    kind: Any = JointSearcher if searcher == "joint" else OptunaSearcher
+    ask = kind.ask
+
+    def counting(self: Any) -> Any:
+        found = ask(self)
+        asks.append(found.digest)
+        return found
+
+    monkeypatch.setattr(kind, "ask", counting)
+    expected = contents(search(task, tmp_path / "whole.journal", searcher, False, 2))
+    in_order = asks.copy()
+    for stopped in (1, 2, 3, 4, 5, 12, 13, 17, TRIALS - 1):
+        for kindly in (True, False):
+            path = tmp_path / f"{stopped} {kindly}.journal"
+            stop(task, path, searcher, False, stopped, kindly=kindly)
+            asks.clear()
+            assert contents(search(task, path, searcher, False, 2)) == expected
+            assert asks == in_order[stopped:]
+
+
+@pytest.mark.parametrize("raced", [False, True])
+def test_a_study_goes_on_with_as_many_in_flight_as_it_had_whoever_scores(
+    tmp_path: Path, task: automc.Task, wholes: dict[tuple[str, bool], Trials], caplog: Any, raced: bool
+) -> None:
+    expected = whole(wholes, task, "joint", raced, tmp_path)
+    for workers in (Workers(1, "scrambled"), Workers(3, "scrambled"), None):
+        path = tmp_path / f"{workers}.journal"
+        search(task, path, "joint", raced, 3, 9)
+        assert Study.open(path).meta["in_flight"] == IN_FLIGHT
+        more = {} if workers is not None else {"workers": 1}
+        given: dict[str, Any] = {"budget": "macs<=60%", "space": "channels", "study": "s", "seed": 1} | more
+        options = {"workers": workers} | given | (RACED if raced else {})
+        study = automc.search(task, storage=path, searcher="joint", trials=TRIALS, **options)
+        assert contents(study) == expected and study.meta["in_flight"] == IN_FLIGHT
+    assert not caplog.records
+
+
+def test_another_number_in_flight_is_said_and_noted(tmp_path: Path, task: automc.Task, caplog: Any) -> None:
+    path = tmp_path / "x.journal"
+    search(task, path, "random", False, Workers(1, "scrambled", 3), 4)
+    search(task, path, "random", False, Workers(1, "scrambled", 5), 8)
+    said = "Study 's' had 3 candidates in flight and goes on with 5: its trials are others than with 3."
+    assert caplog.messages == [said] and Study.open(path).meta["in_flight"] == 5
+    search(task, path, "random", False, Workers(8, "scrambled"), 9)
+    few = "Study 's' has 5 candidates in flight, too few for 8 workers: give in_flight to have more."
+    assert caplog.messages == [said, few]
+
+
+def test_a_study_that_had_no_workers_or_says_nothing_of_them_goes_on_with_the_usual_number(
+    tmp_path: Path, task: automc.Task, caplog: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "x.journal"
+    options: dict[str, Any] = {"budget": "macs<=60%", "space": "channels", "study": "s", "seed": 1}
+    automc.search(task, storage=path, searcher="random", trials=2, **options)
+    assert Study.open(path).meta["in_flight"] == 1
+    search(task, path, "random", False, Workers(2, "scrambled"), 5)
+    assert Study.open(path).meta["in_flight"] == 4 and len(caplog.messages) == 1
+    old = tmp_path / "old.journal"
+    with monkeypatch.context() as before:
+        before.setattr(Study, "note", lambda *_: None)  # as an older automc did
+        search(task, old, "random", False, Workers(1, "scrambled"), 3)
+    assert "in_flight" not in Study.open(old).meta
+    assert len(search(task, old, "random", False, Workers(1, "scrambled"), 5).evaluations) == 5
+    assert Study.open(old).meta["in_flight"] == 2 and len(caplog.messages) == 1
+
+
 def test_a_policy_that_kills_every_worker_is_a_failed_trial_and_the_search_goes_on(tmp_path: Path) -> None:
     fatal = replace(tiny.task(120), evaluate=jobs.Deadly(DRIVER))
     study = search(fatal, tmp_path / "x.journal", "blind", False, Workers(1, in_flight=4), 5)
@@ -287,10 +362,10 @@ def test_a_worker_has_what_all_candidates_need_before_the_first_of_them_is_timed
     """Else a limit of time would end every first candidate, and with it the worker that has to begin anew."""
     from automc.compression.bank import LayerBank
     from automc.compression.compress import Compressor
-    from automc.workers import Blueprint
+    from automc.workers import Blueprint, groundwork
 
     setting = tiny.setting(task)
-    scorer = Blueprint(setting.scoring, 0.01)()
+    scorer = Blueprint(setting.scoring, 0.01, groundwork(setting.evaluator, setting.scoring, 1))()
 
     def never(*_: object) -> None:
         raise AssertionError("too late")
