@@ -2,6 +2,7 @@
 
     python benchmarks/bops.py resnet20                      budgets 3.1, 1.6 and 0.8 % of the 32-bit model's
     python benchmarks/bops.py resnet56 --trials 150 --seeds 0 1 2
+    python benchmarks/bops.py resnet20 --budgets 0.4        written to a file of its own
 
 At the tightest budget the joint search is compared with pruning alone, with quantization alone (both searched as long)
 and with pruning first and quantizing what is left, half of the trials each, at the better of two shares of pruning.
@@ -91,13 +92,14 @@ def zeros_and_channels(facts: ModelFacts) -> tuple[Axis, ...]:
     return joined(facts, [*all_channels(facts), *zeros(facts)])
 
 
-def one_after_the_other(net: str, budget: str, trials: int, seed: int) -> Study:
+def one_after_the_other(net: str, budget: float, trials: int, seed: int) -> Study:
     """Pruning, then bits for what is left; of the shares that pruning may leave, the one better on validation."""
     found = []
     for share in SHARES:
         first = searched(net, zeros, f"bops<={share}%", f"pruned{share}", trials // 2, seed)
         space = pruned_already(first.best.policy)
-        found.append(searched(net, space, budget, f"pruned{share}-quantized", trials - trials // 2, seed))
+        name = f"pruned{share}-quantized{budget}"
+        found.append(searched(net, space, f"bops<={budget}%", name, trials - trials // 2, seed))
     return max(found, key=lambda study: float(study.best.score or 0))
 
 
@@ -123,24 +125,25 @@ def main() -> None:
     parser.add_argument("net", choices=("resnet20", "resnet56"))
     parser.add_argument("--trials", type=int, default=150)
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--budgets", nargs="+", type=float, default=BUDGETS, help="percent, the tightest one last")
     arguments = parser.parse_args()
     net, trials = arguments.net, arguments.trials
     evaluator = evaluator_of(load_task(f"cifar10-{net}"))
     dense = 100 * evaluator.score(evaluator.task.model, "test")
-    tightest = f"bops<={BUDGETS[-1]}%"
+    budgets, tightest = tuple(arguments.budgets), arguments.budgets[-1]
     rows: dict[str, list[dict[str, Any]]] = {}
     unreachable = ""
     for seed in arguments.seeds:
-        for budget in BUDGETS:
+        for budget in budgets:
             study = searched(net, TOGETHER, f"bops<={budget}%", f"joint{budget}", trials, seed)
             rows.setdefault(f"joint {budget} %", []).append(row(study, evaluator))
-        study = searched(net, BITS, tightest, "quantized", trials, seed)
+        study = searched(net, BITS, f"bops<={tightest}%", f"quantized{tightest}", trials, seed)
         rows.setdefault("quantize only", []).append(row(study, evaluator))
         rows.setdefault("one after the other", []).append(
             row(one_after_the_other(net, tightest, trials, seed), evaluator)
         )
         try:
-            study = searched(net, zeros_and_channels, tightest, "pruned", trials // 2, seed)
+            study = searched(net, zeros_and_channels, f"bops<={tightest}%", f"pruned{tightest}", trials // 2, seed)
             rows.setdefault("prune only", []).append(row(study, evaluator))
         except BudgetError as error:
             unreachable = str(error)
@@ -157,7 +160,7 @@ def main() -> None:
     if unreachable:
         print(f"prune only: {unreachable}")
     write(
-        f"bops_{net}",
+        f"bops_{net}" if budgets == BUDGETS else f"bops_{net}_{tightest}".replace(".", "_"),
         {"dense_test": dense, "summary": summary, "prune_only": unreachable, "rows": rows},
         seeds=arguments.seeds,
     )
