@@ -210,6 +210,7 @@ def test_workers_score_a_task_of_a_file_and_what_it_imports_beside_it(run: Run, 
     assert not any(name.startswith(str(folder)) for name in sys.path)
 
 
+@pytest.mark.slow
 def test_the_embedded_task_is_searched_by_two_workers(run: Run) -> None:
     command = ("search", "digits", "--budget", "macs<=50%", "--space", "channels", "--searcher", "random")
     status, out, err = run(*command, "--trials", "3", "--workers", "2", "--trial-memory", "4GiB", "--study", "spread")
@@ -442,7 +443,7 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a study of the digits, d, and its best model, small."""
     folder, budget = tmp_path_factory.mktemp("digits"), "macs<=50%"
     python(
-        folder, *("-m", "automc", "search", "digits", "--budget", budget, "--searcher", "joint", "--trials", "6"),
+        folder, *("-m", "automc", "search", "digits", "--budget", budget, "--searcher", "joint", "--trials", "4"),
         *("--study", "d"),
     )  # fmt: skip
     python(folder, "-m", "automc", "apply", "d", "--out", "small")
@@ -450,6 +451,7 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.timeout(240)  # trains the digits model where no earlier test has
+@pytest.mark.slow
 def test_digits_end_to_end(digits: Path) -> None:
     assert json.loads(python(digits, "-m", "automc", "pareto", "d", "--json"))["front"]
     report = json.loads((digits / "small" / "report.json").read_text())

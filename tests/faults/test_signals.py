@@ -93,6 +93,7 @@ def banks(process: int) -> list[Path]:
     return list(Path("/dev/shm").glob(f"automc-bank-{process}-*"))
 
 
+@pytest.mark.slow
 def test_a_command_stopped_while_its_workers_begin_or_killed_at_work_goes_on_as_if_it_had_not(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

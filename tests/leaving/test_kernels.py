@@ -82,7 +82,7 @@ def check_elsewhere(path: Path, x: Tensor, wanted: Tensor, folder: Path) -> None
         torch.testing.assert_close(found, wanted[:count], rtol=0, atol=1e-5 * float(wanted.abs().max()))
 
 
-@pytest.mark.parametrize("kind", ["factored", "mixed"])
+@pytest.mark.parametrize("kind", ["factored", pytest.param("mixed", marks=pytest.mark.slow)])
 @torch.no_grad()
 def test_a_network_leaves_as_one_plan(deployed_as, tmp_path: Path, kind: str) -> None:
     form, path, x = deployed_as("one plan"), tmp_path / "model.pt2", models.images(5)
@@ -137,6 +137,7 @@ def test_layers_of_8_bits_leave_with_their_codes(deployed_as, tmp_path: Path) ->
 
 
 @torch.no_grad()
+@pytest.mark.slow
 def test_a_model_that_torch_runs_fastest_leaves_as_it_is_and_without_automc(deployed_as, tmp_path: Path) -> None:
     deployed_as("folded, channels last")
     module, x = models.resnet("weights"), models.images(3)
