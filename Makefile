@@ -23,7 +23,7 @@ demo: $(VENV)/.installed
 	@echo "  runs/demo.journal       every trial; delete it to search anew"
 
 test: lint
-	$(BIN)/python -m pytest -n 2 --dist worksteal --nbmake tests notebooks
+	$(BIN)/python -m pytest -n 2 --nbmake tests notebooks
 
 test-slow: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -m slow --timeout 1800 tests
