@@ -174,7 +174,7 @@ def test_a_thousand_jobs_leave_nothing_behind(pool: Served) -> None:
         work()
     served(pool, ("give", "large"))
     assert descriptors() == before
-    assert jobs.resident() - resident < 20 * 2**20
+    assert jobs.resident() - resident < 40 * 2**20  # what a thousand jobs are given and give takes 70
 
 
 def test_what_cannot_be_made_ends_it_with_a_sentence() -> None:
