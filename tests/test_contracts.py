@@ -16,6 +16,7 @@ from automc.searcher import Problem
 from automc.space import Axis, SearchSpace
 from automc.tasks.resnet import ResNet
 from automc.testing import check_agent, check_cost, check_criterion, check_searcher, check_space
+from tests.searchers import table
 from tests.searchers.table import serves
 from tests.spaces import models
 
@@ -67,17 +68,14 @@ SETTINGS = (
     ("channels-bits", "macs<=60%,size<=40%"),
     ("joint", "bops<=10%,macs<=60%,size<=40%"),
 )
-WIDELY = ("joint", "amc", "dp", "evolution", "tpe")
-"""Searchers of each kind, held to the contract in every setting; the others in one of them, in turn."""
 
 
 @pytest.mark.parametrize(
     ("name", "space", "budget"),
     [
-        (name, *SETTINGS[j])
+        table.soon_or_slow(name in table.WIDELY or i % len(SETTINGS) == j, name, *SETTINGS[j])
         for i, name in enumerate(SEARCHERS)
         for j in range(len(SETTINGS))
-        if name in WIDELY or i % len(SETTINGS) == j
     ],
 )
 def test_searcher_keeps_its_contract(name, space, budget, facts):

@@ -241,8 +241,12 @@ class LayerBank:
 
     @cached_property
     def _statistics(self) -> Tensors:
-        """The tensors of `moments` and `spreads`; not held in the store, since everything else is made from them."""
-        return TensorStore(0, self._store.folder, self._store.given).get(_STATISTICS, self._collect)
+        """The tensors of `moments` and `spreads`."""
+        return self._lasting(_STATISTICS, self._collect)
+
+    def _lasting(self, key: str, make: Callable[[], Tensors]) -> Tensors:
+        """What everything else is made from: not in the store's memory, whose bound would have it made again."""
+        return TensorStore(0, self._store.folder, self._store.given).get(key, make)
 
     def _collect(self) -> dict[str, Tensor]:
         known = {x.name for x in self.facts.layers if x.transposed or refittable(self.model.get_submodule(x.name))}
@@ -352,8 +356,7 @@ class LayerBank:
                 return output_sensitivity(self.model, layers, self._inputs)
 
         if need not in self._of_gradients:
-            store = TensorStore(0, self._store.folder, self._store.given)
-            self._of_gradients[need] = store.get(f"{_GRADIENTS} {need}", make)
+            self._of_gradients[need] = self._lasting(f"{_GRADIENTS} {need}", make)
         return self._of_gradients[need]
 
     def _norm_scale(self, name: str) -> Tensor | None:

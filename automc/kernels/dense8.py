@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from automc.errors import PolicyError
 from automc.kernels.build import compiled
-from automc.kernels.integers import Levels, Quantized, check_codes, check_levels, rounded
+from automc.kernels.integers import Levels, Quantized, check_codes, check_levels, leveled, rounded
 from automc.kernels.packed import Packed, packed
 from automc.kernels.plan import WORTH, plain
 from automc.kernels.sparse8 import library
@@ -141,8 +141,7 @@ def _multiplied(x: Tensor, codes: Tensor, scale: Tensor, bias: Tensor, levels: T
 
 def _in_torch(x: Tensor, codes: Tensor, scale: Tensor, bias: Tensor, levels: Tensor) -> Tensor:
     """The same where oneDNN is not to be trusted; float64 holds the sums exactly."""
-    step, zero, top = levels.unbind()
-    level = (x / step).round().clamp(-zero, top - zero).double()
+    level = leveled(x, levels)
     return (level @ codes.double().T).float() * scale + bias
 
 

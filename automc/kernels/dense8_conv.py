@@ -24,7 +24,7 @@ from automc.kernels.dense8 import (
     laid,
     product,
 )
-from automc.kernels.integers import Quantized, layout_of, rounded, window_of
+from automc.kernels.integers import Quantized, layout_of, leveled, rounded, window_of
 from automc.kernels.packed import packed
 from automc.kernels.plan import plain
 from automc.kernels.sparse8 import library
@@ -114,8 +114,7 @@ def _touched(marks: Tensor, codes: Tensor, sides: tuple[Any, ...]) -> Tensor:
 
 def _in_torch(x: Tensor, codes: Tensor, scale: Tensor, bias: Tensor, levels: Tensor, *sides: Any) -> Tensor:
     """The same where oneDNN is not to be trusted; float64 holds the sums exactly."""
-    step, zero, top = levels.unbind()
-    level = (x / step).round().clamp(-zero, top - zero).double()
+    level = leveled(x, levels)
     sums = F.conv2d(level, codes.double(), None, *sides).float()
     return sums * scale[:, None, None] + bias[:, None, None]
 

@@ -55,6 +55,12 @@ def check_levels(levels: Levels) -> None:
         raise PolicyError(f"Levels must be 0 to 255 at most, {levels} were given: choose at most 8 bits.")
 
 
+def leveled(x: Tensor, levels: Tensor) -> Tensor:
+    """Each input's level less that of 0.0, in float64, which holds sums of products with codes exactly."""
+    step, zero, top = levels.unbind()
+    return (x / step).round().clamp(-zero, top - zero).double()
+
+
 def window_of(layer: nn.Conv1d | nn.Conv2d) -> Window:
     """How a convolution moves, one on rows as one on images of height one; PolicyError for padding that is uneven, or
     not of zeros."""

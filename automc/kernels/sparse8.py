@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from automc.errors import PolicyError
 from automc.kernels.build import compiled
-from automc.kernels.integers import Levels, Quantized, check_codes, check_levels, rounded
+from automc.kernels.integers import Levels, Quantized, check_codes, check_levels, leveled, rounded
 from automc.kernels.plan import plain
 from automc.kernels.threads import dealt, threads
 
@@ -242,8 +242,7 @@ def run(
 def _in_torch(x: Tensor, given: Sequence[Any]) -> Tensor:
     """The same without a compiled library; float64 holds the sums exactly."""
     codes, places, starts, offset, scale, bias, levels, _, inputs, outputs, rows, low, high = given
-    step, zero, top = levels.unbind()
-    level = ((x / step).round().clamp(-zero, top - zero) + zero).double()
+    level = leveled(x, levels) + levels[1]  # the first one is 0
     dense = dense_codes(codes, places, starts, outputs, inputs, rows).double()
     sums = (level @ dense.T + offset[:outputs]).float()
     found: Tensor = (sums * scale[:outputs] + bias[:outputs]).clamp(low, high)

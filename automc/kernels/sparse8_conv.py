@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from automc.errors import PolicyError
 from automc.kernels.build import compiled
-from automc.kernels.integers import Quantized, layout_of, rounded, window_of
+from automc.kernels.integers import Quantized, layout_of, leveled, rounded, window_of
 from automc.kernels.plan import plain
 from automc.kernels.sparse8 import (
     LAYER,
@@ -99,8 +99,7 @@ def _convolved(x: Tensor, *given: Any) -> Tensor:
 def _in_torch(x: Tensor, given: Sequence[Any], window: Window) -> Tensor:
     """The same without a compiled library; float64 holds the sums exactly."""
     codes, places, starts, _, scale, bias, levels, _, outputs, groups, rows, *_, low, high = given
-    step, zero, top = levels.unbind()
-    level = (x / step).round().clamp(-zero, top - zero).double()
+    level = leveled(x, levels)
     channels, (height, width) = x.shape[1] // groups, window.kernel
     own = channels if rows == 4 else -(-channels // 4) * 4
     laid, each = _laid(outputs, groups, rows), outputs // groups

@@ -10,7 +10,7 @@ dynamic programming, exactly up to the width of a bucket (SPDY, Frantar and Alis
   guarantees every limit.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
 
 import numpy as np
@@ -66,6 +66,22 @@ class Allocation:
             return best
         exact = _exact(projector, self._additive(best), weighted)
         return exact if total(weighted, exact) < least else best
+
+    def fresh(
+        self,
+        draw: Callable[[], tuple[FloatArray, IntArray]],
+        seen: Callable[[IntArray], bool],
+        tries: int,
+        projector: Projector | None = None,
+        *,
+        thorough: bool = True,
+    ) -> IntArray:
+        """The first solution not `seen` before under drawn coefficients around a drawn point; the last of `tries`."""
+        for _ in range(tries):
+            point = self.solve(*draw(), projector, thorough=thorough)
+            if not seen(point):
+                break
+        return point
 
     def likely(
         self,

@@ -14,7 +14,7 @@ from automc.searchers.evolution import Offspring
 from automc.searchers.history import History
 from automc.searchers.rl import AgentSearcher
 from automc.searchers.sampled import Trials
-from automc.space import IntArray
+from automc.space import FloatArray, IntArray
 
 REDRAWS = 4
 """How often coefficients are drawn for a solution not proposed before."""
@@ -54,14 +54,12 @@ class Weighing:
     def point(self, aim: Aim, rng: np.random.Generator) -> IntArray:
         """The first solution not proposed before, of a few."""
         space, implied = self._history.problem.space, self._allocation.implied(aim.best, aim.projector)
-        point = aim.best
-        for _ in range(REDRAWS):
-            count = int(rng.integers(1, most_redrawn(len(point)) + 1))
-            coefficients, around = redrawn(space, implied, aim.best, count, rng)
-            point = self._allocation.solve(coefficients, around, aim.projector, thorough=False)
-            if not self._history.seen(point):
-                break
-        return point
+        most = most_redrawn(len(aim.best))
+
+        def draw() -> tuple[FloatArray, IntArray]:
+            return redrawn(space, implied, aim.best, int(rng.integers(1, most + 1)), rng)
+
+        return self._allocation.fresh(draw, self._history.seen, REDRAWS, aim.projector, thorough=False)
 
 
 class Switching:

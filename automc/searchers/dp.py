@@ -23,6 +23,7 @@ from automc.searcher import Problem
 from automc.searchers.allocation import Allocation
 from automc.searchers.coefficients import most_redrawn, redrawn
 from automc.searchers.history import History
+from automc.space import FloatArray, IntArray
 
 DRAWS = 20
 TRIES = 20
@@ -52,17 +53,13 @@ class DPSearcher:
         best = self.history.points[self._best]
         local = len(self.history.points) + self.history.asked > self._draws
         implied = self.allocation.implied(best) if local else None
-        point = best
-        for _ in range(REDRAWS):
-            coefficients, around = (
-                (rng.uniform(size=len(best)), best)
-                if implied is None
-                else redrawn(self.history.problem.space, implied, best, self._changes, rng)
-            )
-            point = self.allocation.solve(coefficients, around)
-            if not self.history.seen(point):
-                break
-        return self.history.propose(point, rng)
+
+        def draw() -> tuple[FloatArray, IntArray]:
+            if implied is None:
+                return rng.uniform(size=len(best)), best
+            return redrawn(self.history.problem.space, implied, best, self._changes, rng)
+
+        return self.history.propose(self.allocation.fresh(draw, self.history.seen, REDRAWS), rng)
 
     def tell(self, evaluation: Evaluation) -> None:
         """Takes note of a score, whoever proposed the policy."""

@@ -1,5 +1,6 @@
 """Worker processes under everything that may happen to a process."""
 
+import gc
 import os
 import random
 import signal
@@ -169,12 +170,14 @@ def test_a_thousand_jobs_leave_nothing_behind(pool: Served) -> None:
 
     work()  # in a process that has done much else, the first round leaves its memory to those that follow
     served(pool, ("give", "large"))
+    gc.collect()  # seldom by itself where much is alive
     before, resident = descriptors(), jobs.resident()
     for _ in range(10):
         work()
     served(pool, ("give", "large"))
     assert descriptors() == before
-    assert jobs.resident() - resident < 40 * 2**20  # what a thousand jobs are given and give takes 70
+    gc.collect()
+    assert jobs.resident() - resident < 20 * 2**20
 
 
 def test_what_cannot_be_made_ends_it_with_a_sentence() -> None:

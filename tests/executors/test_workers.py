@@ -164,9 +164,17 @@ def test_more_or_fewer_in_flight_than_when_it_began_goes_on(tmp_path: Path, task
         assert all(e.score == scores[e.policy] for e in study.evaluations)
 
 
+STOPS = [(stopped, kindly) for stopped in (1, 2, 3, 4, 5, 12, 13, 17, TRIALS - 1) for kindly in (True, False)]
+
+
+@pytest.mark.parametrize("stops", [STOPS[3::5], pytest.param(STOPS, marks=pytest.mark.slow)], ids=["a few", "many"])
 @pytest.mark.parametrize("searcher", ["gp", "cmaes", "nsga3", "tpe", "joint"])
 def test_a_resumed_search_asks_again_only_for_what_was_open(
-    tmp_path: Path, task: automc.Task, monkeypatch: pytest.MonkeyPatch, searcher: str
+    tmp_path: Path,
+    task: automc.Task,
+    monkeypatch: pytest.MonkeyPatch,
+    searcher: str,
+    stops: list[tuple[int, bool]],
 ) -> None:
     """Asks of `gp` take seconds."""
     from automc.searchers.joint import JointSearcher
@@ -184,8 +192,8 @@ def test_a_resumed_search_asks_again_only_for_what_was_open(
     monkeypatch.setattr(kind, "ask", counting)
     expected = contents(search(task, tmp_path / "whole.journal", searcher, False, 2))
     in_order = asks.copy()
-    for stopped, kindly in ((2, True), (IN_FLIGHT, False), (13, True), (TRIALS - 1, False)):
-        path = tmp_path / f"{stopped}.journal"
+    for stopped, kindly in stops:
+        path = tmp_path / f"{stopped} {kindly}.journal"
         stop(task, path, searcher, False, stopped, kindly=kindly)
         asks.clear()
         assert contents(search(task, path, searcher, False, 2)) == expected

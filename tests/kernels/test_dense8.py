@@ -18,12 +18,13 @@ from torch import Tensor, nn
 
 from automc.compression.quantize import QuantizedLayer, weight_scale
 from automc.errors import PolicyError
-from automc.kernels import build, dense8, dense8_conv
+from automc.kernels import dense8, dense8_conv
 from automc.kernels.compiler import compiler as compiler_here
 from automc.kernels.dense8 import Dense8, DenseInt8Linear, sums_exactly
 from automc.kernels.dense8_conv import DenseInt8Conv2d
 from automc.kernels.packed import Packed, packed, packed_bytes
 from automc.kernels.steps import Window
+from tests.kernels.compiled import compiled_with
 from tests.kernels.test_sparse8 import exact, inputs_of, rounded
 
 needs_onednn = pytest.mark.skipif(not sums_exactly(63), reason="needs torch's oneDNN on such a processor")
@@ -148,21 +149,11 @@ def test_rows_and_named_paddings_are_convolutions_too(padding: int | str) -> Non
     check_images(rounded(nn.Conv2d(6, 8, (3, 5), padding=padding, dilation=2), (7, 8)), torch.randn(3, 6, 20, 21))
 
 
-def renew() -> None:
-    build.compiled.cache_clear()
-    dense8.functions.cache_clear()
-
-
 @pytest.fixture(params=[(), ("-mno-avx512f",), ("-march=x86-64",), ("-march=x86-64", "-U__SSE2__")], ids=str)
 def flags(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Compiled with these flags as well."""
-    if os.uname().machine != "x86_64" and request.param:
-        pytest.skip("an option of x86 compilers")
-    renew()
-    with monkeypatch.context() as patch:
-        patch.setattr(build, "FLAGS", (*build.FLAGS, *request.param))
+    with compiled_with(request.param, monkeypatch):
         yield
-    renew()
 
 
 @pytest.mark.skipif(compiler_here() is None, reason="needs a C compiler")

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from automc.files import sha256
-from automc.kernels import build, compiler, dense8, images, prebuilt, sparse8, sparse8_conv, tiles, tokens
+from automc.kernels import build, compiler, images, prebuilt, sparse8, tiles, tokens
 from automc.kernels.images import Choice
 from automc.kernels.moments import channel_moments, column_moments
 from automc.kernels.prebuilt import Level, fitting, levels
@@ -25,6 +25,7 @@ from automc.kernels.sparse8_conv import SparseInt8Conv2d
 from automc.kernels.steps import Limits, Steps, Window
 from automc.kernels.tokens import ACROSS, TokenChoice
 from tests.kernels import test_sparse8, test_sparse8_conv
+from tests.kernels.compiled import renew
 
 V2 = "pni ssse3 sse4_1 sse4_2 popcnt cx16 lahf_lm xsave"
 V3 = f"{V2} avx avx2 bmi1 bmi2 f16c fma abm movbe"
@@ -106,13 +107,6 @@ def test_instructions_are_those_of_all_processors(tmp_path: Path) -> None:
     assert prebuilt.instructions(info) == {"fpu", "avx"}
     info.write_text("Features\t: asimd\n")
     assert prebuilt.instructions(info) == frozenset()
-
-
-def renew() -> None:
-    """Libraries are looked for anew."""
-    caches = (build.compiled, images._library, tokens._library, tokens.lanes, tiles.lanes)
-    for cached in (*caches, dense8.functions, sparse8._function, sparse8_conv._function):
-        cached.cache_clear()
 
 
 def quick(folder: Path) -> Path:

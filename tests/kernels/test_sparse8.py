@@ -3,7 +3,6 @@
 import copy
 import io
 import math
-import platform
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,10 +15,11 @@ from torch import Tensor, nn
 from automc.compression.patterns import layout, mask_by_score
 from automc.compression.quantize import Observed, QuantizedLayer, weight_scale
 from automc.errors import PolicyError
-from automc.kernels import build, compiler, sparse8
+from automc.kernels import compiler, sparse8
 from automc.kernels.integers import LARGEST
 from automc.kernels.sparse8 import PATTERNS, Blocks, SparseInt8Linear
 from automc.pattern import parse
+from tests.kernels.compiled import compiled_with
 
 WITHOUT = {
     "all that there is": (),
@@ -95,23 +95,13 @@ def check(layer: QuantizedLayer, x: Tensor, rows: int) -> None:
     assert scored.isfinite().all(dim=-1).equal(numbers)
 
 
-def renew() -> None:
-    build.compiled.cache_clear()
-    sparse8._function.cache_clear()
-
-
 @pytest.fixture(params=list(WITHOUT.values()), ids=list(WITHOUT))
 def flags(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[str, ...]]:
     """Compiled with these flags as well."""
-    if platform.machine() != "x86_64" and request.param:
-        pytest.skip("an option of x86 compilers")
-    renew()
-    with monkeypatch.context() as patch:
-        patch.setattr(build, "FLAGS", (*build.FLAGS, *request.param))
+    with compiled_with(request.param, monkeypatch) as patch:
         patch.setattr(sparse8, "TILED", 2)
         patch.setattr(sparse8, "BUSY", 0)
         yield request.param
-    renew()
 
 
 def test_every_instruction_set_gives_the_exact_sums(flags: tuple[str, ...]) -> None:

@@ -2,7 +2,6 @@
 
 import io
 import math
-import platform
 from collections.abc import Iterator
 
 import pytest
@@ -14,10 +13,11 @@ from torch import Tensor, nn
 from automc.compression.patterns import layout, mask_by_score
 from automc.compression.quantize import QuantizedLayer
 from automc.errors import PolicyError
-from automc.kernels import build, sparse8, sparse8_conv
+from automc.kernels import sparse8_conv
 from automc.kernels.sparse8 import PATTERNS
 from automc.kernels.sparse8_conv import SparseInt8Conv2d
 from automc.pattern import parse
+from tests.kernels.compiled import compiled_with
 from tests.kernels.test_sparse8 import rounded
 
 
@@ -52,22 +52,11 @@ def check(layer: QuantizedLayer, x: Tensor, rows: int = 16) -> None:
     assert found.is_contiguous() or not x.is_contiguous()
 
 
-def renew() -> None:
-    build.compiled.cache_clear()
-    sparse8._function.cache_clear()
-    sparse8_conv._function.cache_clear()
-
-
 @pytest.fixture(params=[(), ("-mno-avx512f",), ("-march=x86-64",)], ids=["512 bits", "256 bits", "any processor"])
 def flags(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Compiled with these flags as well."""
-    if platform.machine() != "x86_64" and request.param:
-        pytest.skip("an option of x86 compilers")
-    renew()
-    with monkeypatch.context() as patch:
-        patch.setattr(build, "FLAGS", (*build.FLAGS, *request.param))
+    with compiled_with(request.param, monkeypatch):
         yield
-    renew()
 
 
 @pytest.mark.parametrize("rows", PATTERNS)

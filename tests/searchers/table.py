@@ -2,8 +2,10 @@
 
 from collections.abc import Callable
 from functools import cache
+from typing import Any
 
 import numpy as np
+import pytest
 import torch
 
 from automc.budget import Budget
@@ -26,6 +28,15 @@ NEEDS: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(("amc-budgets", "ddpg", "reinforce", "td3", "sac", "ppo", "joint"), (*RATIOS, *BITS)),
 }
 """Fields of which a searcher needs one; what is not named here searches any space."""
+
+
+WIDELY = ("joint", "amc", "dp", "evolution", "tpe")
+"""Searchers of each kind: tried in every setting at once, the others in some, and in all by the slow tests."""
+
+
+def soon_or_slow(soon: bool, *values: str) -> Any:
+    """A test's parameters; of a slow test, unless it is to be run `soon`."""
+    return pytest.param(*values, marks=() if soon else pytest.mark.slow)
 
 
 def serves(name: str, space: SearchSpace) -> bool:

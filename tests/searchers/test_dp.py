@@ -1,6 +1,7 @@
 """SPDY's search: which coefficients are tried when, and that told scores alone say so."""
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,9 +19,9 @@ def tried(monkeypatch: pytest.MonkeyPatch) -> list[tuple[FloatArray, IntArray]]:
     found: list[tuple[FloatArray, IntArray]] = []
     solve = Allocation.solve
 
-    def noted(self: Allocation, coefficients: FloatArray, around: IntArray) -> IntArray:
+    def noted(self: Allocation, coefficients: FloatArray, around: IntArray, *rest: Any, **named: Any) -> IntArray:
         found.append((coefficients.copy(), around.copy()))
-        return solve(self, coefficients, around)
+        return solve(self, coefficients, around, *rest, **named)
 
     monkeypatch.setattr(Allocation, "solve", noted)
     return found

@@ -55,6 +55,14 @@ def lookup(policy: Policy) -> Evaluation:
     return Evaluation(policy, "ok", score, (("macs", 1000 * keep), ("size", 4000 * keep * bits)), seconds=0.01)
 
 
+def written(path: Path, trials: int = 6) -> bytes:
+    """A journal with so many trials, as it lies there."""
+    made, rng = study(path), np.random.default_rng(1)
+    for _ in range(trials):
+        made.record(lookup(draw(rng)))
+    return path.read_bytes()
+
+
 def pruned(evaluation: Evaluation, score: float | None = None) -> Evaluation:
     """As a race leaves it that stopped at the first of two looks."""
     found = evaluation.score if score is None else score

@@ -18,16 +18,8 @@ from automc.study import Study
 from tests.study import lab
 
 
-def written(path: Path, trials: int = 6) -> bytes:
-    study = lab.study(path)
-    rng = np.random.default_rng(1)
-    for _ in range(trials):
-        study.record(lab.lookup(lab.draw(rng)))
-    return path.read_bytes()
-
-
 def test_a_cut_anywhere_in_the_last_three_records_costs_the_torn_one_alone(tmp_path: Path) -> None:
-    whole = written(tmp_path / "whole.journal")
+    whole = lab.written(tmp_path / "whole.journal")
     ends = [i + 1 for i, byte in enumerate(whole) if byte == 10]
     path = tmp_path / "cut.journal"
     near = {end + i for end in ends[-4:] for i in range(-40, 41)}  # each repair waits for the disk: not every byte
@@ -43,7 +35,7 @@ def test_a_cut_anywhere_in_the_last_three_records_costs_the_torn_one_alone(tmp_p
 
 
 def test_a_study_cut_anywhere_in_its_last_three_records_goes_on(tmp_path: Path) -> None:
-    whole = written(tmp_path / "whole.journal")
+    whole = lab.written(tmp_path / "whole.journal")
     ends = [i + 1 for i, byte in enumerate(whole) if byte == 10]
     cuts = {c for end in ends[-4:] for c in (end - 1, end, end + 1) if c <= len(whole)}
     cuts |= set(range(ends[-4], len(whole), 97))
@@ -60,7 +52,7 @@ def test_a_study_cut_anywhere_in_its_last_three_records_goes_on(tmp_path: Path) 
 
 def test_a_record_glued_to_a_torn_one_is_saved(tmp_path: Path) -> None:
     path = tmp_path / "lab.journal"
-    whole = written(path, 3)
+    whole = lab.written(path, 3)
     lines = whole.splitlines(keepends=True)
     torn = lines[-2][: len(lines[-2]) // 2]
     path.write_bytes(b"".join(lines[:-2]) + torn + lines[-1])
@@ -72,7 +64,7 @@ def test_a_record_glued_to_a_torn_one_is_saved(tmp_path: Path) -> None:
 
 def test_a_torn_line_left_by_somebody_else_while_we_search_is_cut_before_the_next_record(tmp_path: Path) -> None:
     path = tmp_path / "lab.journal"
-    written(path, 2)
+    lab.written(path, 2)
     study = Study.open(path)
     with path.open("ab") as file:
         file.write(b'{"op_code":4,"wor')
@@ -101,7 +93,7 @@ def test_whatever_stands_between_records_repair_leaves_whole_lines_only(
 
 def test_the_lock_of_a_killed_search_is_removed_with_a_word(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     path = tmp_path / "lab.journal"
-    written(path, 1)
+    lab.written(path, 1)
     (tmp_path / ".lab.journal.owner").write_text("process 12345 on here")
     os.symlink(path, f"{path}.lock")
     study = Study.open(path)
@@ -112,7 +104,7 @@ def test_the_lock_of_a_killed_search_is_removed_with_a_word(tmp_path: Path, capl
 
 def test_a_torn_record_under_the_lock_of_a_killed_search_needs_no_waiting(tmp_path: Path) -> None:
     path = tmp_path / "lab.journal"
-    whole = written(path, 2)
+    whole = lab.written(path, 2)
     (tmp_path / ".lab.journal.owner").write_text("process 12345 on here")
     os.symlink(path, f"{path}.lock")
     path.write_bytes(whole[:-9])
@@ -122,7 +114,7 @@ def test_a_torn_record_under_the_lock_of_a_killed_search_needs_no_waiting(tmp_pa
 
 def test_two_searches_on_one_study_at_a_time_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "lab.journal"
-    written(path, 1)
+    lab.written(path, 1)
     with Study.open(path).searching(), pytest.raises(StudyError, match=f"process {os.getpid()} on .* is doing so"):
         loop.run(lab.problem(), lab.Draws(), lab.lookup, Study.open(path), trials=3)
     loop.run(lab.problem(), lab.Draws(), lab.lookup, Study.open(path), trials=3)

@@ -287,13 +287,14 @@ def _check_against(side: Path, study: Study) -> None:
     assert set(found.values()) <= begun
 
 
+@pytest.mark.parametrize("turns", [2, pytest.param(4, marks=pytest.mark.slow)])
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 1), (signal.SIGTERM, 143)])
 def test_a_signal_at_a_random_moment_leaves_a_study_that_goes_on(
-    tmp_path: Path, number: signal.Signals, status: int
+    tmp_path: Path, number: signal.Signals, status: int, turns: int
 ) -> None:
     path = tmp_path / "lab.journal"
     rng = random.Random(int(number))
-    for turn in range(2):
+    for turn in range(turns):
         process = start(path, 10_000, tmp_path / "side.log", 0.002)
         time.sleep(rng.uniform(0.0, 0.1))
         process.send_signal(number)

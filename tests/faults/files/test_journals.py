@@ -5,7 +5,6 @@ import os
 from pathlib import Path
 from types import SimpleNamespace
 
-import numpy as np
 import pytest
 
 from automc import journal, loop
@@ -13,14 +12,6 @@ from automc.errors import StudyError
 from automc.study import Study
 from tests.faults.files import watch
 from tests.study import lab
-
-
-def written(path: Path, trials: int = 6) -> bytes:
-    study = lab.study(path)
-    rng = np.random.default_rng(1)
-    for _ in range(trials):
-        study.record(lab.lookup(lab.draw(rng)))
-    return path.read_bytes()
 
 
 def goes_on(path: Path, whole: bytes, cut: int) -> None:
@@ -41,7 +32,7 @@ def ends(whole: bytes) -> list[int]:
 
 
 def test_a_journal_torn_within_its_last_three_records_is_resumed_and_the_torn_bytes_are_kept(tmp_path: Path) -> None:
-    whole = written(tmp_path / "whole.journal")
+    whole = lab.written(tmp_path / "whole.journal")
     first = ends(whole)[-4]
     for cut in {*range(first, len(whole), 311), first, first + 1, len(whole) - 1, len(whole)}:
         goes_on(tmp_path / "cut.journal", whole, cut)
@@ -49,7 +40,7 @@ def test_a_journal_torn_within_its_last_three_records_is_resumed_and_the_torn_by
 
 @pytest.mark.slow
 def test_a_journal_torn_at_every_byte_of_its_last_three_records_is_resumed(tmp_path: Path) -> None:
-    whole = written(tmp_path / "whole.journal")
+    whole = lab.written(tmp_path / "whole.journal")
     for cut in range(ends(whole)[-4], len(whole) + 1):
         goes_on(tmp_path / "cut.journal", whole, cut)
         loop.run(lab.problem(), lab.Draws(), lab.lookup, lab.study(tmp_path / "cut.journal"), trials=7)
@@ -62,7 +53,7 @@ def test_a_journal_torn_at_every_byte_of_its_last_three_records_is_resumed(tmp_p
 def test_nothing_is_written_to_where_a_link_beside_a_journal_leads(beside: str, kind: str, tmp_path: Path) -> None:
     path, victim = tmp_path / "study" / "x.journal", tmp_path / "victim"
     path.parent.mkdir()
-    whole = written(path, 2)
+    whole = lab.written(path, 2)
     path.write_bytes(whole + b"evil words\n" + b'{"op_code":')
     for left in path.parent.iterdir():
         if left != path:
@@ -88,7 +79,7 @@ def test_nothing_is_written_to_where_a_link_beside_a_journal_leads(beside: str, 
 
 def test_what_an_owner_file_says_is_only_shown(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     path = tmp_path / "x.journal"
-    written(path, 1)
+    lab.written(path, 1)
     (tmp_path / ".x.journal.owner").write_bytes(b"\x1b[2Jprocess\n\xff 1\x00" * 1000)
     os.symlink(path, f"{path}.lock")
     loop.run(lab.problem(), lab.Draws(), lab.lookup, lab.study(path), trials=2)
@@ -99,7 +90,7 @@ def test_what_an_owner_file_says_is_only_shown(tmp_path: Path, caplog: pytest.Lo
 @pytest.mark.parametrize("begins", [1, 1000, 100_000])
 def test_a_line_in_which_records_seem_to_begin_everywhere_is_cut_at_once(begins: int, tmp_path: Path) -> None:
     path = tmp_path / "x.journal"
-    whole = written(path, 2)
+    whole = lab.written(path, 2)
     path.write_bytes(whole + b'{"op_code":' * begins + b"\n")
     with watch.no_hang(), watch.little_memory():
         assert journal.repair(path) == 11 * begins + 1
@@ -112,7 +103,7 @@ def test_a_line_in_which_records_seem_to_begin_everywhere_is_cut_at_once(begins:
 
 def test_lines_of_other_json_are_cut_and_the_study_is_read(tmp_path: Path) -> None:
     path = tmp_path / "x.journal"
-    lines = written(path, 3).splitlines(keepends=True)
+    lines = lab.written(path, 3).splitlines(keepends=True)
     strange = (b"[]\n", b"null\n", b"7\n", b'"x"\n', b"{}\n", b'{"op_code"}\n', b"[" * 50_000 + b"]" * 50_000 + b"\n")
     for text in strange:
         path.write_bytes(b"".join(lines[:-1]) + text + lines[-1])
@@ -121,7 +112,7 @@ def test_lines_of_other_json_are_cut_and_the_study_is_read(tmp_path: Path) -> No
 
 def test_an_operation_that_optuna_does_not_know_is_refused_and_nothing_is_lost(tmp_path: Path) -> None:
     path = tmp_path / "x.journal"
-    whole = written(path, 3)
+    whole = lab.written(path, 3)
     for record in ({"op_code": 99}, {"op_code": 4}, {"op_code": 4, "study_id": 10**400}, {"op_code": "4"}):
         line = json.dumps(record, separators=(",", ":")).encode() + b"\n"
         path.write_bytes(whole + line)
@@ -139,7 +130,7 @@ def test_a_lock_that_nobody_says_he_held_is_removed_with_a_word(
     monkeypatch.setattr(journal, "GRACE", 0.2)
     monkeypatch.chdir(tmp_path)
     path = Path("x.journal")
-    written(path, 2)
+    lab.written(path, 2)
     Path(".x.journal.owner").unlink()
     os.symlink(path.absolute() if leads == "the journal" else leads, "x.journal.lock")
     loop.run(lab.problem(), lab.Draws(), lab.lookup, lab.study(path), trials=3)
