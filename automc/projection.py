@@ -70,10 +70,9 @@ class Costing:
         arrays = {}
         for name, attribute in zip(_FIELDS, _ATTRIBUTES, strict=True):
             whole: FloatArray = getattr(dense, attribute)
-            arrays[name] = np.broadcast_to(whole, (batch, whole.shape[1]))
+            arrays[name] = np.repeat(whole, batch, axis=0)  # cheaper than a view, at these sizes
             if name in self._columns:
                 axes, columns, values = self._columns[name]
-                arrays[name] = arrays[name].copy()
                 arrays[name][:, columns] = values[np.arange(len(axes)), levels[:, axes]]
         return Candidates(*arrays.values())
 
@@ -261,13 +260,11 @@ def _policy_candidates(policy: Policy, table: CostTable) -> Candidates:
     facts = table.facts
     groups, layers = dict(policy.groups), dict(policy.layers)
     dense = table.dense
-    units, bits = dense.units.copy(), dense.weight_bits.copy()
+    keep = np.array([groups[g.name].keep if g.name in groups else 1.0 for g in facts.groups])
+    units, bits = kept_units(keep, dense.units), dense.weight_bits.copy()
     activations, sparsity, shared = dense.activation_bits.copy(), dense.sparsity.copy(), dense.shared.copy()
     rank, method, pattern = dense.rank.copy(), dense.method.copy(), dense.pattern.copy()
     blocks = np.array([[policy.block(b.name).keep for b in facts.blocks]], dtype=np.float64).reshape(1, -1)
-    for i, group in enumerate(facts.groups):
-        if group.name in groups:
-            units[0, i] = kept_units(np.array(groups[group.name].keep), group.units)
     for i, layer in enumerate(facts.layers):
         if layer.name in layers:
             decision = layers[layer.name]

@@ -225,7 +225,7 @@ SpaceBuilder = Callable[[ModelFacts], tuple[Axis, ...]]
 """What a search space registers: the axes it opens for a model."""
 
 
-def kept_units(keep: NDArray[np.float64], units: int) -> FloatArray:
+def kept_units(keep: FloatArray, units: int | FloatArray) -> FloatArray:
     """Whole units kept for a share: rounded, at least one."""
     return np.clip(np.round(keep * units), 1, units)
 

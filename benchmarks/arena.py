@@ -161,7 +161,8 @@ def summary(runs: Sequence[dict[str, list[float]]], trials: int) -> dict[str, An
         return {"seeds": 0}
     at = [n for n in AT if n <= trials]
     medians = {
-        key: [round(statistics.median(r[key][n - 1] for r in whole), 6) for n in at] for key in ("best", "hypervolume")
+        key: [round(statistics.median(r[key][n - 1] for r in whole), 6) for n in at]
+        for key in ("best", "hypervolume", "seconds")
     }
     return {
         "seeds": len(whole),
@@ -169,7 +170,6 @@ def summary(runs: Sequence[dict[str, list[float]]], trials: int) -> dict[str, An
         **medians,
         "final_best": [round(r["best"][trials - 1], 6) for r in whole],
         "final_hypervolume": [round(r["hypervolume"][trials - 1], 6) for r in whole],
-        "seconds": round(statistics.median(r["seconds"][trials - 1] for r in whole), 1),
     }
 
 
@@ -214,7 +214,7 @@ def earlier(name: str, arena: Arena, trials: int) -> dict[str, dict[str, Any]]:
     return {n: row for n, row in results["searchers"].items() if row["seeds"] and row["at"][-1] == trials}
 
 
-def plot(name: str, all_runs: dict[str, list[dict[str, list[float]]]], trials: int) -> Path:
+def plot(name: str, table: dict[str, dict[str, Any]]) -> Path:
     """Both measures against evaluations and against seconds of scoring; medians over seeds."""
     import plotly.graph_objects as go
     from plotly.subplots import make_subplots
@@ -222,19 +222,16 @@ def plot(name: str, all_runs: dict[str, list[dict[str, list[float]]]], trials: i
     titles = ("best score", "hypervolume", "best score by time", "hypervolume by time")
     figure = make_subplots(2, 2, subplot_titles=titles, vertical_spacing=0.12)
     palette = ("#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377", "#bbbbbb")
-    for index, (searcher, runs) in enumerate(sorted(all_runs.items())):
-        whole = [r for r in runs if len(r["best"]) >= trials]
-        if not whole:
-            continue
+    for index, (searcher, row) in enumerate(sorted(table.items())):
         style = {"color": "black" if searcher == "joint" else palette[index % len(palette)]}
         style |= {"width": 3 if searcher == "joint" else 1.5, "dash": ("solid", "dash", "dot")[index // len(palette)]}
         for column, key in enumerate(("best", "hypervolume"), start=1):
-            median = np.median([r[key][:trials] for r in whole], axis=0)
-            seconds = np.median([r["seconds"][:trials] for r in whole], axis=0)
-            for row, x in enumerate((np.arange(1, trials + 1), seconds), start=1):
-                first = row == column == 1
-                line = go.Scatter(x=x, y=median, name=searcher, legendgroup=searcher, showlegend=first, line=style)
-                figure.add_trace(line, row, column)
+            for line, x in enumerate(("at", "seconds"), start=1):
+                first = line == column == 1
+                drawn = go.Scatter(
+                    x=row[x], y=row[key], name=searcher, legendgroup=searcher, showlegend=first, line=style
+                )
+                figure.add_trace(drawn, line, column)
     figure.update_layout(title=f"{name}: medians over seeds", template="plotly_white", height=900)
     figure.update_xaxes(title="evaluations", row=1)
     figure.update_xaxes(title="seconds of scoring", row=2)
@@ -286,7 +283,7 @@ def report(name: str, trials: int, seeds: int) -> None:
     for key, value in found.items():
         print(key, value)
     print(f"evaluations outside a limit: {outside}")
-    plot(name, all_runs, trials)
+    plot(name, table)
     write(
         f"arena_{name}", {"arena": asdict(arena), "searchers": table, "outside": outside, **found}, seeds=range(seeds)
     )

@@ -74,15 +74,16 @@ def one_search(problem: Problem, errors: list[np.ndarray], name: str, seed: int,
     meta = {"fingerprint": problem.space.facts.fingerprint, "limits": problem.projector.limits}
     study = Study.create(folder / f"{name}-{seed}.journal", name, meta, problem.space.axes)
     times = []
-    for _ in range(TRIALS):
-        start = time.perf_counter()
-        policy = searcher.ask()
-        costs = problem.projector.costing.of_policy(policy)
-        asked = time.perf_counter()
-        evaluation = Evaluation(policy, "ok", _score(problem, errors, policy), tuple(costs.items()))
-        scored = time.perf_counter()
-        searcher.tell(study.record(replace(evaluation, proposer=str(getattr(searcher, "proposer", name)))))
-        times.append(1e3 * (time.perf_counter() - scored + asked - start))
+    with study.searching():
+        for _ in range(TRIALS):
+            start = time.perf_counter()
+            policy = searcher.ask()
+            costs = problem.projector.costing.of_policy(policy)
+            asked = time.perf_counter()
+            evaluation = Evaluation(policy, "ok", _score(problem, errors, policy), tuple(costs.items()))
+            scored = time.perf_counter()
+            searcher.tell(study.record(replace(evaluation, proposer=str(getattr(searcher, "proposer", name)))))
+            times.append(1e3 * (time.perf_counter() - scored + asked - start))
     return {"median": statistics.median(times), "mean": statistics.fmean(times), "max": max(times)}
 
 

@@ -4,15 +4,13 @@ Random search that spends the budget and scores well is a strong baseline: Eagle
 """
 
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 
-from automc.evaluation import Evaluation
 from automc.policy import Policy
 from automc.projection import Projector
 from automc.searcher import Problem
-from automc.searchers.history import History
+from automc.searchers.history import FromHistory
 from automc.searchers.relaxation import additive
 from automc.space import FloatArray, IntArray
 
@@ -23,11 +21,13 @@ MOST, HALVINGS = 12.0, 24
 _SHARES = np.linspace(0.0, 1.0, 257)
 DRAWS = 256
 """How many points are drawn for one that spends the budget."""
+AT_ONCE = 32
+"""Of these are looked at together: the first few mostly hold one."""
 SPENT = 0.97
 """Share of a limit that a random policy spends, if one in so many draws does."""
 
 
-class RandomSearcher:
+class RandomSearcher(FromHistory):
     """Points drawn uniformly from those that spend the budget.
 
     EagleEye draws uniformly and rejects what misses the budget; of a large space that leaves next to nothing. Here a
@@ -39,9 +39,6 @@ class RandomSearcher:
 
     proposer = "random"
 
-    def __init__(self, problem: Problem, seed: int) -> None:
-        self.history = History(problem, seed)
-
     def ask(self) -> Policy:
         """A random feasible policy that spends the budget."""
         rng, projector = self.history.rng(), self.history.problem.projector
@@ -50,21 +47,20 @@ class RandomSearcher:
     def draw(self, rng: np.random.Generator) -> IntArray:
         """The first of many draws that spends the budget; the dearest feasible one where none does, the first where
         none is feasible."""
-        problem = self.history.problem
+        problem, limits = self.history.problem, self.history.problem.projector.limits
         points = rng.integers(0, problem.space.sizes, (DRAWS, len(problem.space.axes)))
-        points[:, problem.space.ordered] = _levels(self._distribution, rng.random((DRAWS, self._costs.shape[0], 1)))
-        limits = problem.projector.limits
-        spent = (problem.projector.costing.batch(points, tuple(limits)) / list(limits.values())).max(axis=1)
-        value = np.where(problem.projector.fits(points), np.minimum(spent, SPENT), -1.0)
-        return np.asarray(points[value.argmax()])
-
-    def tell(self, evaluation: Evaluation) -> None:
-        """Notes what not to propose again."""
-        self.history.tell(evaluation)
-
-    def state_dict(self) -> dict[str, Any]:
-        """How much was told."""
-        return {"told": len(self.history.points)}
+        drawn = rng.random((DRAWS, self._costs.shape[0], 1))
+        best, most = points[0], -np.inf
+        for start in range(0, DRAWS, AT_ONCE):
+            some = slice(start, start + AT_ONCE)
+            points[some, problem.space.ordered] = _levels(self._distribution, drawn[some])
+            costs = problem.projector.costing.batch(points[some], tuple(limits)) / list(limits.values())
+            spent = np.where((costs <= 1.0).all(axis=1), np.minimum(costs.max(axis=1), SPENT), -1.0)
+            if spent.max() > most:
+                best, most = points[start + spent.argmax()], spent.max()
+            if most == SPENT:
+                break
+        return np.asarray(best)
 
     @cached_property
     def _costs(self) -> FloatArray:
@@ -101,13 +97,10 @@ def _levels(cumulated: FloatArray, drawn: FloatArray) -> IntArray:
     return np.asarray((cumulated[:, :-1] < drawn).sum(axis=2))
 
 
-class UniformSearcher:
+class UniformSearcher(FromHistory):
     """The same share of every decision everywhere: at the budget first, then at ever tighter ones."""
 
     proposer = "uniform"
-
-    def __init__(self, problem: Problem, seed: int) -> None:
-        self.history = History(problem, seed)
 
     def ask(self) -> Policy:
         """The largest uniform policy not proposed before, at a tighter budget each time."""
@@ -118,14 +111,6 @@ class UniformSearcher:
             return self.history.propose(uniform_point(self.history.problem, projector), rng)
         tight = projector.tightened(TIGHTER**done).fits(np.array(new)) if done else np.ones(len(new), dtype=np.bool_)
         return self.history.propose(new[int(tight.argmax()) if tight.any() else -1], rng)
-
-    def tell(self, evaluation: Evaluation) -> None:
-        """Notes what not to propose again."""
-        self.history.tell(evaluation)
-
-    def state_dict(self) -> dict[str, Any]:
-        """How much was told."""
-        return {"told": len(self.history.points)}
 
 
 def uniform_points(problem: Problem, projector: Projector) -> list[IntArray]:

@@ -22,7 +22,7 @@ from automc.policy import Policy
 from automc.searcher import Problem
 from automc.searchers.allocation import Allocation
 from automc.searchers.coefficients import most_redrawn, redrawn
-from automc.searchers.history import History
+from automc.searchers.history import FromHistory
 from automc.space import FloatArray, IntArray
 
 DRAWS = 20
@@ -31,13 +31,13 @@ REDRAWS = 8
 """How often a vector is drawn for a solution not proposed before; then a neighbour of the last one is proposed."""
 
 
-class DPSearcher:
+class DPSearcher(FromHistory):
     """Proposes knapsack solutions; the told scores choose the coefficients."""
 
     proposer = "dp"
 
     def __init__(self, problem: Problem, seed: int, *, draws: int = DRAWS, tries: int = TRIES) -> None:
-        self.history = History(problem, seed)
+        super().__init__(problem, seed)
         self.allocation = Allocation(problem)
         self._draws, self._tries = draws, tries
         self._most = most_redrawn(len(problem.space.axes))
@@ -63,7 +63,7 @@ class DPSearcher:
 
     def tell(self, evaluation: Evaluation) -> None:
         """Takes note of a score, whoever proposed the policy."""
-        self.history.tell(evaluation)
+        super().tell(evaluation)
         last = len(self.history.points) - 1
         score = self.history.scores[last]
         if not np.isnan(score) and (self._best is None or score > self.history.scores[self._best]):
@@ -75,7 +75,7 @@ class DPSearcher:
 
     def state_dict(self) -> dict[str, Any]:
         """Where the local search stands."""
-        return {"told": len(self.history.points), "changes": self._changes, "failed": self._failed}
+        return super().state_dict() | {"changes": self._changes, "failed": self._failed}
 
 
 def dp(problem: Problem, seed: int) -> DPSearcher:

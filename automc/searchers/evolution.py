@@ -17,7 +17,6 @@ from typing import Any
 
 import numpy as np
 
-from automc.evaluation import Evaluation
 from automc.policy import Policy
 from automc.projection import Projector
 from automc.scoring.screen import ENOUGH, MOST, SPREADS
@@ -25,7 +24,7 @@ from automc.scoring.surrogate import AdditiveModel
 from automc.searcher import Problem
 from automc.searchers.allocation import Allocation
 from automc.searchers.baselines import uniform_point
-from automc.searchers.history import History
+from automc.searchers.history import FromHistory, History
 from automc.space import IntArray, SearchSpace
 
 OFFSPRING = 64
@@ -40,13 +39,13 @@ RISES = 16
 """Most places that may rise before the rest of the budget is filled."""
 
 
-class EvolutionSearcher:
+class EvolutionSearcher(FromHistory):
     """Children of the best point."""
 
     proposer = "evolution"
 
     def __init__(self, problem: Problem, seed: int, *, offspring: int = OFFSPRING) -> None:
-        self.history = History(problem, seed)
+        super().__init__(problem, seed)
         self._offspring = Offspring(Allocation(problem), self.history, offspring)
 
     def ask(self) -> Policy:
@@ -57,10 +56,6 @@ class EvolutionSearcher:
             return self.history.propose(uniform_point(problem, problem.projector), rng)
         parent, known = self.history.points[scored[0]], self.history.told(sorted(scored)[-MOST:])
         return self.history.propose(self._offspring.child(parent, problem.projector, *known, rng), rng)
-
-    def tell(self, evaluation: Evaluation) -> None:
-        """Adds a possible parent."""
-        self.history.tell(evaluation)
 
     def state_dict(self) -> dict[str, Any]:
         """The parent's score, None where nothing was scored."""

@@ -4,16 +4,13 @@ The classical baseline (Han et al. 2015) next to which a search has to justify i
 is at the budget, the next ones are at ever tighter budgets.
 """
 
-from typing import Any
-
 import numpy as np
 
 from automc.errors import PolicyError
-from automc.evaluation import Evaluation
 from automc.policy import Policy
 from automc.projection import Projector
 from automc.searcher import Problem
-from automc.searchers.history import History
+from automc.searchers.history import FromHistory
 from automc.space import IntArray
 
 TIGHTER = 0.95
@@ -21,7 +18,7 @@ FURTHER = 10
 """How many tighter budgets are tried for a point not proposed before."""
 
 
-class GlobalSearcher:
+class GlobalSearcher(FromHistory):
     """Ranks by some criteria in turn; decisions that no ranking reaches stay dense as far as the budget allows."""
 
     proposer = "global"
@@ -29,7 +26,8 @@ class GlobalSearcher:
     def __init__(self, problem: Problem, seed: int, *, criteria: tuple[str, ...]) -> None:
         if problem.thresholds is None:
             raise PolicyError("A global ranking must have the layers' scores; this problem has none: choose uniform.")
-        self.history, self.criteria, self.thresholds = History(problem, seed), criteria, problem.thresholds
+        super().__init__(problem, seed)
+        self.criteria, self.thresholds = criteria, problem.thresholds
 
     def ask(self) -> Policy:
         """The next policy."""
@@ -60,14 +58,6 @@ class GlobalSearcher:
             middle = (low + high) // 2
             low, high = (low, middle) if projector.feasible(levels(found[middle])) else (middle + 1, high)
         return projector.project(levels(found[low]), fill=True)
-
-    def tell(self, evaluation: Evaluation) -> None:
-        """Notes what not to propose again."""
-        self.history.tell(evaluation)
-
-    def state_dict(self) -> dict[str, Any]:
-        """How much was told."""
-        return {"told": len(self.history.points)}
 
 
 def global_magnitude(problem: Problem, seed: int) -> GlobalSearcher:

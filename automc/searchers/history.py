@@ -1,7 +1,8 @@
-"""What every searcher keeps: the told evaluations as points and scores, and its share of randomness."""
+"""What every searcher keeps: the told evaluations as points and scores, its open asks, and its share of randomness."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -87,3 +88,22 @@ class History:
         """Indices of scored points, best first, earlier ones first among equals."""
         scored = [i for i, s in enumerate(self.scores) if not np.isnan(s)]
         return sorted(scored, key=lambda i: -self.scores[i])
+
+
+class FromHistory:
+    """What all searchers have in common whose asks follow from the seed and from the history, open asks among it."""
+
+    def __init__(self, problem: Problem, seed: int) -> None:
+        self.history = History(problem, seed)
+
+    def tell(self, evaluation: Evaluation) -> None:
+        """Takes note of a score, whoever proposed the policy."""
+        self.history.tell(evaluation)
+
+    def reopen(self, policy: Policy, proposer: str) -> None:
+        """Takes note of an open ask."""
+        self.history.reopen(policy)
+
+    def state_dict(self) -> dict[str, Any]:
+        """How much was told."""
+        return {"told": len(self.history.points)}

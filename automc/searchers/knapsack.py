@@ -6,16 +6,13 @@ the posterior of an additive model once there are enough scores, random mutation
 solutions aim below the budget, to populate the front.
 """
 
-from typing import Any
-
 import numpy as np
 
-from automc.evaluation import Evaluation
 from automc.policy import Policy
 from automc.scoring.screen import MOST
 from automc.searcher import Problem
 from automc.searchers.allocation import Allocation
-from automc.searchers.history import History
+from automc.searchers.history import FromHistory
 from automc.space import FloatArray, IntArray
 
 SPREAD = 0.5
@@ -26,13 +23,13 @@ FRONT_EVERY = 10
 """One in so many proposals aims at a tighter budget."""
 
 
-class KnapsackSearcher:
+class KnapsackSearcher(FromHistory):
     """Proposes knapsack solutions under coefficients that the told scores make likely."""
 
     proposer = "knapsack"
 
     def __init__(self, problem: Problem, seed: int) -> None:
-        self.history = History(problem, seed)
+        super().__init__(problem, seed)
         self.allocation = Allocation(problem)
 
     def ask(self) -> Policy:
@@ -49,14 +46,6 @@ class KnapsackSearcher:
         else:
             point = self.allocation.solve(self._mutated(around, rng), around, projector)
         return self.history.propose(point, rng)
-
-    def tell(self, evaluation: Evaluation) -> None:
-        """Takes note of a score, whoever proposed the policy."""
-        self.history.tell(evaluation)
-
-    def state_dict(self) -> dict[str, Any]:
-        """How much was told."""
-        return {"told": len(self.history.points)}
 
     def _mutated(self, point: IntArray, rng: np.random.Generator) -> FloatArray:
         """Coefficients that make a point a solution, a tenth to all of them moved."""

@@ -33,7 +33,7 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 from automc.evaluation import Evaluation
 from automc.policy import Policy
 from automc.searcher import Problem
-from automc.searchers.history import History
+from automc.searchers.history import FromHistory
 from automc.space import IntArray, SearchSpace
 from automc.storage import quiet
 
@@ -45,7 +45,7 @@ STARTUP = 10
 """Random trials before a model is fitted."""
 
 
-class OptunaSearcher:
+class OptunaSearcher(FromHistory):
     """Asks an Optuna sampler.
 
     costs: what is minimised beside the score. fill: whether proposals are raised to the budget. generations: whether
@@ -63,7 +63,7 @@ class OptunaSearcher:
         fill: bool = True,
         generations: bool = False,
     ) -> None:
-        self.history = History(problem, seed)
+        super().__init__(problem, seed)
         self.proposer = name
         self._sampler, self._fill, self._costs, self._generations = sampler, fill, tuple(costs), generations
         self._ranges = level_ranges(problem.space)
@@ -82,10 +82,6 @@ class OptunaSearcher:
         """The sampler's own point, before projection."""
         return levels_at(self.history.problem.space, self._asked(rng).params)
 
-    def reopen(self, policy: Policy, proposer: str) -> None:
-        """Notes an open ask; the sampler, which is a fresh one each time, looks at what was told alone."""
-        self.history.reopen(policy)
-
     def tell(self, evaluation: Evaluation) -> None:
         """Adds the executed policy to the sampler's study."""
         point = self.history.tell(evaluation)
@@ -95,10 +91,6 @@ class OptunaSearcher:
         params = parameters_at(self.history.problem.space, point)
         self._study.add_trial(finished_trial(params, self._ranges, values, self._notes))
         self._note()
-
-    def state_dict(self) -> dict[str, Any]:
-        """How much was told; the study itself is the state."""
-        return {"told": len(self.history.points)}
 
     def _note(self) -> None:
         """Has the sampler write what it needs, from what was told alone: open asks are lost with the process."""

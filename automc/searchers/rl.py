@@ -27,7 +27,7 @@ from automc.policy import Policy
 from automc.registry import AGENTS
 from automc.rewards import REWARDS, worth
 from automc.searcher import Problem
-from automc.searchers.history import History
+from automc.searchers.history import FromHistory
 from automc.space import IntArray
 
 GOLDEN = 0.5 * (5.0**0.5 - 1.0)
@@ -55,12 +55,12 @@ class AgentSearch:
     """The agent's own settings, where they differ from its defaults."""
 
 
-class AgentSearcher:
+class AgentSearcher(FromHistory):
     """Runs an agent's episodes on a problem."""
 
     def __init__(self, problem: Problem, seed: int, search: AgentSearch | None = None) -> None:
+        super().__init__(problem, seed)
         self.search = search or AgentSearch()
-        self.history = History(problem, seed)
         self.proposer = self.search.name or self.search.agent
         self.walk = Walk(problem, self.search.walk)
         self.agent = make_agent(self.search, self.walk, seed)
@@ -137,7 +137,7 @@ class AgentSearcher:
 
     def state_dict(self) -> dict[str, Any]:
         """The agent's state."""
-        return {"agent": self.agent.state_dict(), "told": len(self.history.points)}
+        return super().state_dict() | {"agent": self.agent.state_dict()}
 
     def _next_share(self) -> float:
         """The next episode's budget."""

@@ -16,18 +16,20 @@ import pytest
 import torch
 
 import automc
+from automc import registry
 from automc.errors import ExecutorError
 from automc.evaluation import Evaluation
 from automc.executors.executor import Executor
 from automc.executors.inline import Inline
 from automc.executors.raced import Raced
-from automc.registry import EXECUTORS
 from automc.scoring.heat import Job, Outcome, Scorer
 from automc.scoring.race import Race
 from automc.study import Study
 from automc.workers import Workers, spread
 from tests.executors import jobs
 from tests.scoring import tiny
+from tests.searchers import table
+from tests.searchers.table import soon_or_slow
 
 SEARCHERS = ("joint", "tpe", "nsga2", "ddpg", "evolution")
 RACED: dict[str, Any] = {"stages": (60, 200), "screen": True}
@@ -39,7 +41,7 @@ Trials = list[tuple[Any, ...]]
 @pytest.fixture(autouse=True)
 def _one_thread(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """As workers have it: the last digits of scores differ by the number of threads."""
-    monkeypatch.setitem(EXECUTORS.table, "scrambled", "tests.executors.scrambled:scrambled")
+    monkeypatch.setitem(registry.EXECUTORS.table, "scrambled", "tests.executors.scrambled:scrambled")
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -164,11 +166,13 @@ def test_more_or_fewer_in_flight_than_when_it_began_goes_on(tmp_path: Path, task
         assert all(e.score == scores[e.policy] for e in study.evaluations)
 
 
+SOON = ("tpe", "dp", "joint", "ddpg")
+LATER = ("gp", "evolution", "random", "global", "knapsack", "nsga3", "cmaes", "amc", "reinforce", "sac")
 STOPS = [(stopped, kindly) for stopped in (1, 2, 3, 4, 5, 12, 13, 17, TRIALS - 1) for kindly in (True, False)]
 
 
 @pytest.mark.parametrize("stops", [STOPS[3::5], pytest.param(STOPS, marks=pytest.mark.slow)], ids=["a few", "many"])
-@pytest.mark.parametrize("searcher", ["gp", "cmaes", "nsga3", "tpe", "joint"])
+@pytest.mark.parametrize("searcher", [soon_or_slow(name in SOON, name) for name in SOON + LATER])
 def test_a_resumed_search_asks_again_only_for_what_was_open(
     tmp_path: Path,
     task: automc.Task,
@@ -177,11 +181,8 @@ def test_a_resumed_search_asks_again_only_for_what_was_open(
     stops: list[tuple[int, bool]],
 ) -> None:
     """Asks of `gp` take seconds."""
-    from automc.searchers.joint import JointSearcher
-    from automc.searchers.optuna_search import OptunaSearcher
-
+    kind: Any = type(registry.SEARCHERS.load(searcher)(table.problem("channels", "macs<=50%"), 0))
     asks: list[str] = []
-    kind: Any = JointSearcher if searcher == "joint" else OptunaSearcher
     ask = kind.ask
 
     def counting(self: Any) -> Any:
