@@ -114,6 +114,6 @@ def scratch(floats: int) -> Tensor:
     """Memory of this thread, with anything in it; the thread keeps it, since to ask the system for it takes longer than
     most products."""
     held: Tensor | None = getattr(_own, "scratch", None)
-    if held is None or len(held) < floats:
+    if held is None or held.numel() < floats:
         held = _own.scratch = torch.empty(floats)
     return held

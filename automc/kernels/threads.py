@@ -51,7 +51,9 @@ def dealt(work: Callable[[int, int], R], count: int, workers: int, step: int = 1
     multiples of `step`."""
     steps = -(-count // step)
     workers = min(workers, steps)
-    edges = [min(count, step * (steps * n // workers)) for n in range(workers + 1)] if workers else []
+    if workers <= 1:  # what small layers are made of
+        return [work(0, count)] if workers else []
+    edges = [min(count, step * (steps * n // workers)) for n in range(workers + 1)]
     return together(lambda run: work(*run), list(pairwise(edges)))
 
 
