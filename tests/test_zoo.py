@@ -267,7 +267,7 @@ def test_what_a_model_asserts_is_taken_to_hold_and_what_it_branches_on_is_not() 
             _, tokens, _ = x.shape
             assert tokens <= 10, f"at most 10 tokens, not {tokens}"
             assert x.dim() == 3
-            if self.branch and tokens > 3:
+            if self.branch and x.mean() > 3:
                 x = 2 * x
             return self.b(F.relu(self.a(x)))
 

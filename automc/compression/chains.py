@@ -38,6 +38,13 @@ class FactoredLayer(nn.Module):
         bias = bare(self.parts[-1]).bias
         return bias if isinstance(bias, Tensor) else None
 
+    @property
+    def weight(self) -> Tensor:
+        """The weight that the chain stands for, in the dense layer's shape and type; a forward may look at it."""
+        own = [_tensor(bare(part)) for part in self.parts]
+        kernel = [max(sizes) for sizes in zip(*(weight.shape[2:] for weight in own), strict=True)]
+        return self.rows().reshape(-1, own[0].shape[1], *kernel).to(own[0].dtype)
+
     def rows(self) -> Tensor:
         """The weight (out, n) that the chain stands for, float64."""
         return self.product().rows(self.tensors())
@@ -50,7 +57,10 @@ class FactoredLayer(nn.Module):
     def tensors(self) -> list[Tensor]:
         """The factors without axes of size one, float64."""
         terms = CHAINS[self.method].terms
-        return [_weight(bare(part)).flatten(len(term) - 1) for part, term in zip(self.parts, terms, strict=True)]
+        return [
+            _tensor(bare(part)).to(torch.float64).flatten(len(term) - 1)
+            for part, term in zip(self.parts, terms, strict=True)
+        ]
 
     def start(self, weight: Tensor) -> list[Tensor]:
         """Factors of the weight (out, n) itself, all inputs counting alike."""
@@ -65,9 +75,9 @@ class FactoredLayer(nn.Module):
         return dict(zip(indices, [size for factor in self.tensors() for size in factor.shape], strict=True))
 
 
-def _weight(part: nn.Module) -> Tensor:
+def _tensor(part: nn.Module) -> Tensor:
     assert isinstance(part.weight, Tensor)
-    return part.weight.detach().to(torch.float64)
+    return part.weight.detach()
 
 
 @dataclass(frozen=True, slots=True)

@@ -179,7 +179,7 @@ class FittingPass:
         """Towards what the dense model computes there, from the compressed model's own inputs."""
         name, layer = place.facts.name, place.layer
         point, targets = dense.points[name], dense.targets[name]
-        other = None if point.other is None else self.nodes[point.other]
+        other = self.nodes.get(point.other or "")  # none either where the block is left out that made it
         norm = self.module.get_submodule(point.norm) if point.norm else None
         intercept = norm is not None or layer.bias is not None
         # A factored layer does not tell kernel and stride; the dense one does.

@@ -156,6 +156,12 @@ class QuantizedLayer(nn.Module):
         return self.layer(x if self.input is None else self.input(x))  # type: ignore[no-any-return]
 
     @property
+    def weight(self) -> Tensor:
+        """The layer's, rounded as it is; a forward may look at it."""
+        assert isinstance(self.layer.weight, Tensor)
+        return self.layer.weight
+
+    @property
     def codes(self) -> Tensor | None:
         """The weight as integers (int64), 0 for zero; None for a float weight."""
         weight = self.layer.weight

@@ -44,17 +44,30 @@ class ChangeTracer(fx.Tracer):
         """The graph of a forward."""
         graph = super().trace(root, concrete_args)
         for node in graph.nodes:
+            node.meta.pop("is_wrapped", None)  # of a function of a module's it would spoil all later traces
             if node.op == "call_module" and not node.args and set(node.kwargs) == {"input"}:
                 node.args, node.kwargs = (node.kwargs["input"],), {}
         return graph
 
+    def call_module(
+        self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        """Records a module's call; one that is made in forward, as in `nn.ReLU()(x)`, is what it does."""
+        if all(m is not own for own in self.root.modules()):
+            return forward(*args, **kwargs)
+        return super().call_module(m, forward, args, kwargs)
+
     def to_bool(self, obj: fx.Proxy) -> bool:
         """Whether a traced value is true: only known of what is asserted."""
-        return _asserted(sys._getframe(1)) or bool(super().to_bool(obj))
+        return _asserted(sys._getframe(1)) or self.truth(obj)
+
+    def truth(self, obj: fx.Proxy) -> bool:
+        """Whether a traced value is true that nobody asserts; TraceError where that is unknown."""
+        return bool(super().to_bool(obj))
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
         """What stands for a node's value while the model is traced."""
-        return _Proxy(node, self)
+        return ChangeProxy(node, self)
 
 
 def _asserted(frame: FrameType | None) -> bool:
@@ -66,7 +79,7 @@ def _asserted(frame: FrameType | None) -> bool:
     return linecache.getline(frame.f_code.co_filename, frame.f_lineno).lstrip().startswith("assert ")
 
 
-class _Proxy(fx.Proxy):
+class ChangeProxy(fx.Proxy):
     """A value that may be changed in place."""
 
 
@@ -80,7 +93,7 @@ def _updating(function: Callable[..., Any]) -> Callable[[fx.Proxy, Any], fx.Prox
 
 
 for _update in _UPDATES:
-    setattr(_Proxy, f"__i{_update}__", _updating(getattr(operator, f"__{_update}__")))
+    setattr(ChangeProxy, f"__i{_update}__", _updating(getattr(operator, f"__{_update}__")))
 
 
 def follow_changes_(graph: fx.Graph, root: nn.Module) -> None:

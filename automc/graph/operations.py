@@ -204,7 +204,8 @@ RULES: dict[str, Rule] = {
         """),
     **_named(move, """
         view reshape flatten unflatten permute transpose swapaxes swapdims movedim moveaxis t squeeze unsqueeze getitem
-        chunk split expand repeat stack flip pixel_shuffle pixel_unshuffle channel_shuffle view_as reshape_as
+        chunk split unbind select narrow expand repeat tile stack flip pixel_shuffle pixel_unshuffle channel_shuffle
+        view_as reshape_as
         """),
     **_named(keep, "float double half bfloat16 to type type_as contiguous clone detach zeros_like ones_like fill zero"),
     **_named(cat, "cat concat concatenate"),

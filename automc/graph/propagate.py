@@ -3,6 +3,7 @@
 The real forward runs in eval mode on a small batch, so Python's own shape arithmetic (x.size(0) // 2) is simply real.
 """
 
+import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -106,6 +107,8 @@ class Follower(fx.Interpreter):
         name = operation_name(n)
         if name == "getitem" and isinstance(call.args[0], list):
             return _as_lanes(call.args[0][call.args[1]])
+        if dataclasses.is_dataclass(call.result):
+            return refuse(self._classes, call)  # outputs by name
         if not _holds_tensors(call.result):
             return None  # shapes, sizes and types say nothing about channels
         shown = name or str(getattr(n.target, "__name__", n.target))

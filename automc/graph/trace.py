@@ -3,6 +3,7 @@
 What automc cannot follow is refused by name; a forward that torch.fx cannot trace still gives all facts about layers.
 """
 
+import contextlib
 import copy
 import inspect
 import math
@@ -18,12 +19,14 @@ from automc.errors import GraphError
 from automc.graph import describe
 from automc.graph.blocks import residual_blocks
 from automc.graph.channels import Classes, Lane, Lanes
+from automc.graph.example import ExampleTracer, answers
 from automc.graph.facts import Group, ModelFacts, Refusal
 from automc.graph.groups import form_groups
 from automc.graph.holders import as_layer, as_norm
 from automc.graph.inplace import ChangeTracer, follow_changes_
 from automc.graph.model_graph import ModelGraph
 from automc.graph.propagate import Follower, Propagation
+from automc.graph.runs import copies, repeatable, tensors
 from automc.graph.verify import TOLERANCE, build_bench, verify_group
 
 __all__ = ["ModelGraph", "trace_model"]
@@ -42,11 +45,11 @@ def trace_model(
     describe.check_names(model)
     work = _working_copy(model)
     with _called(model) as called:
-        inputs, run = _first_run(work, batch_of_two(example_inputs), example_inputs)
+        inputs, run = _first_run(work, batch_of(2, example_inputs), example_inputs)
     _check_own(called)
     blank = _blank_facts(model, run)
     try:
-        recorded = _recorded(work, _absent_arguments(work, len(inputs)))
+        recorded = _recorded(work, inputs)
         _restore_argument_names_(recorded, work)
     except Exception as error:  # torch.fx and user code raise whatever they like
         return _ungrouped(model, blank, inputs, "torch.fx cannot trace it", error)
@@ -55,20 +58,25 @@ def trace_model(
         traced = fx.GraphModule(work, recorded)
         found = Follower(traced, work).follow(inputs)
         _check_same(found.outputs, run.outputs)
+        if answers(recorded):
+            _check_same(*_both(traced, work, batch_of(3, inputs)))
     except Exception as error:  # an operation called in a way no rule foresees must cost the groups, not the run
         return _ungrouped(model, blank, inputs, "its channels cannot be followed", error)
     graph = _assemble(model, run.seen, blank, traced.graph, found, inputs)
     return _verified(graph, model, seed) if verify and graph.facts.groups else graph
 
 
-def batch_of_two(example_inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
-    """Every input that shares the first one's batch dimension, cut or repeated to two samples."""
+def batch_of(count: int, example_inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """Every input that shares the first one's batch dimension, cut or repeated to so many samples."""
     first = next((x for x in example_inputs if x.dim()), None)
     batch = None if first is None else first.shape[0]
-    return tuple(torch.cat([x, x])[:2].detach() if x.dim() and x.shape[0] == batch else x for x in example_inputs)
+    return tuple(
+        torch.cat([x] * -(-count // batch))[:count].detach() if batch and x.dim() and x.shape[0] == batch else x
+        for x in example_inputs
+    )
 
 
-class _Tracer(ChangeTracer):
+class _Whole(fx.Tracer):
     """Layers and norms of the user's own subclasses stay whole as long as they keep torch's forward."""
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
@@ -76,14 +84,23 @@ class _Tracer(ChangeTracer):
         return own or super().is_leaf_module(m, module_qualified_name)
 
 
-def _recorded(work: nn.Module, absent: dict[str, Any] | None) -> fx.Graph:
-    """What torch.fx records; where buffers are sliced by what the input says, with buffers that it follows, too."""
-    try:
-        return _Tracer().trace(work, absent)
-    except Exception:  # torch.fx and user code raise whatever they like
-        again = _Tracer()
-        again.proxy_buffer_attributes = True
-        return again.trace(work, absent)
+class _Tracer(_Whole, ChangeTracer):
+    """Knows nothing of values."""
+
+
+class _ExampleTracer(_Whole, ExampleTracer):
+    """Knows the example's."""
+
+
+def _recorded(work: nn.Module, inputs: tuple[Tensor, ...]) -> fx.Graph:
+    """What torch.fx records; where buffers are sliced by what the input says, with buffers that it follows, too; where
+    it cannot go on without knowing sizes, with those of the inputs."""
+    absent, followed = _absent_arguments(work, len(inputs)), _Tracer()
+    followed.proxy_buffer_attributes = True
+    for tracer in (_Tracer(), followed):
+        with contextlib.suppress(Exception):  # torch.fx and user code raise whatever they like
+            return tracer.trace(work, absent)
+    return _ExampleTracer(inputs).trace(work)
 
 
 @contextmanager
@@ -220,6 +237,18 @@ def _check_same(found: Sequence[Tensor], wanted: Sequence[Tensor]) -> None:
         for x, y in zip(found, wanted, strict=True)
     ):
         raise GraphError("its trace computes something else")
+
+
+def _both(
+    traced: nn.Module, model: nn.Module, inputs: tuple[Tensor, ...]
+) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+    """What a trace gives, and what the model gives, if it runs on these inputs at all."""
+    with repeatable():
+        try:
+            wanted = tensors(model(*copies(inputs)))
+        except Exception:  # a model for batches of one size
+            return (), ()
+        return tensors(traced(*copies(inputs))), wanted
 
 
 def _read_in_the_end(graph: fx.Graph) -> set[str]:

@@ -1,5 +1,6 @@
 """Factored layers in the whole pipeline: what is counted, scored, saved and loaded is one and the same."""
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -90,6 +91,23 @@ def test_factors_are_plain_layers_of_the_module(setup) -> None:
     small = setup.compressor.compress(policy)
     for name, _ in policy.layers:
         assert isinstance(small.get_submodule(name), FactoredLayer)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_forward_that_looks_at_a_factored_layers_weight_sees_what_it_stands_for(setup, method: str) -> None:
+    policy = policy_of(setup, method, 0.6, Recipe())
+    if policy is None:
+        pytest.skip(f"{setup.task.name} has no layer for {method}")
+    small = setup.compressor.compress(policy)
+    for name, chain in ((n, m) for n, m in small.named_modules() if isinstance(m, FactoredLayer)):
+        dense = copy.deepcopy(setup.task.model.get_submodule(name)).double()
+        with torch.no_grad():
+            assert chain.weight.shape == dense.weight.shape and chain.weight.dtype == torch.float32
+            dense.weight.copy_(chain.weight)
+            dense.bias = None if chain.bias is None else torch.nn.Parameter(chain.bias.double())
+            layer, sizes = setup.graph.facts.layer(name), (7, 9) if dense.weight.dim() == 4 else ()
+            x = torch.randn(2, layer.in_channels, *sizes)
+            torch.testing.assert_close(chain(x), dense(x.double()).float(), rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize("method", [m for m in METHODS if m not in PAIRS])
