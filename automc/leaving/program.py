@@ -1,13 +1,16 @@
 """A module as the operations that `torch.export` records, for a batch of any size where the model allows it."""
 
+import dataclasses
+import functools
 import logging
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from io import StringIO
+from typing import Any
 
 import torch
-from torch import nn
+from torch import fx, nn
 from torch.export import Dim, ExportedProgram
 
 from automc.errors import ArtifactError
@@ -25,7 +28,7 @@ def recorded(module: nn.Module, inputs: Inputs) -> tuple[ExportedProgram, bool]:
     `inputs` are at least two samples: a dimension of one would be taken for a constant.
     """
     dimensions = tuple({0: Dim(BATCH)} for _ in inputs)
-    with torch.no_grad(), quietly():
+    with torch.no_grad(), quietly(), _plain(module) as module:
         try:
             program, any_size = torch.export.export(module, inputs, dynamic_shapes=dimensions), True
         except Exception:  # whatever a model's own forward raises when it is given symbols
@@ -43,6 +46,40 @@ def _of_this_size(module: nn.Module, inputs: Inputs) -> ExportedProgram:
             f"A model must be one that torch.export can follow; at this one it raises {in_short(error)}: write the "
             "forward without what it names, or load with automc what automc saved."
         ) from error
+
+
+@contextmanager
+def _plain(module: nn.Module) -> Iterator[nn.Module]:
+    """The module; within, outputs that have names lie in a dict: who reads the file may not have their class."""
+    if isinstance(module, fx.GraphModule):  # which torch.export copies without what is set here
+        yield _plain_graph(module)
+        return
+    forward = module.forward
+
+    @functools.wraps(forward)
+    def named(*args: Any, **kwargs: Any) -> Any:
+        made = forward(*args, **kwargs)
+        if not dataclasses.is_dataclass(made):
+            return made
+        parts = {f.name: getattr(made, f.name) for f in dataclasses.fields(made)}
+        return {name: part for name, part in parts.items() if part is not None}
+
+    module.forward = named
+    try:
+        yield module
+    finally:
+        del module.forward
+
+
+def _plain_graph(module: fx.GraphModule) -> fx.GraphModule:
+    """A traced module whose last node makes outputs with names, without that node."""
+    graph = fx.Graph()
+    made = graph.graph_copy(module.graph, {})
+    if not isinstance(made, fx.Node) or not dataclasses.is_dataclass(made.target):
+        return module
+    graph.output(dict(made.kwargs))
+    graph.erase_node(made)
+    return fx.GraphModule(module, graph)
 
 
 def in_short(error: BaseException) -> str:

@@ -1,5 +1,6 @@
 """PyTorch's own files: run where there is no automc, and telling nothing but the model."""
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -9,13 +10,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 import automc
 from automc.errors import ArtifactError, RegistryError
+from automc.graph.trace import trace_model
 from automc.leaving import pt2
 from automc.leaving.portable import Operations
-from automc.policy import LayerDecision
+from automc.policy import GroupDecision, LayerDecision, Policy
 from tests.leaving import models
 
 ALONE = """
@@ -52,6 +54,49 @@ def test_a_process_without_automc_computes_the_same_from_codes_and_is_told_no_mo
 
 def _weights(content: dict[str, bytes]) -> bytes:
     return next(part for name, part in content.items() if name.endswith("weights_config.json"))
+
+
+@dataclasses.dataclass
+class Named:
+    """Outputs by name, one of which there is not."""
+
+    scores: Tensor
+    states: Tensor | None = None
+
+
+torch.utils._pytree.register_dataclass(Named)  # as transformers does with its own
+
+
+class ByName(nn.Module):
+    """As models of Hugging Face's transformers give them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(8, 16), nn.Linear(16, 4)
+
+    def forward(self, x: Tensor) -> Named:
+        """x (B, 6, 8)"""
+        hidden = self.first(x[:, : int(x.shape[1]) // 2]).relu()
+        return Named(self.last(hidden.view(x.shape[0], 3, 16)).mean(1))
+
+
+@pytest.mark.parametrize("keep", [1.0, 0.5], ids=["its own class", "a graph"])
+def test_outputs_by_name_lie_in_a_dict_where_nobody_knows_their_class(tmp_path: Path, keep: float):
+    torch.manual_seed(0)
+    model, x = ByName().eval(), models.sequences(5)
+    facts = trace_model(model, (x,)).facts
+    groups = tuple((g.name, GroupDecision(keep)) for g in facts.groups)
+    layers = (("last", LayerDecision(weight_bits=8)),)
+    task = automc.Task(model, [models.sequences(96)], [], evaluate=lambda _: 0.0, name="named")
+    module = automc.apply(task, Policy(facts.fingerprint, groups, layers))
+    assert isinstance(module, fx.GraphModule) == (keep < 1)
+    assert automc.export(module, tmp_path / "model.pt2", format="pt2", example_inputs=x).checked
+    read = ALONE.replace("(x).numpy()", "(x)['scores'].numpy()")
+    assert read != ALONE and type(module(x)) is Named
+    np.save(tmp_path / "x.npy", x.numpy())
+    places = (tmp_path / "model.pt2", tmp_path / "x.npy", tmp_path / "y.npy")
+    subprocess.run([sys.executable, "-c", read, *places], check=True, cwd=tmp_path, env={})
+    torch.testing.assert_close(torch.from_numpy(np.load(places[2])), module(x).scores)
 
 
 def test_a_recurrent_model_leaves_and_is_left_as_it_is(tmp_path: Path):

@@ -1,4 +1,4 @@
-"""One local Ray for all tests here that need one."""
+"""One local Ray for the tests of a file that need one: a process has one at most, and other files have their own."""
 
 from collections.abc import Iterator
 
@@ -7,7 +7,7 @@ import pytest
 from tests.tune import cluster
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def local_ray() -> Iterator[None]:
     import ray
 
