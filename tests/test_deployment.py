@@ -1,6 +1,7 @@
 """Deployed modules compute the same by every kernel, and stay as they are where none is faster or none is there."""
 
 import copy
+import dataclasses
 from collections import Counter
 from functools import partial
 
@@ -283,6 +284,45 @@ def test_a_plan_says_for_which_images_it_was_made() -> None:
     with pytest.raises(TaskError, match="Inputs must be 3 x 8 x 8, which this plan was made for; one is 3 x 9 x 8"):
         plan(torch.zeros(1, 3, 9, 8))
     assert plan(torch.zeros(0, 3, 8, 8)).shape == (0, 5)
+
+
+@dataclasses.dataclass
+class Scores:
+    """Outputs by name, one of which there is not."""
+
+    logits: Tensor
+    states: Tensor | None = None
+
+
+class Asking(nn.Module):
+    """Asks for sizes, and names its output."""
+
+    def __init__(self, batch: int = 0) -> None:
+        super().__init__()
+        self.conv, self.norm, self.head = nn.Conv2d(3, 16, 3, padding=1), nn.BatchNorm2d(16), nn.Linear(16, 5)
+        self.batch = batch
+
+    def forward(self, pixels: Tensor) -> Scores:
+        """pixels (B, 3, H, W)"""
+        if pixels.shape[1] != 3 or len(pixels.shape) != 4:
+            raise ValueError("three channels")
+        x = self.norm(self.conv(pixels)).relu()
+        if self.batch and len(x) == self.batch:
+            x = x * 2
+        return Scores(self.head(x.mean((2, 3))))
+
+
+@needs_compiler
+def test_a_model_that_asks_for_sizes_runs_as_one_plan_and_names_its_output_still() -> None:
+    net = thinned(Asking())
+    found = network_of(net, (images(4),))
+    assert found is not None
+    for x in (images(4), images(7)):
+        made = found(x)
+        assert isinstance(made, Scores) and made.states is None
+        torch.testing.assert_close(made.logits, net(x).logits, rtol=1e-4, atol=1e-5)
+    assert network_of(Asking(batch=4).eval(), (images(4),)) is None
+    assert network_of(Asking(batch=5).eval(), (images(4),)) is None  # four and five would differ
 
 
 def test_inputs_without_a_sample_are_refused() -> None:

@@ -18,6 +18,7 @@ from automc.compression import calibration
 from automc.compression.chains import FactoredLayer
 from automc.compression.quantize import ActivationQuantizer, QuantizedLayer, bare
 from automc.graph.blocks import ADDITIONS, stays
+from automc.graph.reach import needed
 from automc.kernels.steps import FREE, FloatArray, Limits, Pair, Shape, Steps, Window
 from automc.kernels.tiles import Program, Room, from_tiles
 
@@ -389,7 +390,8 @@ def lowered(module: nn.Module, shape: Shape, program: S) -> Lowering[S] | None:
         return None
     if any(x._forward_hooks or x._forward_pre_hooks for x in module.modules()):
         return None  # a step would compute the layer alone
-    nodes = list(module.graph.nodes)
+    read = needed(module.graph)  # what only looks at sizes has no step, and a shape has been chosen
+    nodes = [node for node in module.graph.nodes if node in read or node.op == "placeholder"]
     inputs = [node for node in nodes if node.op == "placeholder"]
     if len(inputs) != 1:
         return None

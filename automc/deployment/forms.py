@@ -71,7 +71,7 @@ def _makers(plain: nn.Module, inputs: Inputs, bf16: bool) -> dict[str, Callable[
 
     @cache
     def small() -> nn.Module:
-        return folded(plain)
+        return folded(plain, inputs)
 
     def last(module: nn.Module) -> nn.Module:
         return ChannelsLast(copy.deepcopy(module))

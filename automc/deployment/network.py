@@ -10,6 +10,7 @@ from torch import Tensor, fx, nn
 
 from automc.compression.lowering import lowered, window_of
 from automc.deployment.timing import seconds_of
+from automc.graph.named import maker, without_names
 from automc.kernels.images import Choice, lanes, planned, run
 from automc.kernels.matrix import BLOCKS
 from automc.kernels.plan import plain
@@ -45,15 +46,36 @@ class PlannedNetwork(nn.Module):
         return found.flatten(1) if self.flat else found
 
 
-def network_of(module: nn.Module, inputs: tuple[Tensor, ...]) -> PlannedNetwork | None:
+class Named(nn.Module):
+    """A planned model whose one output has a name."""
+
+    def __init__(self, plan: PlannedNetwork, kind: Callable[..., object], name: str) -> None:
+        super().__init__()
+        self.plan, self._kind, self._name = plan, kind, name
+
+    def forward(self, x: Tensor) -> object:
+        """As the plan."""
+        return self._kind(**{self._name: self.plan(x)})
+
+
+def network_of(module: nn.Module, inputs: tuple[Tensor, ...]) -> PlannedNetwork | Named | None:
     """A module in eval mode as one plan; None where an operation has no step, nothing is compiled, or on a GPU."""
     shape = shape_of(inputs[0]) if len(inputs) == 1 and inputs[0].is_cpu and lanes() else None
-    small = folded(module)
-    found = None if shape is None or not isinstance(small, fx.GraphModule) else lowered(small, shape, Steps())
+    small = folded(module, inputs)
+    if shape is None or not isinstance(small, fx.GraphModule):
+        return None
+    named = maker(small.graph)
+    found = lowered(without_names(small, _only), shape, Steps())
     if found is None or found.output is None:
         return None
     source, result = found.value(found.inputs[0]), found.value(found.output)
-    return _planned(found.program, source, result, flat=found.is_flat(found.output))
+    plan = _planned(found.program, source, result, flat=found.is_flat(found.output))
+    return plan if named is None else Named(plan, named.target, *named.kwargs)  # type: ignore[arg-type]
+
+
+def _only(parts: dict[str, fx.Node]) -> object:
+    """A single part; several have no plan."""
+    return next(iter(parts.values())) if len(parts) == 1 else parts
 
 
 def convolution_of(layer: nn.Conv2d, shape: Shape) -> PlannedNetwork | None:

@@ -18,7 +18,7 @@ from torch import Tensor, fx, nn
 
 from automc.errors import GraphError
 from automc.graph.inplace import ChangeProxy, ChangeTracer
-from automc.graph.runs import copies
+from automc.graph.runs import copies, repeatable, tensors
 
 _SIZES = frozenset(
     {
@@ -210,6 +210,18 @@ def sized(value: Any, size: float) -> None:
 def answers(graph: fx.Graph) -> bool:
     """Whether a graph holds for inputs alone that are like its example."""
     return any(node.target in (answered, sized) for node in graph.nodes)
+
+
+def both(
+    traced: nn.Module, model: nn.Module, inputs: tuple[Tensor, ...]
+) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+    """What a trace gives, and what the model gives, for inputs unlike the example; nothing where the model refuses."""
+    with repeatable():
+        try:
+            wanted = tensors(model(*copies(inputs)))
+        except Exception:  # a model for batches of one size
+            return (), ()
+        return tensors(traced(*copies(inputs))), wanted
 
 
 def _other(traced: Any, found: Any) -> GraphError:

@@ -19,14 +19,14 @@ from automc.errors import GraphError
 from automc.graph import describe
 from automc.graph.blocks import residual_blocks
 from automc.graph.channels import Classes, Lane, Lanes
-from automc.graph.example import ExampleTracer, answers
+from automc.graph.example import ExampleTracer, answers, both
 from automc.graph.facts import Group, ModelFacts, Refusal
 from automc.graph.groups import form_groups
 from automc.graph.holders import as_layer, as_norm
 from automc.graph.inplace import ChangeTracer, follow_changes_
 from automc.graph.model_graph import ModelGraph
 from automc.graph.propagate import Follower, Propagation
-from automc.graph.runs import copies, repeatable, tensors
+from automc.graph.reach import needed
 from automc.graph.verify import TOLERANCE, build_bench, verify_group
 
 __all__ = ["ModelGraph", "trace_model"]
@@ -59,7 +59,7 @@ def trace_model(
         found = Follower(traced, work).follow(inputs)
         _check_same(found.outputs, run.outputs)
         if answers(recorded):
-            _check_same(*_both(traced, work, batch_of(3, inputs)))
+            _check_same(*both(traced, work, batch_of(3, inputs)))
     except Exception as error:  # an operation called in a way no rule foresees must cost the groups, not the run
         return _ungrouped(model, blank, inputs, "its channels cannot be followed", error)
     graph = _assemble(model, run.seen, blank, traced.graph, found, inputs)
@@ -197,7 +197,7 @@ def _assemble(
     inputs: tuple[Tensor, ...],
 ) -> ModelGraph:
     grouping = form_groups(found.holders, found.classes)
-    read = _read_in_the_end(graph)
+    read = {node.name for node in needed(graph)}
     groups = tuple(g for g in grouping.groups if not g.producers or read & _nodes(found, g.producers))
     positions = {layer.name: layer.positions for layer in blank.layers}
     unread = (Refusal(g.name, "output", "nothing reads what it makes") for g in grouping.groups if g not in groups)
@@ -237,30 +237,6 @@ def _check_same(found: Sequence[Tensor], wanted: Sequence[Tensor]) -> None:
         for x, y in zip(found, wanted, strict=True)
     ):
         raise GraphError("its trace computes something else")
-
-
-def _both(
-    traced: nn.Module, model: nn.Module, inputs: tuple[Tensor, ...]
-) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
-    """What a trace gives, and what the model gives, if it runs on these inputs at all."""
-    with repeatable():
-        try:
-            wanted = tensors(model(*copies(inputs)))
-        except Exception:  # a model for batches of one size
-            return (), ()
-        return tensors(traced(*copies(inputs))), wanted
-
-
-def _read_in_the_end(graph: fx.Graph) -> set[str]:
-    """Names of the nodes that the output depends on."""
-    found: set[fx.Node] = set()
-    waiting = [node for node in graph.nodes if node.op == "output"]
-    while waiting:
-        node = waiting.pop()
-        if node not in found:
-            found.add(node)
-            waiting.extend(node.all_input_nodes)
-    return {node.name for node in found}
 
 
 def _gates(group: Group, positions: Mapping[str, int]) -> tuple[str, ...]:

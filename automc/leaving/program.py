@@ -14,6 +14,7 @@ from torch import fx, nn
 from torch.export import Dim, ExportedProgram
 
 from automc.errors import ArtifactError
+from automc.graph.named import without_names
 from automc.task import Inputs
 
 BATCH = "batch"
@@ -52,7 +53,7 @@ def _of_this_size(module: nn.Module, inputs: Inputs) -> ExportedProgram:
 def _plain(module: nn.Module) -> Iterator[nn.Module]:
     """The module; within, outputs that have names lie in a dict: who reads the file may not have their class."""
     if isinstance(module, fx.GraphModule):  # which torch.export copies without what is set here
-        yield _plain_graph(module)
+        yield without_names(module)
         return
     forward = module.forward
 
@@ -69,17 +70,6 @@ def _plain(module: nn.Module) -> Iterator[nn.Module]:
         yield module
     finally:
         del module.forward
-
-
-def _plain_graph(module: fx.GraphModule) -> fx.GraphModule:
-    """A traced module whose last node makes outputs with names, without that node."""
-    graph = fx.Graph()
-    made = graph.graph_copy(module.graph, {})
-    if not isinstance(made, fx.Node) or not dataclasses.is_dataclass(made.target):
-        return module
-    graph.output(dict(made.kwargs))
-    graph.erase_node(made)
-    return fx.GraphModule(module, graph)
 
 
 def in_short(error: BaseException) -> str:

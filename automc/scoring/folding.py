@@ -2,20 +2,24 @@
 
 import copy
 from collections.abc import Sequence
+from contextlib import suppress
 
-from torch import fx, nn
+from torch import Tensor, fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from automc.compression.quantize import ActivationQuantizer
 from automc.compression.structure import replace_module
+from automc.graph.example import ExampleTracer, answers, both
 from automc.graph.inplace import ChangeTracer, follow_changes_
+from automc.graph.runs import batch_size, of_size
+from automc.task import Inputs
 
 _PAIRS = ((nn.Conv1d, nn.BatchNorm1d), (nn.Conv2d, nn.BatchNorm2d), (nn.Conv3d, nn.BatchNorm3d))
 
 
-def folded(module: nn.Module) -> nn.Module:
+def folded(module: nn.Module, inputs: Inputs = ()) -> nn.Module:
     """A copy with batch norms folded where a trace shows that this is exact; a plain copy where there is no trace."""
-    small = traced(copy.deepcopy(module).eval())
+    small = traced(copy.deepcopy(module).eval(), inputs)
     if not isinstance(small, fx.GraphModule):
         return small
     for node in list(small.graph.nodes):
@@ -29,16 +33,25 @@ def folded(module: nn.Module) -> nn.Module:
     return small
 
 
-def traced(module: nn.Module) -> nn.Module:
-    """A module as a graph of its layers, which it shares; itself where it is one, or where there is no trace."""
+def traced(module: nn.Module, inputs: Inputs = ()) -> nn.Module:
+    """A module as a graph of its layers, which it shares; itself where it is one, or where there is no trace.
+
+    `inputs`, if there are any, are an example for a forward that asks for sizes.
+    """
     if isinstance(module, fx.GraphModule):
         return module
-    try:
-        graph = _Tracer().trace(module)
-        follow_changes_(graph, module)
-        return fx.GraphModule(module, graph)
-    except Exception:  # a model's own forward may raise anything when it is given proxies
-        return module
+    for tracer in (_Tracer(), *([_ExampleTracer(inputs)] if inputs else [])):
+        with suppress(Exception):  # a model's own forward may raise anything when it is given proxies
+            graph = tracer.trace(module)
+            follow_changes_(graph, module)
+            found = fx.GraphModule(module, graph)
+            if not answers(graph) or _alike(*both(found, module, of_size(inputs, batch_size(inputs) + 1))):
+                return found
+    return module
+
+
+def _alike(found: Sequence[Tensor], wanted: Sequence[Tensor]) -> bool:
+    return [x.shape for x in found] == [x.shape for x in wanted]
 
 
 def behind(module: fx.GraphModule, begin: str | None, keep: Sequence[str]) -> fx.GraphModule:
@@ -62,12 +75,20 @@ def behind(module: fx.GraphModule, begin: str | None, keep: Sequence[str]) -> fx
     return fx.GraphModule(module, graph)
 
 
-class _Tracer(ChangeTracer):
+class _Open(fx.Tracer):
     """Sees layers inside of automc's own modules, but takes a quantizer as one operation."""
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         """Whether the trace stops at a module."""
         return isinstance(m, ActivationQuantizer) or super().is_leaf_module(m, module_qualified_name)
+
+
+class _Tracer(_Open, ChangeTracer):
+    """Knows nothing of values."""
+
+
+class _ExampleTracer(_Open, ExampleTracer):
+    """Knows an example's."""
 
 
 def _folds(small: fx.GraphModule, source: fx.Node, node: fx.Node) -> bool:
