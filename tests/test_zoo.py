@@ -305,3 +305,47 @@ def test_a_model_with_several_outputs_is_searched_and_trained() -> None:
     before = gap()
     automc.distill(small, found, settings=Distillation(schedule=Schedule(epochs=5)))
     assert gap() < before
+
+
+class Root(nn.Module):
+    """A norm of somebody's own, as Llama has it: what it holds is a bare parameter."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.rand(width) + 0.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.weight * x * torch.rsqrt(x.square().mean(-1, keepdim=True) + 1e-6)
+
+
+class Scaled(nn.Module):
+    """Constants made in forward, a plain tensor that is kept, and blocks behind norms of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.head = nn.Linear(8, 8), nn.Linear(8, 4)
+        self.norms = nn.ModuleList(Root(8) for _ in range(2))
+        self.inner = nn.ModuleList(nn.Sequential(nn.Linear(8, 24), nn.SiLU(), nn.Linear(24, 8)) for _ in range(2))
+        self.scale = torch.tensor(0.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x) * torch.tensor(2.0) + torch.linspace(0, 1, 6)[:, None]
+        for norm, inner in zip(self.norms, self.inner, strict=True):
+            x = x + inner(norm(x)) * self.scale
+        return self.head(x.mean(1))
+
+
+def test_constants_and_norms_of_ones_own_are_no_trouble() -> None:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = Scaled().eval()
+    labels = model(TOKENS).argmax(1)
+    found = automc.Task(model, calibration=[((TOKENS,), labels)], validation=[((TOKENS,), labels)], name="scaled")
+    facts = trace_model(model, (TOKENS,)).facts
+    assert len(facts.blocks) == 2 and len(facts.groups) == 2 and not hasattr(model, "_tensor_constant0")
+    for block in facts.blocks:
+        small = automc.apply(found, Policy(facts.fingerprint, blocks=((block.name, BlockDecision(0.0)),)))
+        assert small(TOKENS[:5]).shape == (5, 4)
+        assert sum(p.numel() for p in small.parameters()) == facts.params - 8 - (8 * 24 + 24 + 24 * 8 + 8)
+    study = automc.search(found, budget="macs<=70%", space="joint", searcher="random", trials=6, study="scaled")
+    assert all(e.ok for e in study.evaluations), [e.reason for e in study.evaluations]

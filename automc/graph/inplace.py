@@ -13,7 +13,7 @@ from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
-from torch import fx, nn
+from torch import Tensor, fx, nn
 
 from automc.errors import GraphError
 
@@ -33,6 +33,19 @@ _VIEWS = frozenset(
 _NUMBERS = frozenset(["size", "dim", "numel", "ndimension", "stride", "item", "len", "getattr"])
 
 
+class Constant:
+    """Gives a tensor; as an attribute, where torch.fx puts it, the model that is traced would have it and no other."""
+
+    __name__ = "constant"
+
+    def __init__(self, value: Tensor) -> None:
+        self.value = value
+
+    def __call__(self) -> Tensor:
+        """The tensor."""
+        return self.value
+
+
 class ChangeTracer(fx.Tracer):
     """Marks what is changed in place by an operator, which torch.fx does not tell from its copying form.
 
@@ -48,6 +61,13 @@ class ChangeTracer(fx.Tracer):
             if node.op == "call_module" and not node.args and set(node.kwargs) == {"input"}:
                 node.args, node.kwargs = (node.kwargs["input"],), {}
         return graph
+
+    def create_arg(self, a: Any) -> Any:
+        """An argument; a tensor that forward made, and no module holds, becomes a node that gives it."""
+        own = isinstance(a, nn.Parameter) or not isinstance(a, Tensor) or a in self.tensor_attrs
+        if own or any(a is buffer for buffer in self.root.buffers()):
+            return super().create_arg(a)
+        return self.create_node("call_function", Constant(a), (), {})
 
     def call_module(
         self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]

@@ -47,7 +47,8 @@ def shrink(graph: ModelGraph, model: nn.Module, kept: Mapping[str, IntArray], wi
 def _delete_parameters_(module: fx.GraphModule, names: Iterable[str]) -> None:
     """Deletes those of some bare parameters that no node reads any more."""
     read = {str(n.target) for n in module.graph.nodes if n.op == "get_attr"}
-    for name in set(names) - read:
+    left = {name for name, _ in module.named_parameters(remove_duplicate=False)}
+    for name in left & set(names) - read:
         parent, _, child = name.rpartition(".")
         delattr(module.get_submodule(parent), child)
 
