@@ -18,6 +18,7 @@ from automc.compression import calibration
 from automc.compression.chains import FactoredLayer
 from automc.compression.quantize import ActivationQuantizer, QuantizedLayer, bare
 from automc.graph.blocks import ADDITIONS, stays
+from automc.graph.holders import as_layer
 from automc.graph.reach import needed
 from automc.kernels.steps import FREE, FloatArray, Limits, Pair, Shape, Steps, Window
 from automc.kernels.tiles import Program, Room, from_tiles
@@ -35,6 +36,9 @@ class UnsupportedError(Exception):
 
 
 S = TypeVar("S", bound=Steps)
+
+
+_TORCHS = (nn.Linear.__module__, nn.Conv2d.__module__)
 
 
 class Lowering(Generic[S]):
@@ -120,7 +124,8 @@ class Lowering(Generic[S]):
                 x = self._layer(*self._read(x, part))
             module = module.parts[-1]
         x, module = self._read(x, module)
-        kind = type(module)
+        layer = as_layer(module)  # somebody's own that computes what torch's does
+        kind = type(module) if layer is None else next(k for k in type(module).__mro__ if k.__module__ in _TORCHS)
         if kind is nn.Conv2d and not flat:
             self._convolution(node, x, module)
         elif kind is nn.Linear:

@@ -6,8 +6,10 @@ Ids belong to the weight tensor, not to the call, so a module called twice and l
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TypeAlias
+from weakref import WeakKeyDictionary
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 
 from automc.graph.channels import Classes
@@ -25,7 +27,7 @@ _GROUP_NORMS = (nn.GroupNorm, nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceN
 
 
 def as_layer(module: nn.Module) -> Layer | None:
-    """The module as a layer: conv or linear with the forward of its torch class and a plain weight; else None.
+    """The module as a layer: conv or linear with a plain weight that computes what its torch class does; else None.
 
     A transposed convolution is one if it has no conv-groups.
     """
@@ -33,16 +35,43 @@ def as_layer(module: nn.Module) -> Layer | None:
         return None
     if isinstance(module, _LAYERS) and "weight" in module._parameters:
         base = next(kind for kind in _LAYERS if isinstance(module, kind))
-        if type(module).forward is base.forward:
+        if type(module).forward is base.forward or _same(module, base):
             return module
     return None
 
 
+_known: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
+
+
+def _same(module: Layer, base: type[nn.Module]) -> bool:
+    """Whether a forward of somebody's own gives what the torch class gives, for inputs of an odd and an even size."""
+    if module not in _known:
+        try:
+            with torch.no_grad():
+                _known[module] = all(torch.equal(module.forward(x), base.forward(module, x)) for x in _inputs(module))
+        except Exception:  # whatever it asks of its input that these do not meet
+            _known[module] = False
+    return _known[module]
+
+
+def _inputs(layer: Layer) -> Iterator[Tensor]:
+    """Small inputs of a layer."""
+    generator = torch.Generator().manual_seed(0)
+    if isinstance(layer, nn.Linear):
+        sizes: list[tuple[int, ...]] = [(2, layer.in_features)]
+    else:
+        least = [d * (k - 1) + 2 * s for d, k, s in zip(layer.dilation, layer.kernel_size, layer.stride, strict=True)]
+        sizes = [(2, layer.in_channels, *(n + more for n in least)) for more in (0, 1)]
+    for size in sizes:
+        yield torch.randn(size, generator=generator).to(layer.weight)
+
+
 def as_norm(module: nn.Module) -> Norm | None:
-    """The module as a batch norm with the forward of its torch class; else None."""
-    if isinstance(module, _NORMS) and type(module).forward is nn.modules.batchnorm._BatchNorm.forward:
-        return module
-    return None
+    """The module as a batch norm, whatever it does to each channel besides; else None.
+
+    Some norms of others have the activation behind them inside. That they mix no channels, the check of groups tells.
+    """
+    return module if isinstance(module, _NORMS) else None
 
 
 def as_group_norm(module: nn.Module) -> GroupNorm | None:

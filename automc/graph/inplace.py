@@ -13,6 +13,7 @@ from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
+import torch
 from torch import Tensor, fx, nn
 
 from automc.errors import GraphError
@@ -56,6 +57,8 @@ class ChangeTracer(fx.Tracer):
     def trace(self, root: nn.Module | Callable[..., Any], concrete_args: dict[str, Any] | None = None) -> fx.Graph:
         """The graph of a forward."""
         graph = super().trace(root, concrete_args)
+        for node in [n for n in graph.nodes if n.target is torch._assert]:
+            graph.erase_node(node)
         for node in graph.nodes:
             node.meta.pop("is_wrapped", None)  # of a function of a module's it would spoil all later traces
             if node.op == "call_module" and not node.args and set(node.kwargs) == {"input"}:

@@ -150,9 +150,10 @@ def _small_parts(module: nn.Module, group: Group, kept: IntArray) -> tuple[dict[
     fewer = sum(dense[key].numel() - small.numel() for key, small in memo.items() if key in dense)
     small: dict[int, Any] = dict(memo)
     inputs = kept_inputs(module, pairs)
+    whole = {member.target for member in group.members if member.kind != "parameter"}
     for path in dict.fromkeys(holder_path(member) for member in group.members):
         part = module.get_submodule(path)
-        if not any(True for _ in part.children()):  # a container holds bare parameters only
+        if path in whole or not any(True for _ in part.children()):  # a container holds bare parameters only
             small[id(part)] = copy.deepcopy(part, dict(memo))
             resize_(small[id(part)], inputs.get(path))
     return small, fewer

@@ -1,20 +1,24 @@
 """A model as it is scored: traced, batch norms folded into the convolutions before them."""
 
 import copy
+import inspect
 from collections.abc import Sequence
 from contextlib import suppress
 
 from torch import Tensor, fx, nn
+from torch.nn import functional as F
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from automc.compression.quantize import ActivationQuantizer
 from automc.compression.structure import replace_module
-from automc.graph.example import ExampleTracer, answers, both
+from automc.graph.example import ExampleTracer, answers, both, is_answer
+from automc.graph.holders import as_layer
 from automc.graph.inplace import ChangeTracer, follow_changes_
 from automc.graph.runs import batch_size, of_size
 from automc.task import Inputs
 
 _PAIRS = ((nn.Conv1d, nn.BatchNorm1d), (nn.Conv2d, nn.BatchNorm2d), (nn.Conv3d, nn.BatchNorm3d))
+_NORMS = tuple(norm for _, norm in _PAIRS)
 
 
 def folded(module: nn.Module, inputs: Inputs = ()) -> nn.Module:
@@ -36,22 +40,58 @@ def folded(module: nn.Module, inputs: Inputs = ()) -> nn.Module:
 def traced(module: nn.Module, inputs: Inputs = ()) -> nn.Module:
     """A module as a graph of its layers, which it shares; itself where it is one, or where there is no trace.
 
-    `inputs`, if there are any, are an example for a forward that asks for sizes.
+    `inputs`, if there are any, are an example for a forward that asks for sizes; norms that have more inside are opened
+    then, in graphs, too.
     """
-    if isinstance(module, fx.GraphModule):
+    if isinstance(module, fx.GraphModule) and not (inputs and any(map(_holds_more, module.modules()))):
         return module
+    for part in module.modules():
+        as_layer(part)  # while it can still be tried out
     for tracer in (_Tracer(), *([_ExampleTracer(inputs)] if inputs else [])):
         with suppress(Exception):  # a model's own forward may raise anything when it is given proxies
             graph = tracer.trace(module)
             follow_changes_(graph, module)
             found = fx.GraphModule(module, graph)
             if not answers(graph) or _alike(*both(found, module, of_size(inputs, batch_size(inputs) + 1))):
-                return found
-    return module
+                break
+    else:
+        return module
+    for node in list(found.graph.nodes):
+        _name_norm_(found, module, node)
+    found.graph.eliminate_dead_code(lambda node: node.is_impure() or is_answer(node))
+    found.recompile()
+    return found
 
 
 def _alike(found: Sequence[Tensor], wanted: Sequence[Tensor]) -> bool:
     return [x.shape for x in found] == [x.shape for x in wanted]
+
+
+def _holds_more(module: nn.Module) -> bool:
+    """Whether a module is a batch norm with an activation, or whatever else, inside."""
+    return isinstance(module, _NORMS) and type(module) not in _NORMS
+
+
+def _name_norm_(graph: fx.GraphModule, module: nn.Module, node: fx.Node) -> None:
+    """Makes a module of a batch norm that a norm of somebody's own computes by torch's function."""
+    if node.op != "call_function" or node.target is not F.batch_norm:
+        return
+    given = inspect.signature(F.batch_norm).bind(*node.args, **node.kwargs)
+    given.apply_defaults()
+    x, mean, var, weight, bias, training, _, eps = given.args
+    tensors = {"running_mean": mean, "running_var": var, "weight": weight, "bias": bias}
+    path = str(mean.target).rpartition(".")[0] if isinstance(mean, fx.Node) else ""
+    own = all(isinstance(n, fx.Node) and n.target == f"{path}.{name}" for name, n in tensors.items())
+    owner = module.get_submodule(path) if own else None
+    if training or not isinstance(owner, _NORMS):
+        return
+    plain = next(kind for kind in _NORMS if isinstance(owner, kind))(owner.num_features, eps=eps).eval()
+    for name in tensors:
+        setattr(plain, name, getattr(owner, name))
+    graph.add_submodule(f"{path}.norm", plain)
+    with graph.graph.inserting_after(node):
+        node.replace_all_uses_with(graph.graph.call_module(f"{path}.norm", (x,)))
+    graph.graph.erase_node(node)
 
 
 def behind(module: fx.GraphModule, begin: str | None, keep: Sequence[str]) -> fx.GraphModule:
@@ -80,7 +120,8 @@ class _Open(fx.Tracer):
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         """Whether the trace stops at a module."""
-        return isinstance(m, ActivationQuantizer) or super().is_leaf_module(m, module_qualified_name)
+        own = isinstance(m, ActivationQuantizer) or as_layer(m) is not None
+        return own or super().is_leaf_module(m, module_qualified_name)
 
 
 class _Tracer(_Open, ChangeTracer):
