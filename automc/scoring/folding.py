@@ -88,9 +88,10 @@ def _name_norm_(graph: fx.GraphModule, module: nn.Module, node: fx.Node) -> None
     plain = next(kind for kind in _NORMS if isinstance(owner, kind))(owner.num_features, eps=eps).eval()
     for name in tensors:
         setattr(plain, name, getattr(owner, name))
-    graph.add_submodule(f"{path}.norm", plain)
+    name = f"{path}.as_torchs"
+    graph.add_submodule(name, plain)
     with graph.graph.inserting_after(node):
-        node.replace_all_uses_with(graph.graph.call_module(f"{path}.norm", (x,)))
+        node.replace_all_uses_with(graph.graph.call_module(name, (x,)))
     graph.graph.erase_node(node)
 
 

@@ -132,6 +132,7 @@ def the_last_wins(ways: Sequence[object]) -> list[float]:
     return [1.0 / (1 + n) for n in range(len(ways))]
 
 
+@pytest.mark.slow
 @needs_kernels
 def test_a_saved_model_leaves_by_automcs_kernels_or_by_torchs(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

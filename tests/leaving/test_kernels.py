@@ -99,6 +99,7 @@ def test_a_network_leaves_as_one_plan(deployed_as, tmp_path: Path, kind: str) ->
     assert without.returncode == 1 and "automc" in without.stderr
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_linear_layers_leave_by_themselves_where_there_is_no_plan_of_all(deployed_as, tmp_path: Path) -> None:
     form, module = deployed_as("sparse layers"), models.of(models.Encoder, LayerDecision(sparsity=0.8))

@@ -80,7 +80,9 @@ class ByName(nn.Module):
         return Named(self.last(hidden.view(x.shape[0], 3, 16)).mean(1))
 
 
-@pytest.mark.parametrize("keep", [1.0, 0.5], ids=["its own class", "a graph"])
+@pytest.mark.parametrize(
+    "keep", [pytest.param(1.0, id="its own class", marks=pytest.mark.slow), pytest.param(0.5, id="a graph")]
+)
 def test_outputs_by_name_lie_in_a_dict_where_nobody_knows_their_class(tmp_path: Path, keep: float):
     torch.manual_seed(0)
     model, x = ByName().eval(), models.sequences(5)

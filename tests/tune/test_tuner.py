@@ -34,6 +34,7 @@ def check_budget(study: Study) -> None:
     assert study.evaluations and all(e.cost("macs") <= limit for e in study.evaluations)
 
 
+@pytest.mark.slow
 def test_a_run_and_its_resume_make_the_trials_of_a_search_whatever_became_of_tunes_own_files(tmp_path):
     """One at a time, joint search and all; Tune's files are cut in half between the two runs."""
     own = automc.search(tiny.task(), trials=9, storage=tmp_path / "own.journal", study="own", **SETTING)
@@ -85,6 +86,7 @@ def test_a_scheduler_stops_some_trials_and_they_are_pruned_with_what_was_seen(tm
     assert best is not None and best["config"]["policy"] and best["state"] == "ok"
 
 
+@pytest.mark.slow
 def test_trials_that_raise_and_trials_that_take_their_actor_with_them_are_failed_and_the_run_goes_on(tmp_path):
     search = tuned(tmp_path, tiny.task(evaluate=Faulty()), trials=6, searcher="random", score="metric")
     results = fit(tmp_path, search, alone=True)
