@@ -1,7 +1,6 @@
 """Deployed modules compute the same by every kernel, and stay as they are where none is faster or none is there."""
 
 import copy
-import dataclasses
 from collections import Counter
 from functools import partial
 
@@ -24,7 +23,7 @@ from automc.kernels.dense8_conv import DenseInt8Conv2d
 from automc.kernels.dense32 import PackedLinear, libraries
 from automc.kernels.sparse8 import SparseInt8Linear
 from automc.kernels.sparse8_conv import SparseInt8Conv2d
-from tests.leaving.models import DECISIONS, images, resnet
+from tests.leaving.models import DECISIONS, Named, images, resnet
 
 
 def last_way(_: nn.Module, __: Tensor, others: list[nn.Module]) -> nn.Module | None:
@@ -286,14 +285,6 @@ def test_a_plan_says_for_which_images_it_was_made() -> None:
     assert plan(torch.zeros(0, 3, 8, 8)).shape == (0, 5)
 
 
-@dataclasses.dataclass
-class Scores:
-    """Outputs by name, one of which there is not."""
-
-    logits: Tensor
-    states: Tensor | None = None
-
-
 class Asking(nn.Module):
     """Asks for sizes, and names its output."""
 
@@ -302,14 +293,14 @@ class Asking(nn.Module):
         self.conv, self.norm, self.head = nn.Conv2d(3, 16, 3, padding=1), nn.BatchNorm2d(16), nn.Linear(16, 5)
         self.batch = batch
 
-    def forward(self, pixels: Tensor) -> Scores:
+    def forward(self, pixels: Tensor) -> Named:
         """pixels (B, 3, H, W)"""
         if pixels.shape[1] != 3 or len(pixels.shape) != 4:
             raise ValueError("three channels")
         x = self.norm(self.conv(pixels)).relu()
         if self.batch and len(x) == self.batch:
             x = x * 2
-        return Scores(self.head(x.mean((2, 3))))
+        return Named(self.head(x.mean((2, 3))))
 
 
 @needs_compiler
@@ -319,8 +310,8 @@ def test_a_model_that_asks_for_sizes_runs_as_one_plan_and_names_its_output_still
     assert found is not None
     for x in (images(4), images(7)):
         made = found(x)
-        assert isinstance(made, Scores) and made.states is None
-        torch.testing.assert_close(made.logits, net(x).logits, rtol=1e-4, atol=1e-5)
+        assert isinstance(made, Named) and made.states is None
+        torch.testing.assert_close(made.scores, net(x).scores, rtol=1e-4, atol=1e-5)
     assert network_of(Asking(batch=4).eval(), (images(4),)) is None
     assert network_of(Asking(batch=5).eval(), (images(4),)) is None  # four and five would differ
 

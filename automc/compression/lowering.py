@@ -18,7 +18,7 @@ from automc.compression import calibration
 from automc.compression.chains import FactoredLayer
 from automc.compression.quantize import ActivationQuantizer, QuantizedLayer, bare
 from automc.graph.blocks import ADDITIONS, stays
-from automc.graph.holders import as_layer
+from automc.graph.holders import as_layer, torchs_class
 from automc.graph.reach import needed
 from automc.kernels.steps import FREE, FloatArray, Limits, Pair, Shape, Steps, Window
 from automc.kernels.tiles import Program, Room, from_tiles
@@ -36,9 +36,6 @@ class UnsupportedError(Exception):
 
 
 S = TypeVar("S", bound=Steps)
-
-
-_TORCHS = (nn.Linear.__module__, nn.Conv2d.__module__)
 
 
 class Lowering(Generic[S]):
@@ -125,7 +122,7 @@ class Lowering(Generic[S]):
             module = module.parts[-1]
         x, module = self._read(x, module)
         layer = as_layer(module)  # somebody's own that computes what torch's does
-        kind = type(module) if layer is None else next(k for k in type(module).__mro__ if k.__module__ in _TORCHS)
+        kind = type(module) if layer is None else torchs_class(layer)
         if kind is nn.Conv2d and not flat:
             self._convolution(node, x, module)
         elif kind is nn.Linear:

@@ -6,7 +6,6 @@ the example alone, so each is written into the graph, which then refuses inputs 
 depends on the values of an input, not on its sizes, is refused as before.
 """
 
-import dataclasses
 import inspect
 import operator
 from collections.abc import Callable, Iterator, Sequence
@@ -18,6 +17,7 @@ from torch import Tensor, fx, nn
 
 from automc.errors import GraphError
 from automc.graph.inplace import ChangeProxy, ChangeTracer
+from automc.graph.named import parts_of
 from automc.graph.runs import copies, repeatable, tensors
 
 _SIZES = frozenset(
@@ -36,8 +36,8 @@ _MAKERS = ("arange", "empty", "eye", "full", "linspace", "ones", "tensor", "tril
 class ExampleTracer(ChangeTracer):
     """Knows of every value what it is for the example's inputs."""
 
-    def __init__(self, inputs: Sequence[Tensor]) -> None:
-        super().__init__(autowrap_functions=tuple(getattr(torch, name) for name in _MAKERS))
+    def __init__(self, whole: Callable[[nn.Module], bool], inputs: Sequence[Tensor]) -> None:
+        super().__init__(whole, autowrap_functions=tuple(getattr(torch, name) for name in _MAKERS))
         self._autowrap_search.append(torch)
         self.proxy_buffer_attributes = True
         self._inputs = copies(tuple(inputs))
@@ -161,10 +161,8 @@ class ExampleTracer(ChangeTracer):
 
     def _as_one(self, made: Any) -> Any:
         """Outputs that have names are made by the graph as forward makes them."""
-        if not dataclasses.is_dataclass(made) or isinstance(made, type):
-            return made
-        parts = {f.name: part for f in dataclasses.fields(made) if (part := getattr(made, f.name)) is not None}
-        return self.create_proxy("call_function", type(made), (), parts)
+        parts = parts_of(made)
+        return made if parts is None else self.create_proxy("call_function", type(made), (), parts)
 
 
 class ExampleProxy(ChangeProxy):

@@ -34,10 +34,15 @@ def as_layer(module: nn.Module) -> Layer | None:
     if isinstance(module, TRANSPOSED) and module.groups > 1:
         return None
     if isinstance(module, _LAYERS) and "weight" in module._parameters:
-        base = next(kind for kind in _LAYERS if isinstance(module, kind))
+        base = torchs_class(module)
         if type(module).forward is base.forward or _same(module, base):
             return module
     return None
+
+
+def torchs_class(layer: Layer) -> type[nn.Module]:
+    """The class of torch's that a layer is one of."""
+    return next(kind for kind in _LAYERS if isinstance(layer, kind))
 
 
 _known: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()

@@ -54,6 +54,15 @@ class ChangeTracer(fx.Tracer):
     input by the name torch's layers have for it gets it by place.
     """
 
+    def __init__(self, whole: Callable[[nn.Module], bool] = lambda _: False, **options: Any) -> None:
+        """whole: which modules are not looked into, besides those of torch's own."""
+        super().__init__(**options)
+        self._whole = whole
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        """Whether the trace stops at a module."""
+        return self._whole(m) or super().is_leaf_module(m, module_qualified_name)
+
     def trace(self, root: nn.Module | Callable[..., Any], concrete_args: dict[str, Any] | None = None) -> fx.Graph:
         """The graph of a forward."""
         graph = super().trace(root, concrete_args)
@@ -76,7 +85,7 @@ class ChangeTracer(fx.Tracer):
         self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
         """Records a module's call; one that is made in forward, as in `nn.ReLU()(x)`, is what it does."""
-        if all(m is not own for own in self.root.modules()):
+        if m not in (self.submodule_paths or {}):
             return forward(*args, **kwargs)
         return super().call_module(m, forward, args, kwargs)
 

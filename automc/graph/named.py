@@ -7,6 +7,13 @@ from typing import Any
 from torch import fx
 
 
+def parts_of(made: Any) -> dict[str, Any] | None:
+    """What of an output with names has a value; None for one without."""
+    if not dataclasses.is_dataclass(made) or isinstance(made, type):
+        return None
+    return {f.name: part for f in dataclasses.fields(made) if (part := getattr(made, f.name)) is not None}
+
+
 def maker(graph: fx.Graph) -> fx.Node | None:
     """The node that makes the output of its parts; None where the output has no names."""
     made = next(node for node in graph.nodes if node.op == "output").args[0]

@@ -27,6 +27,7 @@ from automc.graph.inplace import ChangeTracer, follow_changes_
 from automc.graph.model_graph import ModelGraph
 from automc.graph.propagate import Follower, Propagation
 from automc.graph.reach import needed
+from automc.graph.runs import of_size
 from automc.graph.verify import TOLERANCE, build_bench, verify_group
 
 __all__ = ["ModelGraph", "trace_model"]
@@ -71,36 +72,24 @@ def batch_of(count: int, example_inputs: Sequence[Tensor]) -> tuple[Tensor, ...]
     first = next((x for x in example_inputs if x.dim()), None)
     batch = None if first is None else first.shape[0]
     return tuple(
-        torch.cat([x] * -(-count // batch))[:count].detach() if batch and x.dim() and x.shape[0] == batch else x
-        for x in example_inputs
+        of_size((x,), count)[0].detach() if batch and x.dim() and x.shape[0] == batch else x for x in example_inputs
     )
-
-
-class _Whole(fx.Tracer):
-    """Layers and norms of the user's own subclasses stay whole as long as they keep torch's forward."""
-
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        own = as_layer(m) is not None or as_norm(m) is not None
-        return own or super().is_leaf_module(m, module_qualified_name)
-
-
-class _Tracer(_Whole, ChangeTracer):
-    """Knows nothing of values."""
-
-
-class _ExampleTracer(_Whole, ExampleTracer):
-    """Knows the example's."""
 
 
 def _recorded(work: nn.Module, inputs: tuple[Tensor, ...]) -> fx.Graph:
     """What torch.fx records; where buffers are sliced by what the input says, with buffers that it follows, too; where
     it cannot go on without knowing sizes, with those of the inputs."""
-    absent, followed = _absent_arguments(work, len(inputs)), _Tracer()
+    absent, followed = _absent_arguments(work, len(inputs)), ChangeTracer(_stays_whole)
     followed.proxy_buffer_attributes = True
-    for tracer in (_Tracer(), followed):
+    for tracer in (ChangeTracer(_stays_whole), followed):
         with contextlib.suppress(Exception):  # torch.fx and user code raise whatever they like
             return tracer.trace(work, absent)
-    return _ExampleTracer(inputs).trace(work)
+    return ExampleTracer(_stays_whole, inputs).trace(work)
+
+
+def _stays_whole(module: nn.Module) -> bool:
+    """Whether a module is a layer or a norm, if of a class of the user's own."""
+    return as_layer(module) is not None or as_norm(module) is not None
 
 
 @contextmanager

@@ -1,6 +1,5 @@
 """A module as the operations that `torch.export` records, for a batch of any size where the model allows it."""
 
-import dataclasses
 import functools
 import logging
 import warnings
@@ -14,7 +13,7 @@ from torch import fx, nn
 from torch.export import Dim, ExportedProgram
 
 from automc.errors import ArtifactError
-from automc.graph.named import without_names
+from automc.graph.named import parts_of, without_names
 from automc.task import Inputs
 
 BATCH = "batch"
@@ -60,10 +59,8 @@ def _plain(module: nn.Module) -> Iterator[nn.Module]:
     @functools.wraps(forward)
     def named(*args: Any, **kwargs: Any) -> Any:
         made = forward(*args, **kwargs)
-        if not dataclasses.is_dataclass(made):
-            return made
-        parts = {f.name: getattr(made, f.name) for f in dataclasses.fields(made)}
-        return {name: part for name, part in parts.items() if part is not None}
+        parts = parts_of(made)
+        return made if parts is None else parts
 
     module.forward = named
     try:

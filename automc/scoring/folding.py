@@ -47,7 +47,7 @@ def traced(module: nn.Module, inputs: Inputs = ()) -> nn.Module:
         return module
     for part in module.modules():
         as_layer(part)  # while it can still be tried out
-    for tracer in (_Tracer(), *([_ExampleTracer(inputs)] if inputs else [])):
+    for tracer in (ChangeTracer(_stays_whole), *([ExampleTracer(_stays_whole, inputs)] if inputs else [])):
         with suppress(Exception):  # a model's own forward may raise anything when it is given proxies
             graph = tracer.trace(module)
             follow_changes_(graph, module)
@@ -116,21 +116,9 @@ def behind(module: fx.GraphModule, begin: str | None, keep: Sequence[str]) -> fx
     return fx.GraphModule(module, graph)
 
 
-class _Open(fx.Tracer):
-    """Sees layers inside of automc's own modules, but takes a quantizer as one operation."""
-
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        """Whether the trace stops at a module."""
-        own = isinstance(m, ActivationQuantizer) or as_layer(m) is not None
-        return own or super().is_leaf_module(m, module_qualified_name)
-
-
-class _Tracer(_Open, ChangeTracer):
-    """Knows nothing of values."""
-
-
-class _ExampleTracer(_Open, ExampleTracer):
-    """Knows an example's."""
+def _stays_whole(module: nn.Module) -> bool:
+    """Whether a module is one operation: layers inside automc's own modules are seen, but not what a quantizer does."""
+    return isinstance(module, ActivationQuantizer) or as_layer(module) is not None
 
 
 def _folds(small: fx.GraphModule, source: fx.Node, node: fx.Node) -> bool:

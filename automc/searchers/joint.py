@@ -29,7 +29,7 @@ from automc.searchers.allocation import Allocation
 from automc.searchers.arms import Arm, Programming, Sampling, Switching, Walking, Weighing
 from automc.searchers.bandit import Bandit
 from automc.searchers.baselines import uniform_point
-from automc.searchers.history import History
+from automc.searchers.history import FromHistory
 from automc.searchers.rl import AgentSearch, AgentSearcher
 from automc.searchers.sampled import Trials
 from automc.space import FloatArray, IntArray
@@ -43,12 +43,12 @@ BEYOND = 1.1
 """Reference cost of the hypervolume, in units of each limit: points at a limit count, too."""
 
 
-class JointSearcher:
+class JointSearcher(FromHistory):
     """Five arms, one history."""
 
     def __init__(self, problem: Problem, seed: int, *, agent: str = "ddpg") -> None:
-        self.history, self.aims = History(problem, seed), Aims(problem)
-        self.proposer = ""
+        super().__init__(problem, seed)
+        self.aims, self.proposer = Aims(problem), ""
         owned = tuple(f for f in RATIOS if f in problem.space.fields) or None  # TPE decides the rest
         knobs = KNOBS if agent == "ddpg" else {}
         search = AgentSearch(agent, name="agent+tpe", walk=WalkSettings(owned, budgeted=True), knobs=knobs)
@@ -87,7 +87,7 @@ class JointSearcher:
 
     def reopen(self, policy: Policy, proposer: str) -> None:
         """Notes an open ask and the arm it came from."""
-        self.history.reopen(policy)
+        super().reopen(policy, proposer)
         self._proposed[policy.digest] = proposer
 
     def tell(self, evaluation: Evaluation) -> None:

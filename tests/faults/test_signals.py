@@ -107,7 +107,7 @@ def test_a_command_stopped_while_its_workers_begin_or_killed_at_work_goes_on_as_
         assert time.monotonic() < until
         time.sleep(0.01)
     os.killpg(process.pid, signal.SIGINT)
-    _, err = process.communicate(timeout=20)
+    _, err = process.communicate(timeout=5)
     assert process.returncode == 130
     assert err == "Stopped; 0 trials are kept in runs/tiny.journal: the same command goes on.\n"
     assert gone(workers, reaped=False) and not banks(process.pid)

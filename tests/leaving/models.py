@@ -1,5 +1,6 @@
 """Compressed models that leave: a small ResNet under every kind of decision, and others as people have them."""
 
+import dataclasses
 import functools
 from collections.abc import Callable, Sequence
 
@@ -26,6 +27,17 @@ DECISIONS: dict[str, Sequence[LayerDecision]] = {
 """Taken in turn by the layers."""
 ROUNDED = ("both", "mixed")
 """Those that round activations."""
+
+
+@dataclasses.dataclass
+class Named:
+    """Outputs by name, one of which there is not."""
+
+    scores: Tensor
+    states: Tensor | None = None
+
+
+torch.utils._pytree.register_dataclass(Named)  # as transformers does with its own
 
 
 def compressed(task: Task, decisions: Sequence[LayerDecision], keep: float = 1.0, block: bool = False) -> nn.Module:

@@ -1,6 +1,5 @@
 """PyTorch's own files: run where there is no automc, and telling nothing but the model."""
 
-import dataclasses
 import json
 import subprocess
 import sys
@@ -56,17 +55,6 @@ def _weights(content: dict[str, bytes]) -> bytes:
     return next(part for name, part in content.items() if name.endswith("weights_config.json"))
 
 
-@dataclasses.dataclass
-class Named:
-    """Outputs by name, one of which there is not."""
-
-    scores: Tensor
-    states: Tensor | None = None
-
-
-torch.utils._pytree.register_dataclass(Named)  # as transformers does with its own
-
-
 class ByName(nn.Module):
     """As models of Hugging Face's transformers give them."""
 
@@ -74,10 +62,10 @@ class ByName(nn.Module):
         super().__init__()
         self.first, self.last = nn.Linear(8, 16), nn.Linear(16, 4)
 
-    def forward(self, x: Tensor) -> Named:
+    def forward(self, x: Tensor) -> models.Named:
         """x (B, 6, 8)"""
         hidden = self.first(x[:, : int(x.shape[1]) // 2]).relu()
-        return Named(self.last(hidden.view(x.shape[0], 3, 16)).mean(1))
+        return models.Named(self.last(hidden.view(x.shape[0], 3, 16)).mean(1))
 
 
 @pytest.mark.parametrize(
@@ -94,7 +82,7 @@ def test_outputs_by_name_lie_in_a_dict_where_nobody_knows_their_class(tmp_path: 
     assert isinstance(module, fx.GraphModule) == (keep < 1)
     assert automc.export(module, tmp_path / "model.pt2", format="pt2", example_inputs=x).checked
     read = ALONE.replace("(x).numpy()", "(x)['scores'].numpy()")
-    assert read != ALONE and type(module(x)) is Named
+    assert read != ALONE and type(module(x)) is models.Named
     np.save(tmp_path / "x.npy", x.numpy())
     places = (tmp_path / "model.pt2", tmp_path / "x.npy", tmp_path / "y.npy")
     subprocess.run([sys.executable, "-c", read, *places], check=True, cwd=tmp_path, env={})
