@@ -25,13 +25,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from automc.deployment.forms import forms
-from automc.deployment.layers import PlannedLinear, token_choices
+from automc.deployment.layers import token_choices
 from automc.deployment.network import fastest_choice
 from automc.deployment.timing import in_turns, seconds_of
 from automc.kernels import images, tokens
 from automc.kernels.build import compiled
 from automc.kernels.images import planned
 from automc.kernels.steps import Steps, Window
+from automc.kernels.tokens import PlannedLinear
 from automc.tasks.resnet import ResNet
 
 Way = Callable[[], object]

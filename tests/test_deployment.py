@@ -12,7 +12,7 @@ import automc
 from automc.compression.quantize import Observed, QuantizedLayer, weight_scale
 from automc.deployment import forms as made_forms
 from automc.deployment.forms import BFLOAT16, LOOSE, SPARSE_BFLOAT16, ChannelsLast, forms
-from automc.deployment.layers import PlannedLinear, layerwise
+from automc.deployment.layers import layerwise
 from automc.deployment.network import PlannedNetwork, network_of
 from automc.errors import TaskError
 from automc.kernels import images as image_kernels
@@ -23,6 +23,7 @@ from automc.kernels.dense8_conv import DenseInt8Conv2d
 from automc.kernels.dense32 import PackedLinear, libraries
 from automc.kernels.sparse8 import SparseInt8Linear
 from automc.kernels.sparse8_conv import SparseInt8Conv2d
+from automc.kernels.tokens import PlannedLinear
 from tests.leaving.models import DECISIONS, Named, images, resnet
 
 

@@ -31,6 +31,15 @@ _NOTHING = (nn.Identity, nn.Dropout, nn.Dropout2d)
 _CLAMPS = {nn.ReLU: Limits(0.0), nn.ReLU6: Limits(0.0, 6.0)}
 
 
+def limits_of(module: fx.GraphModule, node: fx.Node | None) -> Limits | None:
+    """The limits of a node that is an activation of one input and nothing else."""
+    if node is None:
+        return None
+    if node.op == "call_module":
+        return _CLAMPS.get(type(module.get_submodule(str(node.target))))
+    return _ACTIVATIONS.get(node.target)
+
+
 class UnsupportedError(Exception):
     """An operation has no step; says which."""
 
@@ -189,18 +198,10 @@ class Lowering(Generic[S]):
                 other = self._values[rest[0]]
                 covered.append(user)
                 user = self._only_user(user)
-        limits = self._clamp(user)
+        limits = limits_of(self.module, user)
         if limits is not None and user is not None:
             covered.append(user)
         return _Tail(covered, folded, other, limits or FREE)
-
-    def _clamp(self, node: fx.Node | None) -> Limits | None:
-        """The limits of a node that is an activation of one input and nothing else."""
-        if node is None:
-            return None
-        if node.op == "call_module":
-            return _CLAMPS.get(type(self.module.get_submodule(str(node.target))))
-        return _ACTIVATIONS.get(node.target)
 
     def _norm(self, node: fx.Node, x: int, norm: nn.BatchNorm2d, flat: bool) -> None:
         if norm.running_mean is None or (flat and self.program.shapes[x][:2] != (1, 1)):
@@ -212,7 +213,7 @@ class Lowering(Generic[S]):
 
     def _followed(self, node: fx.Node) -> tuple[Limits, list[fx.Node]]:
         user = self._only_user(node)
-        limits = self._clamp(user)
+        limits = limits_of(self.module, user)
         return (FREE, [node]) if limits is None or user is None else (limits, [node, user])
 
     def _pool(self, node: fx.Node, x: int, pool: nn.MaxPool2d | nn.AvgPool2d) -> None:

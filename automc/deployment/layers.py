@@ -8,11 +8,12 @@ from typing import TypeAlias
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from automc.compression.calibration import watched
 from automc.compression.quantize import QuantizedLayer
 from automc.compression.structure import replace_module
+from automc.deployment.fusing import fuse_
 from automc.deployment.network import convolution_of
 from automc.deployment.timing import seconds_of
 from automc.errors import PolicyError
@@ -22,11 +23,10 @@ from automc.kernels.bfloat16 import BFloat16Conv, BFloat16Linear, Convolution
 from automc.kernels.blocks import BlockLinear, has_triton, sizes
 from automc.kernels.dense32 import PackedLinear, libraries
 from automc.kernels.matrix import BLOCKS, FloatArray
-from automc.kernels.plan import plain
 from automc.kernels.pointwise import Pointwise, linear_of
 from automc.kernels.semistructured import BACKENDS, SemiStructuredLinear
 from automc.kernels.steps import shape_of
-from automc.kernels.tokens import ACROSS, TokenChoice
+from automc.kernels.tokens import ACROSS, PlannedLinear, TokenChoice
 
 Ways: TypeAlias = Callable[[nn.Module, Tensor], list[nn.Module]]
 Choose: TypeAlias = Callable[[nn.Module, Tensor, list[nn.Module]], nn.Module | None]
@@ -40,30 +40,6 @@ SIZES = 3
 """Of blocks that are tried on a GPU: each is compiled anew."""
 MARGIN = 0.97
 """Another way must take at most so much of the layer's own time: a tie is not worth a kernel."""
-
-
-class PlannedLinear(nn.Module):
-    """A planned linear layer; its plan is a buffer, and suits processors with vectors of the same width."""
-
-    def __init__(self, plan: Tensor, inputs: int, outputs: int) -> None:
-        super().__init__()
-        from automc.kernels import ops  # noqa: F401  (registers the operation)
-
-        self.in_features, self.out_features = inputs, outputs
-        self.register_buffer("plan", plan)
-
-    plan: Tensor
-
-    def forward(self, x: Tensor) -> Tensor:
-        """x (..., in), float32; (..., out)"""
-        if plain(x):
-            return tokens.run(x, self.plan)
-        found: Tensor = torch.ops.automc.tokens(x, self.plan, self.out_features)
-        return found
-
-    def extra_repr(self) -> str:
-        """As torch's own layer has it."""
-        return f"in_features={self.in_features}, out_features={self.out_features}"
 
 
 def layerwise(
@@ -86,6 +62,8 @@ def layerwise(
     for part in small.modules():
         if isinstance(part, nn.TransformerEncoderLayer):
             part.activation_relu_or_gelu = 0  # its fast path computes with the weights of its layers, not by them
+    if isinstance(small, fx.GraphModule):
+        fuse_(small, inputs)
     return small if changed else None
 
 
@@ -237,11 +215,16 @@ def _tried(make: Callable[[], nn.Module], layer: nn.Module, x: Tensor) -> nn.Mod
 def token_choices(weight: FloatArray, rows: int) -> list[TokenChoice]:
     """Ways worth trying: every block, as many tokens at once as fill the registers or half of that, in parts where the
     inputs of so many tokens leave the first cache."""
-    found = [TokenChoice(ACROSS)]
+    found = [TokenChoice(ACROSS, parts=n) for n in _parts(weight, ACROSS)]
+    count = -(-rows // tokens.lanes())
     for block in BLOCKS:
-        most = min(tokens.most_vectors(block), -(-rows // tokens.lanes()))
-        for vectors in sorted({most, max(1, most // 2)}):
-            bytes_read = 4 * weight.shape[1] * vectors * tokens.lanes()
-            parts = [1, *(n for n in (2, 4, 8) if bytes_read > 2**14 * n)]
-            found += [TokenChoice(block, vectors, n) for n in parts]
+        turns = -(-count // tokens.most_vectors(block))
+        most = -(-count // turns)  # the last turn should not be left with next to nothing
+        for vectors in sorted({most, -(-most // 2)}):
+            found += [TokenChoice(block, vectors, n) for n in _parts(weight, vectors * tokens.lanes())]
     return found
+
+
+def _parts(weight: FloatArray, rows: int) -> list[int]:
+    """Numbers of parts of the inputs worth trying where so many tokens are taken at once."""
+    return [1, *(n for n in (2, 4, 8) if 4 * weight.shape[1] * rows > 2**14 * n)]

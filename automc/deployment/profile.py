@@ -23,7 +23,7 @@ from automc.costs.latency import EIGHT, Curve, Kind, Latency, LatencyTable, fetc
 from automc.deployment.forms import forms
 from automc.deployment.layers import seen
 from automc.deployment.probes import BY_SIZE, PLAIN, Plain, decided, narrowed, narrowed_input, passage, ways
-from automc.deployment.timing import in_turns
+from automc.deployment.timing import in_turns, seconds_of
 from automc.errors import PolicyError, TaskError
 from automc.graph.facts import LayerFacts, ModelFacts
 from automc.graph.runs import copies, of_size, with_threads
@@ -43,6 +43,8 @@ MODELS = 13
 """Whole models that are timed."""
 ROUNDS, TURN, SECONDS = 15, 1e-3, 15.0
 """Of each comparison: rounds, seconds of each way in a round, and seconds after which rounds end."""
+RUNS = 8
+"""Of a whole model in a round: of fewer, what had been in the caches before would count."""
 RUN = 16
 """Single samples that a plan takes one after another when it is timed: a call costs as much as a small layer."""
 REWEIGHTED, CLOSE = 20, 0.01
@@ -89,14 +91,14 @@ class _Stopwatch:
         """Seconds of a model, and its fastest form."""
         if self.measure is not None:
             return self.measure(module, inputs), ""
-        made = forms(module, inputs)
-        medians = self._medians([partial(form, *copies(inputs)) for form in made.values()])
-        best = min(range(len(medians)), key=medians.__getitem__)
-        return medians[best], list(made)[best]
+        made = {name: partial(form, *copies(inputs)) for name, form in forms(module, inputs).items()}
+        seconds = dict(zip(made, seconds_of(list(made.values())), strict=True))
+        best = min(seconds, key=seconds.__getitem__)
+        return self._medians([made[best]], RUNS)[0], best
 
-    def _medians(self, runs: Sequence[Callable[[], object]]) -> list[float]:
+    def _medians(self, ways: Sequence[Callable[[], object]], runs: int = 1) -> list[float]:
         found = []
-        for seconds in in_turns(runs, ROUNDS, TURN, SECONDS):
+        for seconds in in_turns(ways, ROUNDS, TURN, SECONDS, runs=runs):
             low, median, high = statistics.quantiles(seconds, n=4) if len(seconds) > 1 else seconds * 3
             self.noises.append((high - low) / (2 * median))
             found.append(median)

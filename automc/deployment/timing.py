@@ -28,16 +28,26 @@ def seconds_of(ways: Sequence[Callable[[], object]]) -> list[float]:
 
 
 def in_turns(
-    ways: Sequence[Callable[[], object]], rounds: int, turn: float, most: float = math.inf
+    ways: Sequence[Callable[[], object]],
+    rounds: int,
+    turn: float,
+    most: float = math.inf,
+    *,
+    runs: int = 1,
+    least: int = 1,
 ) -> list[list[float]]:
-    """Seconds of each way, a number a round, in each of which it runs for so many seconds; rounds end after `most`."""
+    """Seconds of each way, a number a round, in each of which it runs for so many seconds.
+
+    runs: how often at least it runs in a round, one after the other: the first run finds the caches full of what others
+    have read. most: seconds after which rounds end, the first `least` of them aside.
+    """
     # the first run pays for memory and primitives
     gpus = {x.device for way in ways for x in tensors(way()) if x.is_cuda}
-    repeats = [max(1, int(turn / max(1e-6, _seconds(way, 1, gpus)))) for way in ways]
+    repeats = [max(runs, int(turn / max(1e-6, _seconds(way, 1, gpus)))) for way in ways]
     found: list[list[float]] = [[] for _ in ways]
     begin = time.perf_counter()
     for done in range(rounds):
-        if done and time.perf_counter() - begin > most:
+        if done >= least and time.perf_counter() - begin > most:
             break
         for way, count, own in zip(ways, repeats, found, strict=True):
             own.append(_seconds(way, count, gpus))

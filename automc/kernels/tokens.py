@@ -6,12 +6,12 @@ from functools import cache
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from automc.errors import TaskError
 from automc.kernels.build import compiled
 from automc.kernels.matrix import FloatArray, Masks, Reads, Stored, packed
-from automc.kernels.plan import WORTH, Head, Memory, header, scratch
+from automc.kernels.plan import WORTH, Head, Memory, header, plain, scratch
 from automc.kernels.steps import FREE, Limits
 from automc.kernels.threads import dealt, threads
 
@@ -28,7 +28,7 @@ class TokenChoice:
     vectors: int = 2
     """Vectors of tokens that are taken at once; without meaning for `ACROSS`."""
     parts: int = 1
-    """Runs of inputs; one for `ACROSS`."""
+    """Runs of inputs."""
 
 
 @cache
@@ -48,14 +48,42 @@ def most_vectors(block: int) -> int:
 class _Plan(Head):
     """As in tokens.c, behind the head."""
 
-    KIND = 201
+    KIND = 202
     _fields_ = (
         *((name, ctypes.c_int32) for name in ("inputs", "vectors")),
         *((name, ctypes.c_float) for name in ("low", "high")),
-        ("work", ctypes.c_int32),
+        *((name, ctypes.c_int32) for name in ("gelu", "work")),
         ("floats", ctypes.c_int64),
         ("matrix", Stored),
     )
+
+
+class PlannedLinear(nn.Module):
+    """A planned linear layer; its plan is a buffer, and suits processors with vectors of the same width."""
+
+    plan: Tensor
+
+    def __init__(self, plan: Tensor, inputs: int, outputs: int) -> None:
+        super().__init__()
+        from automc.kernels import ops  # noqa: F401  (registers the operation)
+
+        self.in_features, self.out_features = inputs, outputs
+        self.register_buffer("plan", plan)
+
+    def forward(self, x: Tensor, other: Tensor | None = None) -> Tensor:
+        """x (..., in), float32; (..., out), with `other` of that shape added."""
+        if plain(x) and (other is None or plain(other)):
+            return run(x, self.plan, other)
+        found: Tensor = torch.ops.automc.tokens(x, self.plan, self.out_features, other)
+        return found
+
+    def ended(self, limits: Limits | None, *, gelu: bool) -> "PlannedLinear":
+        """The same within limits, or with GELU behind it."""
+        return PlannedLinear(ended(self.plan, limits or FREE, gelu=gelu), self.in_features, self.out_features)
+
+    def extra_repr(self) -> str:
+        """As torch's own layer has it."""
+        return f"in_features={self.in_features}, out_features={self.out_features}"
 
 
 def planned(weight: FloatArray, bias: FloatArray | None, choice: TokenChoice, limits: Limits = FREE) -> Tensor:
@@ -79,8 +107,16 @@ def planned(weight: FloatArray, bias: FloatArray | None, choice: TokenChoice, li
     )
 
 
+def ended(plan: Tensor, limits: Limits = FREE, *, gelu: bool = False) -> Tensor:
+    """A plan that ends otherwise: outputs are clamped to the limits, or are GELU's, x * (1 + erf(x / sqrt(2))) / 2."""
+    changed = plan.clone()
+    made_for = header(changed, _Plan, lanes())
+    made_for.low, made_for.high, made_for.gelu = limits.low, limits.high, gelu
+    return changed
+
+
 def run(x: Tensor, plan: Tensor, other: Tensor | None = None) -> Tensor:
-    """What a planned layer gives for x (..., in), float32; `other` (..., out) is added before the limits.
+    """What a planned layer gives for x (..., in), float32; `other` (..., out) is added before the limits or GELU.
 
     TaskError for an x of another width, which would be read beyond its end, and an `other` of another shape.
     """

@@ -1,13 +1,13 @@
-"""How long two modules take: medians and quartiles of runs taken in turn, each module in its fastest form.
+"""How long two modules take: medians and quartiles of a few runs at a time, taken in turn, each in its fastest form.
 
 Taking turns makes a slow moment of the machine hit both. A speed-up over a slow way to run the dense model would
 flatter, so every module is timed in all its forms (`automc.deployment`), and its best one counts.
 """
 
 import statistics
-import time
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,12 +15,15 @@ from torch import nn
 
 from automc.compression.compress import channels_last
 from automc.deployment.forms import forms
+from automc.deployment.timing import in_turns
 from automc.graph.runs import copies, of_size
 from automc.task import Inputs
 
 _BATCHES = (1, 32, 128)
 _ROUNDS, _LEAST, _SECONDS = 15, 5, 5.0
 """Rounds a batch size gets, and how many at least where they take longer than so many seconds."""
+_RUNS, _TURN = 5, 1e-3
+"""How often each runs in a round, one after the other, as a model in use does, or for how many seconds."""
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -81,15 +84,6 @@ def given_to(form: str, inputs: Inputs) -> Inputs:
 
 def _quartiles(made: Sequence[tuple[str, nn.Module]], inputs: Inputs) -> list[tuple[float, float, float]]:
     """Of the seconds that modules in a form take."""
-    ready = [(module, given_to(form, inputs), list[float]()) for form, module in made]
-    begin = time.perf_counter()
-    for turn in range(_ROUNDS + 2):
-        if turn >= _LEAST + 2 and time.perf_counter() - begin > _SECONDS:
-            break
-        for module, taken, own in ready:
-            given = copies(taken)  # a model may change them
-            start = time.perf_counter()
-            module(*given)
-            if turn >= 2:  # the first runs pay for allocation and primitives
-                own.append(time.perf_counter() - start)
-    return [(low, median, high) for low, median, high in (statistics.quantiles(x, n=4) for *_, x in ready)]
+    ways = [partial(module, *copies(given_to(form, inputs))) for form, module in made]
+    timed = in_turns(ways, _ROUNDS, _TURN, _SECONDS, runs=_RUNS, least=_LEAST)
+    return [(low, median, high) for low, median, high in (statistics.quantiles(own, n=4) for own in timed)]

@@ -4,6 +4,7 @@ import platform
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -11,13 +12,12 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from automc.deployment.layers import PlannedLinear
 from automc.deployment.network import PlannedNetwork, network_of
 from automc.errors import ArtifactError, TaskError
 from automc.kernels import build, tokens
 from automc.kernels.matrix import BLOCKS
 from automc.kernels.steps import Limits
-from automc.kernels.tokens import ACROSS, TokenChoice, lanes, most_vectors, planned, run
+from automc.kernels.tokens import ACROSS, PlannedLinear, TokenChoice, ended, lanes, most_vectors, planned, run
 
 pytestmark = pytest.mark.skipif(not lanes(), reason="needs a C compiler")
 
@@ -28,10 +28,10 @@ def normal(*shape: int, seed: int = 0) -> Tensor:
 
 @st.composite
 def choices(draw: st.DrawFn) -> TokenChoice:
-    block = draw(st.sampled_from([*BLOCKS, ACROSS]))
+    block, parts = draw(st.sampled_from([*BLOCKS, ACROSS])), draw(st.integers(1, 4))
     if block == ACROSS:
-        return TokenChoice(ACROSS)
-    return TokenChoice(block, draw(st.integers(1, most_vectors(block))), draw(st.integers(1, 4)))
+        return TokenChoice(ACROSS, parts=parts)
+    return TokenChoice(block, draw(st.integers(1, most_vectors(block))), parts)
 
 
 @given(
@@ -41,29 +41,34 @@ def choices(draw: st.DrawFn) -> TokenChoice:
     st.sampled_from([0.0, 0.1, 0.5, 1.0]),
     st.data(),
     st.booleans(),
+    st.booleans(),
     st.integers(0, 2**31),
 )
 @settings(max_examples=250)
 def test_a_linear_layer_is_torchs(
-    inputs: int, outputs: int, rows: int, density: float, data: st.DataObject, residual: bool, seed: int
+    inputs: int, outputs: int, rows: int, density: float, data: st.DataObject, residual: bool, gelu: bool, seed: int
 ) -> None:
     choice = data.draw(choices())
-    check_linear(inputs, outputs, rows, density, choice, residual, seed)
+    check_linear(inputs, outputs, rows, density, choice, residual, gelu, seed)
 
 
 def check_linear(
-    inputs: int, outputs: int, rows: int, density: float, choice: TokenChoice, residual: bool, seed: int
+    inputs: int, outputs: int, rows: int, density: float, choice: TokenChoice, residual: bool, gelu: bool, seed: int
 ) -> None:
     weight, bias = normal(outputs, inputs, seed=seed + 2), normal(outputs, seed=seed + 3)
     weight = weight * (torch.rand(weight.shape, generator=torch.Generator().manual_seed(seed)) < density)
     x, other = normal(rows, inputs, seed=seed), normal(rows, outputs, seed=seed + 1)
     plan = planned(weight.numpy(), bias.numpy(), choice, Limits(-0.5, 2.0) if residual else Limits())
     expected = F.linear(x, weight, bias)
-    expected = (expected + other).clamp(-0.5, 2) if residual else expected
+    expected = expected + other if residual else expected
+    if gelu:
+        plan, expected = ended(plan, gelu=True), F.gelu(expected)
+    elif residual:
+        expected = expected.clamp(-0.5, 2)
     torch.testing.assert_close(run(x, plan, other if residual else None), expected, rtol=1e-5, atol=1e-4)
 
 
-@pytest.mark.parametrize("choice", [TokenChoice(1, 2), TokenChoice(4, 1, 2), TokenChoice(ACROSS)], ids=str)
+@pytest.mark.parametrize("choice", [TokenChoice(1, 2), TokenChoice(4, 1, 2), TokenChoice(ACROSS, parts=2)], ids=str)
 def test_leading_dimensions_strides_and_threads_make_no_difference(
     choice: TokenChoice, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -87,6 +92,15 @@ def test_what_is_not_a_number_stays_in_its_row() -> None:
     for choice in (TokenChoice(1, 2), TokenChoice(8, 1), TokenChoice(ACROSS)):
         found = run(x, planned(normal(9, 12, seed=1).numpy(), None, choice))
         assert bool(found[17].isnan().all()) and not bool(found[torch.arange(40) != 17].isnan().any())
+
+
+def test_gelu_is_as_exact_as_torchs_and_the_same_where_it_ends() -> None:
+    at = torch.cat([torch.linspace(-9, 9, 100_001), torch.tensor([0.0, -0.0, 1e30, -1e30, 1e-40, torch.nan])])
+    found = run(at[:, None], ended(planned(np.eye(1, dtype=np.float32), None, TokenChoice()), gelu=True))[:, 0]
+    exact = F.gelu(at.double())
+    assert bool(found[-1].isnan())
+    torch.testing.assert_close(found[:-1], exact[:-1].float(), rtol=3e-7, atol=1e-6)
+    assert found[-4] == 1e30 and found[-3] == 0 and found[-6] == 0
 
 
 def test_inputs_of_another_width_and_plans_elsewhere_are_refused() -> None:
@@ -185,7 +199,6 @@ def test_narrower_vectors(narrower: str) -> None:
     assert tokens.lanes() == (8 if narrower.endswith("v3") else 4)
     for seed in range(60):
         block = (*BLOCKS, ACROSS)[seed % 5]
-        parts = (
-            TokenChoice(block, 1 + seed % most_vectors(block), 1 + seed % 3) if block < ACROSS else TokenChoice(block)
-        )
-        check_linear(1 + 7 * seed % 60, 1 + 11 * seed % 50, seed % 40, 0.4, parts, bool(seed % 2), seed)
+        vectors = 1 + seed % most_vectors(block) if block < ACROSS else 1
+        choice = TokenChoice(block, vectors, 1 + seed % 3)
+        check_linear(1 + 7 * seed % 60, 1 + 11 * seed % 50, seed % 40, 0.4, choice, bool(seed % 2), seed % 3 == 0, seed)

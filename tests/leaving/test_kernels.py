@@ -15,13 +15,13 @@ from torch import Tensor, nn
 import automc
 from automc.deployment import forms
 from automc.deployment.deploy import Deployed
-from automc.deployment.layers import PlannedLinear
 from automc.deployment.network import PlannedNetwork
 from automc.errors import ArtifactError, TaskError
 from automc.kernels import compiler
 from automc.kernels.images import lanes
 from automc.kernels.sparse8 import SparseInt8Linear
 from automc.kernels.sparse8_conv import SparseInt8Conv2d
+from automc.kernels.tokens import PlannedLinear
 from automc.leaving.kernels import fastest, loading
 from automc.policy import LayerDecision
 from tests.leaving import models

@@ -44,28 +44,49 @@ static inline void transpose(const float *from, ptrdiff_t from_row, int rows, in
 }
 #endif
 
-/* Adds `other`, if any, and clamps. */
-static void finish(float *out, const float *other, ptrdiff_t count, float low, float high) {
-  ptrdiff_t i = 0;
-  for (; i + LANES <= count; i += LANES) {
-    vec x = *(const loose *)(out + i);
-    if (other) x += *(const loose *)(other + i);
-    *(loose *)(out + i) = clamp(x, low, high);
-  }
-  for (; i < count; i++) {
-    const float x = other ? out[i] + other[i] : out[i];
-    out[i] = x < low ? low : x > high ? high : x;
+/* The first lanes of a vector, from memory that may end behind them. */
+static inline vec got(const float *from, int lanes) {
+  if (lanes == LANES) return *(const loose *)from;
+  vec x = {};
+  memcpy(&x, from, 4 * (size_t)lanes);
+  return x;
+}
+
+/* x * (1 + erf(x / sqrt(2))) / 2, by the odd rational function of degrees 11 and 10 that is nowhere more than 1.6e-8 from
+   erf within +-3.92; outside erf is 1 or -1 in floats. */
+static inline vec gelu(vec x) {
+  const vec z = x * 0.70710678f, c = clamp(z, -3.92f, 3.92f), u = c * c;
+  const vec over = ((((2.034729946e-06f * u + 2.874806909e-04f) * u + 3.868374027e-03f) * u + 5.306062410e-02f) * u +
+                    1.927651144e-01f) * u + 1.128379022f;
+  const vec under = ((((3.807065750e-05f * u + 1.188126955e-03f) * u + 1.517238845e-02f) * u + 1.150850591e-01f) * u +
+                     5.041653008e-01f) * u + 1.0f;
+  return 0.5f * x * (1.0f + clamp(c * over / under + (z - c) * 1e6f, -1.0f, 1.0f));
+}
+
+/* What becomes of sums in the end. */
+typedef struct {
+  float low, high; /* limits */
+  int32_t gelu;    /* instead of limits */
+} End;
+
+/* Adds `other`, if any, and ends sums. */
+static void finish(float *out, const float *other, ptrdiff_t count, const End *end) {
+  for (ptrdiff_t i = 0; i < count; i += LANES) {
+    const int lanes = count - i < LANES ? (int)(count - i) : LANES;
+    vec x = got(out + i, lanes);
+    if (other) x += got(other + i, lanes);
+    put(out + i, end->gelu ? gelu(x) : clamp(x, end->low, end->high), lanes);
   }
 }
 
 /* in (tokens, inputs) to out (tokens, rows); `vectors` of tokens at once, for which the matrix's offsets were made. */
 static void transposed(const Matrix *m, int inputs, int vectors, const float *in, const float *other, float *out,
-                       int tokens, float low, float high, float *scratch) {
-  const int pitch = vectors * LANES, bounded = other || low > -__builtin_inff() || high < __builtin_inff();
+                       int tokens, const End *end, float *scratch) {
+  const float none = __builtin_inff();
+  const int pitch = vectors * LANES, open = !other && !end->gelu && end->low == -none && end->high == none;
   const int each = m->parts == 1 ? 16 : m->rows; /* outputs whose sums wait; one part needs no more than are transposed */
   float *const planes = scratch, *const sums = scratch + (ptrdiff_t)inputs * pitch;
-  const Place at = {.in = planes, .out = sums, .out_row = pitch, .lanes = LANES, .low = -__builtin_inff(),
-                    .high = __builtin_inff()};
+  const Place at = {.in = planes, .out = sums, .out_row = pitch, .lanes = LANES, .low = -none, .high = none};
   for (int first = 0; first < tokens; first += pitch) {
     const int count = smaller(pitch, tokens - first), used = (count + LANES - 1) / LANES;
     const float *x = in + (ptrdiff_t)first * inputs;
@@ -85,36 +106,63 @@ static void transposed(const Matrix *m, int inputs, int vectors, const float *in
           transpose(sums + (ptrdiff_t)i * pitch + t, pitch, smaller(16, rows - i), smaller(16, count - t),
                     y + (ptrdiff_t)t * m->rows + r + i, m->rows);
     }
-    if (bounded) finish(y, other ? other + (ptrdiff_t)first * m->rows : 0, (ptrdiff_t)count * m->rows, low, high);
+    if (!open) finish(y, other ? other + (ptrdiff_t)first * m->rows : 0, (ptrdiff_t)count * m->rows, end);
   }
 }
 
-/* Blocks of 16 outputs, T tokens. */
+/* An address in a register: with an index beside it each multiply-add takes a step more. */
+static inline const float *place(const float *x) {
+  __asm__("" : "+r"(x));
+  return x;
+}
+
+/* Of block b, whose `lanes(i)` lanes are there in its vector i: sums that an earlier part has left in `out`, and sums to
+   it, the last part's with what is added, and clamped. */
 #define WIDE (16 / LANES)
+#define NEXT 256 /* weights between those that are multiplied and those that are asked for */
+#define SUM(t, i) ((ptrdiff_t)(t) * m->rows + b * 16 + (i) * LANES)
+#define BEGUN(T, lanes)                                                                                                \
+  _Pragma("GCC unroll 16") for (int t = 0; t < T; t++)                                                                 \
+      _Pragma("GCC unroll 4") for (int i = 0; i < WIDE; i++) if (lanes(i) > 0) acc[t][i] =                             \
+          got(out + SUM(t, i), lanes(i));
+#define ENDED(T, lanes)                                                                                                \
+  _Pragma("GCC unroll 16") for (int t = 0; t < T; t++)                                                                 \
+      _Pragma("GCC unroll 4") for (int i = 0; i < WIDE; i++) if (lanes(i) > 0) {                                       \
+    vec sum = acc[t][i];                                                                                               \
+    if (last && other) sum += got(other + SUM(t, i), lanes(i));                                                        \
+    put(out + SUM(t, i), last ? clamp(sum, low, high) : sum, lanes(i));                                                \
+  }
+#define WHOLE(i) LANES
+#define HALF(i) smaller(LANES, m->rows - b * 16 - (i) * LANES)
+
+/* Blocks of 16 outputs, T tokens, one part of the columns. */
 #define ACROSS(T)                                                                                                      \
-  static void across_##T(const Matrix *m, int inputs, const float *in, const float *other, float *out, float low,      \
-                         float high) {                                                                                 \
-    for (int b = 0; b < (m->rows + 15) / 16; b++) {                                                                    \
+  static void across_##T(const Matrix *m, int part, int inputs, const float *in, const float *other, float *out,       \
+                         float low, float high) {                                                                      \
+    const int blocks = (m->rows + 15) / 16, last = part == m->parts - 1;                                               \
+    const int32_t *const start = m->start + (ptrdiff_t)part * (blocks + 1);                                            \
+    for (int b = 0; b < blocks; b++) {                                                                                 \
+      const int whole = b * 16 + 16 <= m->rows;                                                                        \
       vec acc[T][WIDE]; /* indexed by constants alone, lest it lies in memory */                                       \
       _Pragma("GCC unroll 16") for (int t = 0; t < T; t++)                                                             \
           _Pragma("GCC unroll 4") for (int i = 0; i < WIDE; i++) acc[t][i] =                                           \
               *(const loose *)(m->bias + b * 16 + i * LANES);                                                          \
-      const float *value = m->value + (ptrdiff_t)m->start[b] * 16;                                                     \
-      for (int k = m->start[b]; k < m->start[b + 1]; k++, value += 16) {                                               \
-        const float *const x = in + m->offset[k];                                                                      \
-        _Pragma("GCC unroll 4") for (int i = 0; i < WIDE; i++) {                                                       \
-          const vec w = *(const loose *)(value + i * LANES);                                                           \
-          _Pragma("GCC unroll 16") for (int t = 0; t < T; t++) acc[t][i] += w * x[(ptrdiff_t)t * inputs];              \
-        }                                                                                                              \
+      if (part && whole) BEGUN(T, WHOLE)                                                                               \
+      if (part && !whole) BEGUN(T, HALF)                                                                               \
+      const int32_t *const end = m->offset + start[b + 1];                                                             \
+      const float *value = m->value + (ptrdiff_t)start[b] * 16;                                                        \
+      for (const int32_t *column = m->offset + start[b]; column < end; column++, value += 16) {                        \
+        vec w[WIDE];                                                                                                   \
+        _Pragma("GCC unroll 4") for (int i = 0; i < WIDE; i++) w[i] = *(const loose *)(value + i * LANES);             \
+        __builtin_prefetch(value + NEXT);                                                                              \
+        const float *x = in + *column;                                                                                 \
+        _Pragma("GCC unroll 16") for (int t = 0; t < T; t++, x = place(x + inputs))                                    \
+            _Pragma("GCC unroll 4") for (int i = 0; i < WIDE; i++) acc[t][i] += w[i] * *x;                             \
       }                                                                                                                \
-      _Pragma("GCC unroll 16") for (int t = 0; t < T; t++)                                                             \
-          _Pragma("GCC unroll 4") for (int i = 0; i < WIDE; i++) {                                                     \
-        const int row = b * 16 + i * LANES, lanes = smaller(LANES, m->rows - row);                                     \
-        if (lanes <= 0) break;                                                                                         \
-        const ptrdiff_t place = (ptrdiff_t)t * m->rows + row;                                                          \
-        vec sum = acc[t][i], added = {};                                                                               \
-        if (other) memcpy(&added, other + place, 4 * (size_t)lanes);                                                   \
-        put(out + place, clamp(sum + added, low, high), lanes);                                                        \
+      if (whole) {                                                                                                     \
+        ENDED(T, WHOLE)                                                                                                \
+      } else {                                                                                                         \
+        ENDED(T, HALF)                                                                                                 \
       }                                                                                                                \
     }                                                                                                                  \
   }
@@ -126,21 +174,27 @@ ACROSS(16) ACROSS(8)
 #endif
 ACROSS(4) ACROSS(2) ACROSS(1)
 
+#define CALL(T)                                                                                                        \
+  if (count == T) across_##T(m, part, inputs, x, added, y, end->low, end->high)
+
 /* The same for blocks of 16; offsets are columns. */
-static void across(const Matrix *m, int inputs, const float *in, const float *other, float *out, int tokens, float low,
-                   float high) {
+static void across(const Matrix *m, int inputs, const float *in, const float *other, float *out, int tokens,
+                   const End *end) {
   for (int t = 0; t < tokens;) {
     const int left = tokens - t;
     const int count = left >= MOST ? MOST : left >= 8 && MOST > 8 ? 8 : left >= 4 ? 4 : left >= 2 ? 2 : 1;
     const float *x = in + (ptrdiff_t)t * inputs, *added = other ? other + (ptrdiff_t)t * m->rows : 0;
     float *y = out + (ptrdiff_t)t * m->rows;
+    for (int part = 0; part < m->parts; part++) {
 #if LANES == 16
-    if (count == 16) across_16(m, inputs, x, added, y, low, high);
-    if (count == 8) across_8(m, inputs, x, added, y, low, high);
+      CALL(16);
+      CALL(8);
 #endif
-    if (count == 4) across_4(m, inputs, x, added, y, low, high);
-    if (count == 2) across_2(m, inputs, x, added, y, low, high);
-    if (count == 1) across_1(m, inputs, x, added, y, low, high);
+      CALL(4);
+      CALL(2);
+      CALL(1);
+    }
+    if (end->gelu) finish(y, 0, (ptrdiff_t)count * m->rows, end);
     t += count;
   }
 }
@@ -149,7 +203,7 @@ static void across(const Matrix *m, int inputs, const float *in, const float *ot
 typedef struct {
   Head head;
   int32_t inputs, vectors;
-  float low, high;
+  End end;
   int32_t work;   /* multiply-adds of vectors for a vector of tokens; for who deals out tokens to threads */
   int64_t floats; /* of scratch */
   Stored matrix;
@@ -158,13 +212,13 @@ typedef struct {
 int tokens_lanes(void) { return LANES; }
 int tokens_plan_bytes(void) { return sizeof(Plan); }
 
-/* A layer on rows of features, as torch has them; `other`, if any, is added before the limits. */
+/* A layer on rows of features, as torch has them; `other`, if any, is added before they end. */
 void tokens_run(const Plan *plan, const float *in, const float *other, float *out, int tokens, float *scratch) {
   const Matrix m = placed(&plan->matrix, (const char *)plan);
   const unsigned before = without_denormals();
   if (m.block == 16)
-    across(&m, plan->inputs, in, other, out, tokens, plan->low, plan->high);
+    across(&m, plan->inputs, in, other, out, tokens, &plan->end);
   else
-    transposed(&m, plan->inputs, plan->vectors, in, other, out, tokens, plan->low, plan->high, scratch);
+    transposed(&m, plan->inputs, plan->vectors, in, other, out, tokens, &plan->end, scratch);
   usual(before);
 }
