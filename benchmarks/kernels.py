@@ -3,7 +3,7 @@
     python benchmarks/kernels.py                     everything, one thread
     python benchmarks/kernels.py --only convolutions
 
-Everything is timed in turn, each way for a few milliseconds at a time, as a model that is run again and again, and
+Everything is timed in turn, each way a few times one after the other, as a model that is run again and again, and
 compared by medians. A convolution is one of a chain of eight, dense and sparse alike, so that values come from where
 they come from in a network; linear layers are those of two blocks of MiniLM, one after the other. Masks and weights are
 random. Dense is the best of PyTorch's default, channels last, and weights packed once by oneDNN; PyTorch's default
@@ -42,13 +42,13 @@ STAGES = ((16, 32), (32, 16), (64, 8))
 LINEAR = ((384, 384),) * 4 + ((384, 1536), (1536, 384))
 """Inputs and outputs of the layers of a block of MiniLM."""
 CHAIN = 8
-ROUNDS, TURN = 15, 4e-3
-"""Turns of each way, and their seconds."""
+ROUNDS, TURN, RUNS = 15, 4e-3, 5
+"""Turns of each way, their seconds, and how often at least it runs in one: a single run would find its weights gone."""
 
 
 def medians(ways: Sequence[Way]) -> list[float]:
     """Median seconds of each, taken in turn."""
-    return [statistics.median(own) for own in in_turns(ways, ROUNDS, TURN)]
+    return [statistics.median(own) for own in in_turns(ways, ROUNDS, TURN, runs=RUNS)]
 
 
 def masked(weight: Tensor, zeros: float, block: int, generator: torch.Generator) -> Tensor:

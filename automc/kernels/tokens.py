@@ -3,6 +3,7 @@
 import ctypes
 from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
 import numpy as np
 import torch
@@ -72,9 +73,10 @@ class PlannedLinear(nn.Module):
 
     def forward(self, x: Tensor, other: Tensor | None = None) -> Tensor:
         """x (..., in), float32; (..., out), with `other` of that shape added."""
+        plan: Any = self._buffers["plan"]  # which is found faster there
         if plain(x) and (other is None or plain(other)):
-            return run(x, self.plan, other)
-        found: Tensor = torch.ops.automc.tokens(x, self.plan, self.out_features, other)
+            return run(x, plan, other)
+        found: Tensor = torch.ops.automc.tokens(x, plan, self.out_features, other)
         return found
 
     def ended(self, limits: Limits | None, *, gelu: bool) -> "PlannedLinear":
@@ -123,7 +125,8 @@ def run(x: Tensor, plan: Tensor, other: Tensor | None = None) -> Tensor:
     made_for, library = header(plan, _Plan, lanes()), _library()
     assert library is not None  # whose lanes they are
     x = x.contiguous()
-    inputs, outputs = made_for.inputs, made_for.matrix.rows
+    matrix = made_for.matrix
+    inputs, outputs = made_for.inputs, matrix.rows
     if x.shape[-1] != inputs:
         raise TaskError(f"Inputs must have {inputs} features, as the planned layer; one has {x.shape[-1]}: mend it.")
     count = x.numel() // inputs
@@ -137,7 +140,7 @@ def run(x: Tensor, plan: Tensor, other: Tensor | None = None) -> Tensor:
         to_add = None if added is None else added.data_ptr() + 4 * begin * outputs
         library.tokens_run(plan.data_ptr(), given, to_add, made, end - begin, scratch(made_for.floats).data_ptr())
 
-    step = ACROSS if made_for.matrix.block == ACROSS else made_for.vectors * lanes()
+    step = ACROSS if matrix.block == ACROSS else made_for.vectors * lanes()
     dealt(part, count, min(threads(), 1 + -(-count // lanes()) * made_for.work // WORTH), step)
     return out
 
