@@ -15,6 +15,7 @@ import os
 import socket
 import time
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -80,14 +81,42 @@ class Journal(JournalFileBackend):
     def __init__(self, path: Path) -> None:
         self.path = path
         self._append_lock = Lock(path)
+        self._syncing: Future[None] | None = None
+        """The last append on its way to the disk."""
+        self._behind: ThreadPoolExecutor | None = None
         super().__init__(str(path), self._append_lock)
 
     def append_logs(self, logs: list[dict[str, Any]]) -> None:
         """Appends operations under the lock; on OSError the file is as it was."""
         data = b"".join(json.dumps(log, separators=(",", ":")).encode() + b"\n" for log in logs)
+        self._settle()
         with _held(self._append_lock):
             _cut_torn_tail(self.path)
-            _append(self.path, data)
+            if self._behind is None:
+                _append(self.path, data)
+            else:
+                self._syncing = self._behind.submit(_sync, _written(self.path, data)[0])
+
+    @contextlib.contextmanager
+    def behind(self) -> Iterator[None]:
+        """While open, what is appended goes to the disk behind the caller's back, who is held up by the next append at
+        most, and in the end.
+
+        It is in the file at once, so that no end of the process loses it; what the power's end may cost is the last
+        append. OSError where the disk does not take it.
+        """
+        with ThreadPoolExecutor(1, "automc-journal") as self._behind:
+            try:
+                yield
+            finally:
+                self._behind = None
+                self._settle()
+
+    def _settle(self) -> None:
+        """Waits until the last append is on the disk."""
+        syncing, self._syncing = self._syncing, None
+        if syncing is not None:
+            syncing.result()
 
 
 def open_storage(path: Path, *, writing: bool) -> JournalStorage:
@@ -242,6 +271,16 @@ def _held(lock: Lock) -> Iterator[None]:
 
 def _append(path: Path, data: bytes, how: int = 0) -> None:
     """Writes at the end and syncs; on any failure cuts the file back to what it was."""
+    descriptor, size = _written(path, data, how)
+    try:
+        _sync(descriptor)
+    except BaseException:
+        os.truncate(path, size)
+        raise
+
+
+def _written(path: Path, data: bytes, how: int = 0) -> tuple[int, int]:
+    """An open file to whose end data was written, and its size before; on any failure the file is as it was."""
     descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | how, 0o644)
     try:
         size = os.fstat(descriptor).st_size
@@ -249,10 +288,19 @@ def _append(path: Path, data: bytes, how: int = 0) -> None:
             left = memoryview(data)
             while left:
                 left = left[os.write(descriptor, left) :]
-            os.fsync(descriptor)
         except BaseException:
             os.ftruncate(descriptor, size)
             raise
+    except BaseException:
+        os.close(descriptor)
+        raise
+    return descriptor, size
+
+
+def _sync(descriptor: int) -> None:
+    """Has the disk take what was written to an open file, and closes it."""
+    try:
+        os.fsync(descriptor)
     finally:
         os.close(descriptor)
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import optuna
-from optuna.storages import BaseStorage
+from optuna.storages import BaseStorage, JournalStorage
 
 from automc import journal
 from automc.errors import AutomcError, StudyError
@@ -56,6 +56,23 @@ def making(where: str, *, shared: bool = False) -> Iterator[None]:
         )
     with _holding(where, journal.making if shared else journal.owned):
         yield
+
+
+@contextlib.contextmanager
+def behind(where: str, backend: BaseStorage) -> Iterator[None]:
+    """While open, what is appended to a journal goes to the disk meanwhile (see `Journal.behind`); a database does as
+    it does."""
+    held = backend._backend if isinstance(backend, JournalStorage) else None
+    if not isinstance(held, journal.Journal):
+        yield
+        return
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(held.behind())
+        try:
+            yield
+        finally:
+            with readable_errors(where):
+                stack.close()
 
 
 @contextlib.contextmanager

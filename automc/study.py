@@ -28,7 +28,7 @@ from automc.distributions import distributions
 from automc.errors import AutomcError, StudyError
 from automc.evaluation import Evaluation
 from automc.space import Axis, Value
-from automc.storage import find_name, making, open_storage, owned, patiently, quiet, readable_errors
+from automc.storage import behind, find_name, making, open_storage, owned, patiently, quiet, readable_errors
 from automc.visible import brief, visible
 
 _SETTLED = ("fingerprint", "limits", "axes", "recipe", "score", "metric", "latency")
@@ -186,7 +186,10 @@ class Study:
         return pareto.front(self._evaluations, self.costs if costs is None else tuple(costs))
 
     def record(self, evaluation: Evaluation) -> Evaluation:
-        """Appends a finished evaluation, durably, and returns it with its number; each one can be recorded once."""
+        """Appends a finished evaluation, durably, and returns it with its number; each one can be recorded once.
+
+        During a search the disk takes it while that goes on (see `searching`).
+        """
         if evaluation.number >= 0:
             raise StudyError(f"An evaluation is recorded once; this one is trial {evaluation.number} already: drop it.")
         self.append(evaluation)
@@ -223,10 +226,14 @@ class Study:
 
     @contextlib.contextmanager
     def searching(self) -> Iterator[None]:
-        """While a search writes, no other search may that does not share the study; what was written is read first."""
+        """While a search writes, no other search may that does not share the study; what was written is read first.
+
+        What is recorded meanwhile is written at once, and on the disk when the next is, or the search ends.
+        """
         with self._owned():
             self.refresh()
-            with contextlib.nullcontext() if self.claims is None else self.claims.alive():
+            alive = contextlib.nullcontext() if self.claims is None else self.claims.alive()
+            with alive, behind(self.storage, self.optuna._storage):
                 yield
 
     def _read(self, trials: Sequence[FrozenTrial]) -> list[Evaluation]:

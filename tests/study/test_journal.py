@@ -1,10 +1,12 @@
 """Damage to the journal file: torn lines, foreign locks, full disks."""
 
+import errno
 import json
 import os
 import resource
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -157,3 +159,46 @@ def test_a_full_disk_is_one_clear_error_and_loses_nothing(tmp_path: Path, room: 
     loop.run(lab.problem(), lab.Draws(), lab.lookup, undisturbed, trials=12)
     assert lab.contents(study.evaluations) == lab.contents(undisturbed.evaluations)
     assert resource.getrlimit(resource.RLIMIT_FSIZE)[0] == resource.RLIM_INFINITY
+
+
+def test_during_a_search_the_disk_has_a_record_before_the_next_is_written_and_all_in_the_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A slow disk holds up the next record, not the search; in the file a record is at once."""
+    path, seen = tmp_path / "lab.journal", list[str]()
+    study, rng, sync = lab.study(path), np.random.default_rng(1), os.fsync
+
+    def slow(descriptor: int) -> None:
+        time.sleep(0.2)
+        sync(descriptor)
+        seen.append("on the disk")
+
+    monkeypatch.setattr(os, "fsync", slow)
+    with study.searching():
+        for number in range(3):
+            study.record(lab.lookup(lab.draw(rng)))
+            seen.append(f"{number} written")
+            assert len(Study.open(path).evaluations) == number + 1
+    assert seen == ["0 written", "on the disk", "1 written", "on the disk", "2 written", "on the disk"]
+    study.record(lab.lookup(lab.draw(rng)))
+    assert seen[6:] == ["on the disk"]  # outside of a search nothing is left for later
+
+
+def test_a_disk_that_does_not_take_a_record_ends_the_search(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(descriptor: int) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    study, rng = lab.study(tmp_path / "lab.journal"), np.random.default_rng(1)
+    with pytest.raises(StudyError, match="the system says Input/output error"), study.searching():
+        monkeypatch.setattr(os, "fsync", broken)
+        study.record(lab.lookup(lab.draw(rng)))
+        study.record(lab.lookup(lab.draw(rng)))
+        raise AssertionError("the second must not be written before the first is on the disk")
+    monkeypatch.undo()
+    with pytest.raises(StudyError, match="the system says Input/output error"), study.searching():
+        monkeypatch.setattr(os, "fsync", broken)
+        study.record(lab.lookup(lab.draw(rng)))  # the last one fails when all is over
+    monkeypatch.undo()
+    with study.searching():
+        study.record(lab.lookup(lab.draw(rng)))
+    assert len(Study.open(tmp_path / "lab.journal").evaluations) == 3
