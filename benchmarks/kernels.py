@@ -6,11 +6,13 @@
 Everything is timed in turn, each way a few times one after the other, as a model that is run again and again, and
 compared by medians. A convolution is one of a chain of eight, dense and sparse alike, so that values come from where
 they come from in a network; linear layers are those of two blocks of MiniLM, one after the other. Masks and weights are
-random. Dense is the best of PyTorch's default, channels last, and weights packed once by oneDNN; PyTorch's default
-stands beside it. Sparse is what the dispatcher takes. Of the whole net dense is torch's best form, compiled or not.
+random, and memory is not given back in between. Dense is the best of PyTorch's default, channels last, and weights packed
+once by oneDNN; PyTorch's default stands beside it. Sparse is what the dispatcher takes. Of the whole net dense is
+torch's best form, compiled or not.
 """
 
 import argparse
+import contextlib
 import copy
 import ctypes
 import statistics
@@ -44,6 +46,13 @@ LINEAR = ((384, 384),) * 4 + ((384, 1536), (1536, 384))
 CHAIN = 8
 ROUNDS, TURN, RUNS = 15, 4e-3, 5
 """Turns of each way, their seconds, and how often at least it runs in one: a single run would find its weights gone."""
+
+
+def keep_memory() -> None:
+    """Lets the C library keep what is freed: else page faults of large outputs are by turns in and out of a figure."""
+    with contextlib.suppress(AttributeError):  # another C library
+        for parameter in (-1, -3):  # M_TRIM_THRESHOLD, M_MMAP_THRESHOLD
+            ctypes.CDLL(None).mallopt(parameter, 1 << 30)
 
 
 def medians(ways: Sequence[Way]) -> list[float]:
@@ -281,6 +290,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", choices=("convolutions", "linear", "networks"))
     arguments = parser.parse_args()
+    keep_memory()
     torch.set_num_threads(1)
     torch.set_grad_enabled(False)
     limits = processor_limits()

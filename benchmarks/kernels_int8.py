@@ -15,8 +15,6 @@ All is done twice: with all instructions, and in a process of its own with neith
 """
 
 import argparse
-import contextlib
-import ctypes
 import json
 import os
 import subprocess
@@ -27,6 +25,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
+from kernels import keep_memory
 from results import write
 from torch import Tensor
 
@@ -124,13 +123,6 @@ def measured(inputs: int, outputs: int, tokens: int, rounds: int) -> Row:
             }
     print(line(row), flush=True)
     return row
-
-
-def keep_memory() -> None:
-    """Lets the C library keep what is freed: else page faults of large outputs are by turns in and out of a figure."""
-    with contextlib.suppress(AttributeError):  # another C library
-        for parameter in (-1, -3):  # M_TRIM_THRESHOLD, M_MMAP_THRESHOLD
-            ctypes.CDLL(None).mallopt(parameter, 1 << 30)
 
 
 def line(row: Row) -> str:

@@ -43,6 +43,8 @@ from automc.workers import Workers, spread
 
 SECONDS = 0.3
 """Of scoring one candidate, in the simulated cluster."""
+TRIALS = 40
+"""Of each worker there: enough that beginning and end hardly count."""
 SPREAD = 0.3
 """Standard deviation of the logarithm of scoring times, as in studies of ResNet-20."""
 
@@ -213,7 +215,7 @@ def clusters(task: str, searchers: Sequence[str], counts: Sequence[int]) -> dict
     setting.problem.errors and setting.problem.errors()  # known before the first trial, as in a search that goes on
     found: dict[str, Any] = {}
     for searcher in searchers:
-        found[searcher] = {n: cluster(setting, searcher, n, max(200, 12 * n)) for n in counts}
+        found[searcher] = {n: cluster(setting, searcher, n, max(200, TRIALS * n)) for n in counts}
         line = ", ".join(f"{n}: {100 * r['efficiency']:.0f} %" for n, r in found[searcher].items())
         fastest = max(r["trials_a_second"] for r in found[searcher].values())
         print(f"{searcher}: share of workers' time that is scoring, {line}; at most {fastest:.0f} trials/s", flush=True)
