@@ -6,9 +6,9 @@
 Everything is timed in turn, each way a few times one after the other, as a model that is run again and again, and
 compared by medians. A convolution is one of a chain of eight, dense and sparse alike, so that values come from where
 they come from in a network; linear layers are those of two blocks of MiniLM, one after the other. Masks and weights are
-random, and memory is not given back in between. Dense is the best of PyTorch's default, channels last, and weights packed
-once by oneDNN; PyTorch's default stands beside it. Sparse is what the dispatcher takes. Of the whole net dense is
-torch's best form, compiled or not.
+random, and memory is not given back in between. Dense is the best of PyTorch's default, channels last, and weights
+packed once by oneDNN; PyTorch's default stands beside it. Sparse is what the dispatcher takes. Of the whole net dense
+is torch's best form, compiled or not.
 """
 
 import argparse
