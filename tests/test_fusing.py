@@ -24,7 +24,7 @@ class Layers(nn.Module):
         generator = torch.Generator().manual_seed(0)
         weights = (torch.randn(8, 8, generator=generator) for _ in range(2))
         self.first, self.second = (PlannedLinear(planned(w.numpy(), None, TokenChoice(4)), 8, 8) for w in weights)
-        self.gelu, self.relu6, self.rough = nn.GELU(), nn.ReLU6(), nn.GELU("tanh")
+        self.gelu, self.relu6, self.rough, self.drop = nn.GELU(), nn.ReLU6(), nn.GELU("tanh"), nn.Dropout()
         self.tail = tail
 
     def forward(self, x: Tensor) -> Tensor:
@@ -54,6 +54,7 @@ TAKEN: dict[str, Tail] = {
     "relu": lambda m, x: torch.relu(m.first(x)),
     "limits": lambda m, x: m.relu6(m.first(x)),
     "a residual": lambda m, x: x + m.first(x),
+    "a residual behind a dropout": lambda m, x: F.relu(x + m.drop(m.first(m.drop(x)))),
     "a residual, and more": lambda m, x: F.gelu(m.first(x) + x),
 }
 LEFT: dict[str, Tail] = {

@@ -27,7 +27,8 @@ _ACTIVATIONS: dict[Any, Limits] = {
     **dict.fromkeys((F.relu, torch.relu, F.relu_, torch.relu_, "relu", "relu_"), Limits(0.0)),
     F.relu6: Limits(0.0, 6.0),
 }
-_NOTHING = (nn.Identity, nn.Dropout, nn.Dropout2d)
+NOTHING = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)
+"""Modules that do nothing in eval mode."""
 _CLAMPS = {nn.ReLU: Limits(0.0), nn.ReLU6: Limits(0.0, 6.0)}
 
 
@@ -138,7 +139,7 @@ class Lowering(Generic[S]):
             self._linear(node, x, module, flat)
         elif kind in _CLAMPS:
             self._set(node, self.program.add(x, limits=_CLAMPS[kind]), flat=flat)
-        elif isinstance(module, _NOTHING):
+        elif isinstance(module, NOTHING):
             self._set(node, x, flat=flat)
         elif kind in (nn.BatchNorm2d, nn.BatchNorm1d):
             self._norm(node, x, module, flat)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
-from automc.compression.lowering import limits_of
+from automc.compression.lowering import NOTHING, limits_of
 from automc.graph.blocks import ADDITIONS
 from automc.graph.runs import copies
 from automc.kernels.tokens import PlannedLinear
@@ -20,6 +20,7 @@ def fuse_(module: fx.GraphModule, inputs: Inputs) -> None:
     planned = [node for node in module.graph.nodes if calls[node.target] == 1 and _is_planned(module, node)]
     if not planned:
         return
+    _skip_nothing_(module)
     shapes = _Shapes(module).of(inputs)
     for node in planned:
         _end_(module, _added_(module.graph, node, shapes))
@@ -29,6 +30,15 @@ def fuse_(module: fx.GraphModule, inputs: Inputs) -> None:
 
 def _is_planned(module: fx.GraphModule, node: fx.Node) -> bool:
     return node.op == "call_module" and isinstance(module.get_submodule(str(node.target)), PlannedLinear)
+
+
+def _skip_nothing_(module: fx.GraphModule) -> None:
+    """Leaves out what does nothing in eval mode."""
+    for node in list(module.graph.nodes):
+        layer = module.get_submodule(str(node.target)) if node.op == "call_module" else None
+        if isinstance(layer, NOTHING) and not layer.training and node.args:
+            node.replace_all_uses_with(node.args[0])
+            module.graph.erase_node(node)
 
 
 def _added_(graph: fx.Graph, node: fx.Node, shapes: dict[str, Any]) -> fx.Node:
