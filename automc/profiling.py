@@ -16,8 +16,9 @@ from torch import nn
 from automc.budget import LATENCY, Budget
 from automc.compression.compress import Compressor
 from automc.costs.latency import LatencyTable
-from automc.deployment.profile import Measure, processor, seconds
+from automc.deployment.profile import processor
 from automc.deployment.profile import profile as profiled
+from automc.deployment.stopwatch import Measure, seconds
 from automc.errors import TaskError
 from automc.files import check_folder, sha256
 from automc.graph.runs import of_size

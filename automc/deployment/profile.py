@@ -7,12 +7,10 @@ what layers take among others are fitted to these.
 
 import itertools
 import platform
-import statistics
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from importlib.metadata import version
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,89 +18,25 @@ from torch import Tensor, nn
 
 from automc.compression.compress import Compressor
 from automc.costs.latency import EIGHT, Curve, Kind, Latency, LatencyTable, fetched
-from automc.deployment.forms import forms
 from automc.deployment.layers import seen
-from automc.deployment.probes import BY_SIZE, PLAIN, Plain, decided, narrowed, narrowed_input, passage, ways
-from automc.deployment.timing import in_turns, seconds_of
+from automc.deployment.probes import BY_SIZE, PLAIN, Plain, decided, narrowed, narrowed_input
+from automc.deployment.stopwatch import Measure, Stopwatch
 from automc.errors import PolicyError, TaskError
 from automc.graph.facts import LayerFacts, ModelFacts
-from automc.graph.runs import copies, of_size, with_threads
 from automc.pattern import member
 from automc.policy import FULL_BITS, LayerDecision, Policy
 from automc.projection import Costing
 from automc.space import FloatArray, IntArray, SearchSpace
 from automc.task import Inputs
 
-Measure: TypeAlias = Callable[[nn.Module, Inputs], float]
-"""Seconds of one pass of a module, on whatever device."""
 SHARES = (0.125, 0.25, 0.5, 0.75, 1.0)
 """Of a layer's channels, that it is timed with."""
 FINE, BLOCK = 64, 4
 """Outputs up to which a layer is timed at the edges of each block of so many; above, a block hardly shows."""
 MODELS = 13
 """Whole models that are timed."""
-ROUNDS, TURN, SECONDS = 15, 1e-3, 15.0
-"""Of each comparison: rounds, seconds of each way in a round, and seconds after which rounds end."""
-RUNS = 8
-"""Of a whole model in a round: of fewer, what had been in the caches before would count."""
-RUN = 16
-"""Single samples that a plan takes one after another when it is timed: a call costs as much as a small layer."""
 REWEIGHTED, CLOSE = 20, 0.01
 """How often errors are weighed anew, and below which relative error all count alike."""
-LEAST = 0.1
-"""Share of what a layer takes alone that remains of it in a plan, at least."""
-ONE_PLAN = "one plan"
-
-
-@dataclass(frozen=True, eq=False, slots=True)
-class _Stopwatch:
-    """How long layers and models take: by the user's own measure, or here."""
-
-    measure: Measure | None
-    planned: bool
-    """Whether whole models run as one plan."""
-    noises: list[float]
-    """Of everything that was timed."""
-
-    def layers(self, probes: Sequence[tuple[nn.Module, Tensor]]) -> list[float]:
-        """Seconds of layers, each on its input, timed in turn; of a plan, without what reading and handing over takes
-        a layer alone."""
-        if self.measure is not None:
-            return [self.measure(layer, (x,)) for layer, x in probes]
-        if self.planned and len(probes[0][1]) == 1:
-            with with_threads(1):
-                return [took / RUN for took in self._alone([(layer, of_size((x,), RUN)[0]) for layer, x in probes])]
-        return self._alone(probes)
-
-    def _alone(self, probes: Sequence[tuple[nn.Module, Tensor]]) -> list[float]:
-        runs = [list(ways(layer, x, planned=self.planned)) for layer, x in probes]
-        values = [(x, layer(x)) for layer, x in probes] if self.planned else []
-        distinct = {y.shape: y for pair in values for y in pair}
-        passages = {shape: way for shape, y in distinct.items() if (way := passage(y)) is not None}
-        found = iter(self._medians([way for own in runs for way in own] + list(passages.values())))
-        alone = [min(next(found) for _ in own) for own in runs]
-        if not passages:
-            return alone
-        around = dict(zip(passages, found, strict=True))
-        sides = [sum(around.get(y.shape, 0.0) for y in pair) / 2 for pair in values]
-        return [max(took - side, LEAST * took) for took, side in zip(alone, sides, strict=True)]
-
-    def model(self, module: nn.Module, inputs: Inputs) -> tuple[float, str]:
-        """Seconds of a model, and its fastest form."""
-        if self.measure is not None:
-            return self.measure(module, inputs), ""
-        made = {name: partial(form, *copies(inputs)) for name, form in forms(module, inputs).items()}
-        seconds = dict(zip(made, seconds_of(list(made.values())), strict=True))
-        best = min(seconds, key=seconds.__getitem__)
-        return self._medians([made[best]], RUNS)[0], best
-
-    def _medians(self, ways: Sequence[Callable[[], object]], runs: int = 1) -> list[float]:
-        found = []
-        for seconds in in_turns(ways, ROUNDS, TURN, SECONDS, runs=runs):
-            low, median, high = statistics.quantiles(seconds, n=4) if len(seconds) > 1 else seconds * 3
-            self.noises.append((high - low) / (2 * median))
-            found.append(median)
-        return found
 
 
 @torch.no_grad()
@@ -126,8 +60,7 @@ def profile(
     tell = progress or (lambda _: None)
     facts, model = space.facts, compressor.model
     tell("the dense model")
-    dense, form = _Stopwatch(measure, False, []).model(model, inputs)
-    watch = _Stopwatch(measure, form == ONE_PLAN, [])
+    watch = Stopwatch.of(model, inputs, measure)
     kinds = []
     for layers, layer, x in _distinct(facts, model, inputs):
         tell(layers[0].name)
@@ -139,18 +72,12 @@ def profile(
         device=device or processor(),
         threads=torch.get_num_threads(),
         batch=len(inputs[0]),
-        dense=dense,
+        dense=watch.dense,
         kinds=tuple(kinds),
-        form=form,
+        form=watch.form,
         versions={"python": platform.python_version()} | {n: version(n) for n in ("torch", "numpy")},
     )
     return _fitted(table, compressor, space, inputs, watch, seed, tell)
-
-
-@torch.no_grad()
-def seconds(module: nn.Module, inputs: Inputs) -> float:
-    """Of one pass of a module in its fastest form, as those that a table is fitted to."""
-    return _Stopwatch(None, True, []).model(module, inputs)[0]
 
 
 def processor() -> str:
@@ -175,7 +102,7 @@ def _distinct(facts: ModelFacts, model: nn.Module, inputs: Inputs) -> Iterable[t
     return found.values()
 
 
-def _kind(layers: list[LayerFacts], layer: Plain, x: Tensor, space: SearchSpace, watch: _Stopwatch) -> Kind:
+def _kind(layers: list[LayerFacts], layer: Plain, x: Tensor, space: SearchSpace, watch: Stopwatch) -> Kind:
     inputs, outputs = _channels(layers[0])
     grid = [narrowed(layer, i, o) for i in inputs for o in outputs]
     took = watch.layers([(small, narrowed_input(small, x)) for small in grid])
@@ -190,7 +117,7 @@ def _kind(layers: list[LayerFacts], layer: Plain, x: Tensor, space: SearchSpace,
 
 
 def _curves(
-    layers: list[LayerFacts], layer: Plain, x: Tensor, space: SearchSpace, watch: _Stopwatch
+    layers: list[LayerFacts], layer: Plain, x: Tensor, space: SearchSpace, watch: Stopwatch
 ) -> dict[str, dict[str, Curve]]:
     """Which share of the whole layer's seconds is left of each variant that fits; at most all of it, since whatever is
     slower than the whole layer runs as that."""
@@ -272,7 +199,7 @@ def _fitted(
     compressor: Compressor,
     space: SearchSpace,
     inputs: Inputs,
-    watch: _Stopwatch,
+    watch: Stopwatch,
     seed: int,
     tell: Callable[[str], None],
 ) -> LatencyTable:
@@ -282,7 +209,7 @@ def _fitted(
     for number, point in enumerate(points):
         tell(f"whole model {number + 1} of {len(points)}")
         module = compressor.compress(by_magnitude(costing.space.decode(point)))
-        took.append(watch.model(module, inputs)[0])
+        took.append(watch.model(module, inputs))
     parts, measured = _parts(costing, points), np.array(took)
     scale, factored, fetch, rest = _coefficients(parts, measured)
     return table.model_copy(
