@@ -87,8 +87,8 @@ def errors(net: str, name: str, seed: int) -> dict[str, Any]:
         "policies": rows,
     }
     print(
-        f"{net}, {name}: off by {found['median']:.1%} (median), {found['ninetieth']:.1%} (90th percentile), as shares of "
-        f"dense by {np.median(shares):.1%}, {np.quantile(shares, 0.9):.1%}",
+        f"{net}, {name}: off by {found['median']:.1%} (median), {found['ninetieth']:.1%} (90th percentile), as shares "
+        f"of dense by {np.median(shares):.1%}, {np.quantile(shares, 0.9):.1%}",
         flush=True,
     )
     return found
