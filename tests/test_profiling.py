@@ -19,7 +19,9 @@ from automc.budget import Budget
 from automc.compression.compress import Compressor
 from automc.costs.latency import Kind, LatencyTable
 from automc.deployment import profile as timing
+from automc.deployment import stopwatch
 from automc.deployment.probes import BY_SIZE
+from automc.deployment.timing import in_turns
 from automc.errors import BudgetError, SpaceError, StudyError, TaskError
 from automc.graph.facts import ModelFacts
 from automc.graph.trace import trace_model
@@ -482,8 +484,9 @@ def test_a_limit_that_only_a_later_pattern_reaches_can_be_met_beside_another_lim
 
 
 def test_without_a_table_layers_are_timed_once_and_for_all(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in {"ROUNDS": 2, "TURN": 1e-5, "SHARES": (0.5, 1.0)}.items():
-        monkeypatch.setattr(timing, name, value)
+    monkeypatch.setattr(timing, "SHARES", (0.5, 1.0))
+    for name, value in {"ROUNDS": 2, "TURN": 1e-5}.items():
+        monkeypatch.setattr(stopwatch, name, value)
     model = nn.Sequential(nn.Flatten(), nn.Linear(192, 16), nn.ReLU(), nn.Linear(16, 4))
     task, options = task_of(model), {"budget": "latency<=10s,macs<=60%", "space": "channels"}
     study = search(task, None, **options, trials=1)
@@ -495,6 +498,29 @@ def test_without_a_table_layers_are_timed_once_and_for_all(monkeypatch: pytest.M
     study = search(task, None, **options, trials=2)
     assert len(study.evaluations) == 2 and [*Path("runs/latency").iterdir()] == [path]
     assert all(0 < e.cost("latency") <= study.meta["limits"]["latency"] == 10 for e in study.evaluations)
+
+
+def test_a_model_counts_relative_to_the_dense_one_beside_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine that is now half as fast as when the dense model was timed first takes twice as long for both."""
+    slow = [1.0]
+
+    def timed(ways: Sequence[Any], *_: Any, **__: Any) -> list[list[float]]:
+        return [[slow[0] * (4.0 if at == len(ways) - 1 else 3.0)] * 3 for at in range(len(ways))]
+
+    monkeypatch.setattr(stopwatch, "in_turns", timed)
+    model, x = nn.Linear(4, 2), (torch.randn(1, 4),)
+    watch = stopwatch.Stopwatch.of(model, x)
+    assert watch.dense == 4.0
+    for slow[0] in (1.0, 2.0, 0.5):
+        assert watch.model(nn.Linear(4, 2), x) == 3.0
+
+
+def test_turns_are_as_long_and_rounds_as_many_as_asked() -> None:
+    runs: list[str] = []
+    ways = [lambda name=name: runs.append(name) for name in "ab"]
+    found = in_turns(ways, 3, 0.0, 0.0, runs=4, least=2)  # no time at all, and still two rounds
+    assert [len(own) for own in found] == [2, 2]
+    assert runs[4:] == [*"aaaabbbb"] * 2  # behind a first run of each, and one to see how long it takes
 
 
 def test_what_was_timed_for_another_space_of_the_same_name_is_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -331,8 +331,9 @@ def test_stages_that_stop_nobody_are_said_and_not_recorded(run: Run, caplog: pyt
 @pytest.fixture
 def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
     """Layers are timed in a moment, and badly."""
-    for name, value in {"ROUNDS": 2, "TURN": 1e-5, "MODELS": 4, "SHARES": (0.5, 1.0)}.items():
-        monkeypatch.setattr(f"automc.deployment.profile.{name}", value)
+    hasty = {"stopwatch.ROUNDS": 2, "stopwatch.TURN": 1e-5, "profile.MODELS": 4, "profile.SHARES": (0.5, 1.0)}
+    for name, value in hasty.items():
+        monkeypatch.setattr(f"automc.deployment.{name}", value)
 
 
 @pytest.mark.usefixtures("hasty")

@@ -110,8 +110,8 @@ static void transposed(const Matrix *m, int inputs, int vectors, const float *in
   }
 }
 
-/* An address in a register: with an index beside it each multiply-add takes a step more. */
-static inline const float *place(const float *x) {
+/* An address that is held in a register: with an index beside it each multiply-add takes a step more. */
+static inline const float *held(const float *x) {
   __asm__("" : "+r"(x));
   return x;
 }
@@ -156,7 +156,7 @@ static inline const float *place(const float *x) {
         _Pragma("GCC unroll 4") for (int i = 0; i < WIDE; i++) w[i] = *(const loose *)(value + i * LANES);             \
         __builtin_prefetch(value + NEXT);                                                                              \
         const float *x = in + *column;                                                                                 \
-        _Pragma("GCC unroll 16") for (int t = 0; t < T; t++, x = place(x + inputs))                                    \
+        _Pragma("GCC unroll 16") for (int t = 0; t < T; t++, x = held(x + inputs))                                    \
             _Pragma("GCC unroll 4") for (int i = 0; i < WIDE; i++) acc[t][i] += w[i] * *x;                             \
       }                                                                                                                \
       if (whole) {                                                                                                     \
