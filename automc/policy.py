@@ -131,6 +131,8 @@ class Policy:
     layers: tuple[tuple[str, LayerDecision], ...] = ()
     recipe: Recipe = field(default_factory=Recipe)
     blocks: tuple[tuple[str, BlockDecision], ...] = ()
+    _digest: list[str] = field(default_factory=list, init=False, repr=False, compare=False)
+    """None yet, or the one: it is asked for again and again."""
 
     def __post_init__(self) -> None:
         for name, group in self.groups:
@@ -173,7 +175,9 @@ class Policy:
     @property
     def digest(self) -> str:
         """SHA-256 of the canonical JSON form: the key under which scores and files are kept."""
-        return hashlib.sha256(json.dumps(self.to_dict(), sort_keys=True).encode()).hexdigest()
+        if not self._digest:
+            self._digest.append(hashlib.sha256(json.dumps(self.to_dict(), sort_keys=True).encode()).hexdigest())
+        return self._digest[0]
 
     def to_dict(self) -> dict[str, Any]:
         """The JSON form as plain dictionaries."""

@@ -107,6 +107,8 @@ class Projector:
         self.limits = budget.resolve(self.costing.dense(), 1 if latency is None else latency.batch)
         self._names = tuple(self.limits)
         self._bounds = np.array(list(self.limits.values()))
+        self._least = self.costing.batch(space.smallest[None], self._names)[0]
+        """Of each limited cost the smallest that can be reached."""
         patterns = np.array([a.field == "pattern" for a in space.axes], dtype=np.bool_)
         self._patterns = patterns if Latency.name in self.limits and patterns.any() else None
         """Axes without an order that a limit depends on; their first value costs least."""
@@ -161,7 +163,7 @@ class Projector:
         """The same projection under other bounds, each raised to what can be reached."""
         other = object.__new__(Projector)
         other.__dict__.update(self.__dict__)
-        other._bounds = np.maximum(bounds, self.costing.batch(self.space.smallest[None], self._names)[0])
+        other._bounds = np.maximum(bounds, self._least)
         other.limits = dict(zip(self._names, other._bounds.tolist(), strict=True))
         return other
 

@@ -1,5 +1,6 @@
 """What every searcher keeps: the told evaluations as points and scores, its open asks, and its share of randomness."""
 
+import bisect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -32,6 +33,8 @@ class History:
     asked: int = 0
     """Asks not yet told."""
     _seen: set[bytes] = field(default_factory=set)
+    _ranked: list[tuple[float, int]] = field(default_factory=list)
+    """Negated scores and when they were told, in order."""
 
     def rng(self, stream: int = 0) -> np.random.Generator:
         """The generator of the next ask: a function of the seed, of how much was told and of how many asks are open.
@@ -47,6 +50,8 @@ class History:
         self.points.append(point)
         score = evaluation.score if evaluation.scored and evaluation.score is not None else np.nan
         self.scores.append(score if np.isfinite(score) else np.nan)
+        if np.isfinite(score):
+            bisect.insort(self._ranked, (-score, len(self.scores) - 1))
         self._seen.add(point.tobytes())
         self.asked = max(self.asked - 1, 0)
         return point
@@ -86,8 +91,7 @@ class History:
 
     def ranked(self) -> list[int]:
         """Indices of scored points, best first, earlier ones first among equals."""
-        scored = [i for i, s in enumerate(self.scores) if not np.isnan(s)]
-        return sorted(scored, key=lambda i: -self.scores[i])
+        return [i for _, i in self._ranked]
 
 
 class FromHistory:
