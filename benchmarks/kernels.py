@@ -45,7 +45,7 @@ LINEAR = ((384, 384),) * 4 + ((384, 1536), (1536, 384))
 """Inputs and outputs of the layers of a block of MiniLM."""
 CHAIN = 8
 ROUNDS, TURN, RUNS = 15, 4e-3, 5
-"""Turns of each way, their seconds, and how often at least it runs in one: a single run would find its weights gone."""
+"""Turns of each way, their seconds, and how often at least it runs in one, behind a run that does not count."""
 
 
 def keep_memory() -> None:

@@ -485,7 +485,7 @@ def test_a_limit_that_only_a_later_pattern_reaches_can_be_met_beside_another_lim
 
 def test_without_a_table_layers_are_timed_once_and_for_all(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(timing, "SHARES", (0.5, 1.0))
-    for name, value in {"ROUNDS": 2, "TURN": 1e-5}.items():
+    for name, value in {"ROUNDS": 2, "TURN": 1e-5, "LONG": 1e-5}.items():
         monkeypatch.setattr(stopwatch, name, value)
     model = nn.Sequential(nn.Flatten(), nn.Linear(192, 16), nn.ReLU(), nn.Linear(16, 4))
     task, options = task_of(model), {"budget": "latency<=10s,macs<=60%", "space": "channels"}
@@ -520,7 +520,7 @@ def test_turns_are_as_long_and_rounds_as_many_as_asked() -> None:
     ways = [lambda name=name: runs.append(name) for name in "ab"]
     found = in_turns(ways, 3, 0.0, 0.0, runs=4, least=2)  # no time at all, and still two rounds
     assert [len(own) for own in found] == [2, 2]
-    assert runs[4:] == [*"aaaabbbb"] * 2  # behind a first run of each, and one to see how long it takes
+    assert runs[4:] == [*"aaaaabbbbb"] * 2  # behind a first run of each, and one to see how long it takes
 
 
 def test_what_was_timed_for_another_space_of_the_same_name_is_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:

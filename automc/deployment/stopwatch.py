@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from automc.deployment.forms import forms
-from automc.deployment.probes import passage, ways
+from automc.deployment.probes import passage
+from automc.deployment.probes import ways as ways_of
 from automc.deployment.timing import in_turns, seconds_of
 from automc.graph.runs import copies, of_size, with_threads
 from automc.task import Inputs
@@ -20,8 +21,9 @@ Measure: TypeAlias = Callable[[nn.Module, Inputs], float]
 Way: TypeAlias = Callable[[], object]
 ROUNDS, TURN, SECONDS = 15, 1e-3, 15.0
 """Of each comparison: rounds, seconds of each way in a round, and seconds after which rounds end."""
-RUNS = 8
-"""Of a whole model in a round: of fewer, what had been in the caches before would count."""
+RUNS, LONG = 2, 1e-2
+"""Of a whole model in a round: runs at least, and seconds. Models in use are run one time after the other, and it takes
+some runs until nothing is left in the caches of what ran before."""
 RUN = 16
 """Single samples that a plan takes one after another when it is timed: a call costs as much as a small layer."""
 LEAST = 0.1
@@ -51,7 +53,7 @@ class Stopwatch:
         if measure is not None:
             return cls(measure, "", measure(model, inputs), None, [])
         (way, form), noises = _fastest(model, inputs), list[float]()
-        return cls(None, form, _medians([way], noises, RUNS)[0], way, noises)
+        return cls(None, form, _medians([way], noises, LONG, RUNS)[0], way, noises)
 
     def layers(self, probes: Sequence[tuple[nn.Module, Tensor]]) -> list[float]:
         """Seconds of layers, each on its input, timed in turn; of a plan, without what reading and handing over takes
@@ -68,7 +70,7 @@ class Stopwatch:
         if self.measure is not None:
             return self.measure(module, inputs)
         assert self.way is not None  # it is here that things are timed
-        took, dense = _medians([_fastest(module, inputs)[0], self.way], self.noises, RUNS)
+        took, dense = _medians([_fastest(module, inputs)[0], self.way], self.noises, LONG, RUNS)
         return took * self.dense / dense
 
     @property
@@ -77,7 +79,7 @@ class Stopwatch:
         return self.form == ONE_PLAN
 
     def _alone(self, probes: Sequence[tuple[nn.Module, Tensor]]) -> list[float]:
-        runs = [list(ways(layer, x, planned=self._planned)) for layer, x in probes]
+        runs = [list(ways_of(layer, x, planned=self._planned)) for layer, x in probes]
         values = [(x, layer(x)) for layer, x in probes] if self._planned else []
         distinct = {y.shape: y for pair in values for y in pair}
         passages = {shape: way for shape, y in distinct.items() if (way := passage(y)) is not None}
@@ -104,10 +106,10 @@ def _fastest(module: nn.Module, inputs: Inputs) -> tuple[Way, str]:
     return made[best], best
 
 
-def _medians(runs: Sequence[Way], noises: list[float], least: int = 1) -> list[float]:
-    """Of the seconds that each takes; at least so many runs in a round."""
+def _medians(ways: Sequence[Way], noises: list[float], turn: float | None = None, runs: int = 1) -> list[float]:
+    """Of the seconds that each takes; so many seconds in a round, by default `TURN`, and so many runs at least."""
     found = []
-    for took in in_turns(runs, ROUNDS, TURN, SECONDS, runs=least):
+    for took in in_turns(ways, ROUNDS, turn or TURN, SECONDS, runs=runs):
         low, median, high = statistics.quantiles(took, n=4) if len(took) > 1 else took * 3
         noises.append((high - low) / (2 * median))
         found.append(median)

@@ -38,8 +38,9 @@ def in_turns(
 ) -> list[list[float]]:
     """Seconds of each way, a number a round, in each of which it runs for so many seconds.
 
-    runs: how often at least it runs in a round, one after the other: the first run finds the caches full of what others
-    have read. most: seconds after which rounds end, the first `least` of them aside.
+    runs: how often at least; if more than once, then as what is run again and again: behind a run that does not count,
+    which finds the caches full of what others have read. most: seconds after which rounds end, the first `least` of
+    them aside.
     """
     # the first run pays for memory and primitives
     gpus = {x.device for way in ways for x in tensors(way()) if x.is_cuda}
@@ -50,6 +51,8 @@ def in_turns(
         if done >= least and time.perf_counter() - begin > most:
             break
         for way, count, own in zip(ways, repeats, found, strict=True):
+            if runs > 1:
+                way()
             own.append(_seconds(way, count, gpus))
     return found
 

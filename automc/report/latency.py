@@ -22,8 +22,8 @@ from automc.task import Inputs
 _BATCHES = (1, 32, 128)
 _ROUNDS, _LEAST, _SECONDS = 15, 5, 5.0
 """Rounds a batch size gets, and how many at least where they take longer than so many seconds."""
-_RUNS, _TURN = 5, 1e-3
-"""How often each runs in a round, one after the other, as a model in use does, or for how many seconds."""
+_RUNS, _TURN = 2, 1e-2
+"""How often each runs in a round at least, one time after the other, as a model in use is run, and for how long."""
 
 
 @dataclass(frozen=True, eq=False, slots=True)

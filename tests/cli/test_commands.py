@@ -331,7 +331,13 @@ def test_stages_that_stop_nobody_are_said_and_not_recorded(run: Run, caplog: pyt
 @pytest.fixture
 def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
     """Layers are timed in a moment, and badly."""
-    hasty = {"stopwatch.ROUNDS": 2, "stopwatch.TURN": 1e-5, "profile.MODELS": 4, "profile.SHARES": (0.5, 1.0)}
+    hasty = {
+        "stopwatch.ROUNDS": 2,
+        "stopwatch.TURN": 1e-5,
+        "stopwatch.LONG": 1e-5,
+        "profile.MODELS": 4,
+        "profile.SHARES": (0.5, 1.0),
+    }
     for name, value in hasty.items():
         monkeypatch.setattr(f"automc.deployment.{name}", value)
 
