@@ -106,9 +106,12 @@ class Projector:
         self.budget = budget
         self.limits = budget.resolve(self.costing.dense(), 1 if latency is None else latency.batch)
         self._names = tuple(self.limits)
-        self._bounds = np.array(list(self.limits.values()))
         self._least = self.costing.batch(space.smallest[None], self._names)[0]
         """Of each limited cost the smallest that can be reached."""
+        off = None if latency is None else latency.error
+        room = np.array([1.0 + (off or 0.0) if name == Latency.name else 1.0 for name in self._names])
+        self._bounds = np.maximum(np.array(list(self.limits.values())) / room, self._least)
+        """What points are made to meet: of seconds as much less than the limit as predictions of the table are off."""
         patterns = np.array([a.field == "pattern" for a in space.axes], dtype=np.bool_)
         self._patterns = patterns if Latency.name in self.limits and patterns.any() else None
         """Axes without an order that a limit depends on; their first value costs least."""

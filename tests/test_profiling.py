@@ -544,6 +544,21 @@ def weights_of(facts: ModelFacts) -> SearchSpace:
     return SearchSpace(facts, SPACES.load("weights")(facts))
 
 
+def test_points_keep_as_far_below_a_limit_in_seconds_as_predictions_are_off() -> None:
+    """A limit stays what was asked for; below what can be reached at least there is no room to keep."""
+    table, task = table_for(convolutional, "channels"), known(convolutional)
+    facts = facts_of(task)
+    space, off = SearchSpace(facts, SPACES.load("channels")(facts)), ((1.1, 1.0), (0.9, 1.0), (1.0, 1.0))
+    budget = Budget.parse("latency<=60%,macs<=90%")
+    exact, rough = (Projector(space, budget, table.model_copy(update={"models": m})) for m in ((), off))
+    assert exact.limits == rough.limits
+    near, far = (p.costing.of(p.project(space.largest, fill=True))["latency"] for p in (exact, rough))
+    limit, least = exact.limits["latency"], exact.costing.of(space.smallest)["latency"]
+    assert near <= limit and far <= max(least, limit / 1.1) < near
+    tight = Projector(space, Budget.parse(f"latency<={1e6 * least * 1.01:.6f}us,macs<=90%"), rough.costing.latency)
+    assert tight.feasible(space.smallest) and tight.costing.of(tight.project(space.largest))["latency"] == least
+
+
 @pytest.mark.parametrize("model", ["option_a", "transformer"])
 @given(seed=st.integers(0, 2**31), share=st.floats(0.0, 1.0), fill=st.booleans())
 @settings(max_examples=10)
