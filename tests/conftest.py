@@ -26,6 +26,15 @@ def _user_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         yield
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _short_turns() -> Iterator[None]:
+    """Whole models are timed in a moment: what they take is tested nowhere."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("automc.report.latency._TURN", 1e-4)
+        patch.setattr("automc.deployment.stopwatch.LONG", 1e-4)
+        yield
+
+
 @pytest.fixture(scope="session")
 def data_root() -> Path:
     """The folder with CIFAR-10 and trained networks; a test that asks for it is skipped where there is none."""
