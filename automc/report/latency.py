@@ -1,11 +1,11 @@
 """How long two modules take: medians and quartiles of a few runs at a time, taken in turn, each in its fastest form.
 
 Taking turns makes a slow moment of the machine hit both. A speed-up over a slow way to run the dense model would
-flatter, so every module is timed in all its forms (`automc.deployment`), and its best one counts.
+flatter, so every module is tried in all its forms (`automc.deployment`), and its best one counts.
 """
 
 import statistics
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -15,7 +15,7 @@ from torch import nn
 
 from automc.compression.compress import channels_last
 from automc.deployment.forms import forms
-from automc.deployment.timing import in_turns
+from automc.deployment.timing import in_turns, seconds_of
 from automc.graph.runs import copies, of_size
 from automc.task import Inputs
 
@@ -67,14 +67,14 @@ def compare(
 
 @torch.no_grad()
 def fastest(made: Mapping[str, Mapping[str, nn.Module]], inputs: Inputs) -> dict[str, Fastest]:
-    """By name, the one of its forms with the least median; all are timed in turn, a form that several have once."""
-    distinct = {id(module): (form, module) for own in made.values() for form, module in own.items()}
-    quartiles = dict(zip(distinct, _quartiles(list(distinct.values()), inputs), strict=True))
-    found = {}
-    for name, own in made.items():
-        form = min(own, key=lambda f: quartiles[id(own[f])][1])
-        found[name] = Fastest(form, own[form], quartiles[id(own[form])])
-    return found
+    """By name, its fastest form; these are then timed in turn, a form that several have once."""
+    every = {id(module): (form, module) for own in made.values() for form, module in own.items()}
+    short = dict(zip(every, seconds_of(_ways(every.values(), inputs)), strict=True))
+    best = {name: min(own, key=lambda form: short[id(own[form])]) for name, own in made.items()}
+    chosen = {id(made[name][form]): (form, made[name][form]) for name, form in best.items()}
+    timed = in_turns(_ways(chosen.values(), inputs), _ROUNDS, _TURN, _SECONDS, runs=_RUNS, least=_LEAST)
+    quartiles = {key: _quartiles(own) for key, own in zip(chosen, timed, strict=True)}
+    return {name: Fastest(form, made[name][form], quartiles[id(made[name][form])]) for name, form in best.items()}
 
 
 def given_to(form: str, inputs: Inputs) -> Inputs:
@@ -82,8 +82,11 @@ def given_to(form: str, inputs: Inputs) -> Inputs:
     return tuple(map(channels_last, inputs)) if "channels last" in form else inputs
 
 
-def _quartiles(made: Sequence[tuple[str, nn.Module]], inputs: Inputs) -> list[tuple[float, float, float]]:
-    """Of the seconds that modules in a form take."""
-    ways = [partial(module, *copies(given_to(form, inputs))) for form, module in made]
-    timed = in_turns(ways, _ROUNDS, _TURN, _SECONDS, runs=_RUNS, least=_LEAST)
-    return [(low, median, high) for low, median, high in (statistics.quantiles(own, n=4) for own in timed)]
+def _ways(made: Iterable[tuple[str, nn.Module]], inputs: Inputs) -> list[Callable[[], object]]:
+    """To run modules in their forms."""
+    return [partial(module, *copies(given_to(form, inputs))) for form, module in made]
+
+
+def _quartiles(seconds: Sequence[float]) -> tuple[float, float, float]:
+    low, median, high = statistics.quantiles(seconds, n=4)
+    return low, median, high
