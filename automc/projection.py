@@ -190,7 +190,7 @@ class Projector:
             point = together[int(self.fits(together).sum()) - 1]
 
     def _refuse_unreachable(self) -> None:
-        smallest = self.costing.of(self.space.smallest)
+        smallest = dict(zip(self._names, self._least.tolist(), strict=True))
         dense = self.costing.dense()
         for name, bound in self.limits.items():
             if smallest[name] > bound:

@@ -233,7 +233,7 @@ class Study:
         with self._owned():
             self.refresh()
             alive = contextlib.nullcontext() if self.claims is None else self.claims.alive()
-            with alive, behind(self.storage, self.optuna._storage):
+            with behind(self.storage, self.optuna._storage), alive:  # whose signs are written there, too
                 yield
 
     def _read(self, trials: Sequence[FrozenTrial]) -> list[Evaluation]:

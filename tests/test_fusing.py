@@ -25,6 +25,7 @@ class Layers(nn.Module):
         weights = (torch.randn(8, 8, generator=generator) for _ in range(2))
         self.first, self.second = (PlannedLinear(planned(w.numpy(), None, TokenChoice(4)), 8, 8) for w in weights)
         self.gelu, self.relu6, self.rough, self.drop = nn.GELU(), nn.ReLU6(), nn.GELU("tanh"), nn.Dropout()
+        self.add = nn.Bilinear(8, 8, 8)
         self.tail = tail
 
     def forward(self, x: Tensor) -> Tensor:
@@ -64,6 +65,7 @@ LEFT: dict[str, Tail] = {
     "a sum with a number": lambda m, x: m.first(x) + 1.0,
     "a sum with itself": lambda m, x: (lambda y: y + y)(m.first(x)),
     "a part of a sum": lambda m, x: torch.add(m.first(x), x, alpha=2),
+    "a module called add": lambda m, x: m.add(m.first(x), x),
     "a layer used twice": lambda m, x: F.gelu(m.first(F.gelu(m.first(x)))),
 }
 

@@ -485,7 +485,7 @@ def test_a_limit_that_only_a_later_pattern_reaches_can_be_met_beside_another_lim
 
 def test_without_a_table_layers_are_timed_once_and_for_all(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(timing, "SHARES", (0.5, 1.0))
-    for name, value in {"ROUNDS": 2, "TURN": 1e-5, "LONG": 1e-5}.items():
+    for name, value in {"ROUNDS": 2, "TURN": 1e-5}.items():
         monkeypatch.setattr(stopwatch, name, value)
     model = nn.Sequential(nn.Flatten(), nn.Linear(192, 16), nn.ReLU(), nn.Linear(16, 4))
     task, options = task_of(model), {"budget": "latency<=10s,macs<=60%", "space": "channels"}

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from automc.compression import calibration
 from automc.compression.chains import FactoredLayer
 from automc.compression.quantize import ActivationQuantizer, QuantizedLayer, bare
-from automc.graph.blocks import ADDITIONS, stays
+from automc.graph.blocks import ADDITIONS, only_user, other_operand, stays
 from automc.graph.holders import as_layer, torchs_class
 from automc.graph.reach import needed
 from automc.kernels.steps import FREE, FloatArray, Limits, Pair, Shape, Steps, Window
@@ -192,13 +192,11 @@ class Lowering(Generic[S]):
             folded = behind
             covered.append(user)
             user = self._only_user(user)
-        if user is not None and user.op != "call_module" and user.target in ADDITIONS:
-            rest = [a for a in _args(user) if a is not covered[-1]]
-            known = len(rest) == 1 and not user.kwargs and rest[0] in self._values
-            if known and self.program.shapes[self._values[rest[0]]] == shape:
-                other = self._values[rest[0]]
-                covered.append(user)
-                user = self._only_user(user)
+        added = None if user is None else other_operand(user, covered[-1])
+        if user is not None and added in self._values and self.program.shapes[self._values[added]] == shape:
+            other = self._values[added]
+            covered.append(user)
+            user = self._only_user(user)
         limits = limits_of(self.module, user)
         if limits is not None and user is not None:
             covered.append(user)
@@ -345,7 +343,7 @@ class Lowering(Generic[S]):
 
     def _only_user(self, node: fx.Node) -> fx.Node | None:
         """The one node that reads this one, where it is lowered along with it."""
-        user = next(iter(node.users)) if len(node.users) == 1 else None
+        user = only_user(node)
         return user if user in self._nodes else None
 
     def nothing(self, node: fx.Node) -> None:

@@ -20,7 +20,7 @@ from automc.compression.calibration import Spread, gather_outputs, output_shape,
 from automc.compression.regression import absorbs
 from automc.compression.segments import SegmentedRun
 from automc.compression.targets import Targets
-from automc.graph.blocks import ADDITIONS
+from automc.graph.blocks import only_user, other_operand
 from automc.graph.facts import LayerFacts, ModelFacts
 from automc.policy import Recipe
 from automc.task import Inputs
@@ -116,11 +116,11 @@ def reestimate(norm: nn.Module, now: Spread, dense: Spread) -> None:
 
 def _fit_point(node: fx.Node, model: nn.Module, order: Mapping[fx.Node, int], layer: LayerFacts) -> FitPoint:
     at, norm = node, None
-    user = _only_user(at)
+    user = only_user(at)
     if user is not None and layer.normable and _is_lone_norm(user, model, order):
         at, norm = user, str(user.target)
-        user = _only_user(at)
-    other = _other_operand(user, at) if user is not None else None
+        user = only_user(at)
+    other = other_operand(user, at) if user is not None else None
     if user is not None and other is not None and order[other] < order[node]:
         return FitPoint(user.name, norm, other.name)
     return FitPoint(at.name, norm, None)
@@ -131,15 +131,3 @@ def _is_lone_norm(node: fx.Node, model: nn.Module, order: Mapping[fx.Node, int])
     if node.op != "call_module" or not absorbs(model.get_submodule(str(node.target))):
         return False
     return sum(n.op == "call_module" and n.target == node.target for n in order) == 1
-
-
-def _only_user(node: fx.Node) -> fx.Node | None:
-    return next(iter(node.users)) if len(node.users) == 1 else None
-
-
-def _other_operand(user: fx.Node, node: fx.Node) -> fx.Node | None:
-    """The node added to `node` by `user`, if `user` is a plain addition of two different nodes."""
-    if user.target not in ADDITIONS or len(user.args) != 2 or user.kwargs:
-        return None
-    others = [a for a in user.args if a is not node]
-    return others[0] if len(others) == 1 and isinstance(others[0], fx.Node) else None

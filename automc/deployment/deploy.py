@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from automc.deployment.forms import forms
 from automc.deployment.timing import seconds_of
 from automc.errors import TaskError
-from automc.graph.runs import batch_size
+from automc.graph.runs import batch_size, copies
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -35,6 +35,7 @@ def deploy(module: nn.Module, inputs: tuple[Tensor, ...], *, bf16: bool = False)
     if not inputs or not batch_size(inputs):
         raise TaskError("Inputs to deploy for must hold at least one sample; there is none: pass an example batch.")
     found = forms(module, inputs, bf16=bf16)
-    seconds = dict(zip(found, seconds_of([partial(form, *inputs) for form in found.values()]), strict=True))
+    ways = [partial(form, *copies(inputs)) for form in found.values()]  # one may change them
+    seconds = dict(zip(found, seconds_of(ways), strict=True))
     best = min(seconds, key=seconds.__getitem__)
     return Deployed(found[best], best, seconds)

@@ -8,7 +8,7 @@ from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
 from automc.compression.lowering import NOTHING, limits_of
-from automc.graph.blocks import ADDITIONS
+from automc.graph.blocks import only_user, other_operand
 from automc.graph.runs import copies
 from automc.kernels.tokens import PlannedLinear
 from automc.task import Inputs
@@ -43,24 +43,22 @@ def _skip_nothing_(module: fx.GraphModule) -> None:
 
 def _added_(graph: fx.Graph, node: fx.Node, shapes: dict[str, Any]) -> fx.Node:
     """The layer's node, behind which nothing of its shape is added any more."""
-    user = _only_user(node)
-    if user is None or user.target not in ADDITIONS or len(user.args) != 2 or user.kwargs:
-        return node
-    others = [x for x in user.all_input_nodes if x is not node]
-    if len(others) != 1 or shapes.get(others[0].name) != shapes.get(node.name):
+    user = only_user(node)
+    other = None if user is None else other_operand(user, node)
+    if user is None or other is None or shapes.get(other.name) != shapes.get(node.name):
         return node
     with graph.inserting_before(user):
-        together = graph.call_module(str(node.target), (*node.args, others[0]))
+        together = graph.call_module(str(node.target), (*node.args, other))
     for old in (user, node):
         old.replace_all_uses_with(together, lambda reader: reader is not together)
         graph.erase_node(old)
-    shapes[together.name] = shapes[others[0].name]
+    shapes[together.name] = shapes[other.name]
     return together
 
 
 def _end_(module: fx.GraphModule, node: fx.Node) -> None:
     """An activation that is all that reads the layer becomes the layer's."""
-    user = _only_user(node)
+    user = only_user(node)
     limits, gelu = limits_of(module, user), user is not None and _is_gelu(module, user)
     if user is None or not (gelu or limits):
         return
@@ -77,10 +75,6 @@ def _is_gelu(module: fx.GraphModule, node: fx.Node) -> bool:
         layer = module.get_submodule(str(node.target))
         return type(layer) is nn.GELU and layer.approximate == "none"
     return node.target is F.gelu and node.kwargs.get("approximate", "none") == "none"
-
-
-def _only_user(node: fx.Node) -> fx.Node | None:
-    return next(iter(node.users)) if len(node.users) == 1 else None
 
 
 class _Shapes(fx.Interpreter):

@@ -62,7 +62,7 @@ def layerwise(
     for part in small.modules():
         if isinstance(part, nn.TransformerEncoderLayer):
             part.activation_relu_or_gelu = 0  # its fast path computes with the weights of its layers, not by them
-    if isinstance(small, fx.GraphModule):
+    if changed and isinstance(small, fx.GraphModule):
         fuse_(small, inputs)
     return small if changed else None
 

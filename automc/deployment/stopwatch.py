@@ -9,10 +9,10 @@ from typing import TypeAlias
 import torch
 from torch import Tensor, nn
 
-from automc.deployment.forms import forms
+from automc.deployment.deploy import deploy
 from automc.deployment.probes import passage
 from automc.deployment.probes import ways as ways_of
-from automc.deployment.timing import in_turns, seconds_of
+from automc.deployment.timing import in_turns
 from automc.graph.runs import copies, of_size, with_threads
 from automc.task import Inputs
 
@@ -83,7 +83,7 @@ class Stopwatch:
         values = [(x, layer(x)) for layer, x in probes] if self._planned else []
         distinct = {y.shape: y for pair in values for y in pair}
         passages = {shape: way for shape, y in distinct.items() if (way := passage(y)) is not None}
-        found = iter(_medians([way for own in runs for way in own] + list(passages.values()), self.noises))
+        found = iter(_medians([way for own in runs for way in own] + list(passages.values()), self.noises, TURN))
         alone = [min(next(found) for _ in own) for own in runs]
         if not passages:
             return alone
@@ -100,16 +100,14 @@ def seconds(module: nn.Module, inputs: Inputs) -> float:
 
 def _fastest(module: nn.Module, inputs: Inputs) -> tuple[Way, str]:
     """To run a model in its fastest form, and which that is."""
-    made: dict[str, Way] = {name: partial(form, *copies(inputs)) for name, form in forms(module, inputs).items()}
-    took = dict(zip(made, seconds_of(list(made.values())), strict=True))
-    best = min(took, key=took.__getitem__)
-    return made[best], best
+    found = deploy(module, inputs)
+    return partial(found.module, *copies(inputs)), found.form
 
 
-def _medians(ways: Sequence[Way], noises: list[float], turn: float | None = None, runs: int = 1) -> list[float]:
-    """Of the seconds that each takes; so many seconds in a round, by default `TURN`, and so many runs at least."""
+def _medians(ways: Sequence[Way], noises: list[float], turn: float, runs: int = 1) -> list[float]:
+    """Of the seconds that each takes; so many seconds in a round, and so many runs at least."""
     found = []
-    for took in in_turns(ways, ROUNDS, turn or TURN, SECONDS, runs=runs):
+    for took in in_turns(ways, ROUNDS, turn, SECONDS, runs=runs):
         low, median, high = statistics.quantiles(took, n=4) if len(took) > 1 else took * 3
         noises.append((high - low) / (2 * median))
         found.append(median)

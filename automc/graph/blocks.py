@@ -33,7 +33,7 @@ def residual_blocks(
     """Every branch with a layer in it, in forward order."""
     found: list[tuple[Block, set[fx.Node]]] = []
     for node in graph.nodes:
-        if node.target not in ADDITIONS or len(node.args) < 2 or len(node.all_input_nodes) != 2 or node.kwargs:
+        if not _is_addition(node) or len(node.all_input_nodes) != 2:
             continue
         sides = [_branch(node, side, lanes) for side in (0, 1)]
         if any(_shape(lanes, n) != _shape(lanes, node) or _shape(lanes, n) is None for n in node.all_input_nodes):
@@ -54,6 +54,22 @@ def dropped(graph: fx.Graph, blocks: Sequence[Block]) -> dict[str, Edit]:
     """What becomes of the additions, by node name, when these blocks' branches are gone."""
     nodes = {n.name: n for n in graph.nodes}
     return {b.at: Edit((nodes[b.at].args[1 - b.side],), {}, stays) for b in blocks}
+
+
+def only_user(node: fx.Node) -> fx.Node | None:
+    """The one node that reads this one; None where there are several, or none."""
+    return next(iter(node.users)) if len(node.users) == 1 else None
+
+
+def other_operand(user: fx.Node, node: fx.Node) -> fx.Node | None:
+    """The node added to `node` by `user`, if `user` is a plain addition of two different nodes."""
+    others = [a for a in user.args if a is not node] if _is_addition(user) else []
+    return others[0] if len(others) == 1 and isinstance(others[0], fx.Node) else None
+
+
+def _is_addition(node: fx.Node) -> bool:
+    """Whether a node adds two things and does nothing else; a module may have any name."""
+    return node.op != "call_module" and node.target in ADDITIONS and len(node.args) == 2 and not node.kwargs
 
 
 def stays(shortcut: _Value) -> _Value:

@@ -334,7 +334,6 @@ def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
     hasty = {
         "stopwatch.ROUNDS": 2,
         "stopwatch.TURN": 1e-5,
-        "stopwatch.LONG": 1e-5,
         "profile.MODELS": 4,
         "profile.SHARES": (0.5, 1.0),
     }
